@@ -1,0 +1,28 @@
+# Everything runs in .venv, which the first command makes by itself (see requirements/setup.sh).
+# `make test ARGS="-m 'not slow'"` hands arguments to pytest.
+# On a machine without a graphics card, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# before the first command saves a download of several GB.
+
+.PHONY: demo test lint setup clean
+
+# Another environment's settings must not leak into ours.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
+bin := $(CURDIR)/.venv/bin
+
+demo: setup
+	$(bin)/python -m napari_sam2.demo $(ARGS)
+
+test: setup
+	$(bin)/python -m pytest $(ARGS)
+
+lint: setup
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+
+setup:
+	@bash requirements/setup.sh
+
+clean:
+	rm -rf .venv build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
