@@ -1,0 +1,15 @@
+"""The SAM 2 network, one file per component of the paper."""
+
+from sam2_engine.model.config import VARIANTS, ConvTrunkConfig, HieraConfig, ModelConfig
+from sam2_engine.model.sam2 import ABSENT_LOGIT, SAM2, Decoded, ImageFeatures
+
+__all__ = [
+    "ABSENT_LOGIT",
+    "SAM2",
+    "VARIANTS",
+    "ConvTrunkConfig",
+    "Decoded",
+    "HieraConfig",
+    "ImageFeatures",
+    "ModelConfig",
+]

@@ -1,0 +1,71 @@
+"""A small convolutional trunk for the bundled model: inverted residuals, as in EfficientNet-Lite."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sam2_engine.model.config import ConvTrunkConfig
+
+_BATCH_NORM_EPS = 1e-3
+
+
+def _conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(
+        inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False
+    )
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=_BATCH_NORM_EPS)
+
+
+class InvertedResidual(nn.Module):
+    """Widen (1x1), filter each channel (k x k), narrow (1x1); with a shortcut where shapes agree."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int
+    ) -> None:
+        super().__init__()
+        inner = inputs * expansion
+        layers: list[nn.Module] = []
+        if expansion > 1:
+            layers += [_conv(inputs, inner), _norm(inner), nn.ReLU6()]
+        layers += [_conv(inner, inner, kernel, stride, groups=inner), _norm(inner), nn.ReLU6()]
+        layers += [_conv(inner, outputs), _norm(outputs)]
+        self.layers = nn.Sequential(*layers)
+        self.shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.layers(x)
+        return x + out if self.shortcut else out
+
+
+class ConvTrunk(nn.Module):
+    """(B, 3, S, S) -> features at strides 4, 8, 16 and 32."""
+
+    def __init__(self, config: ConvTrunkConfig) -> None:
+        super().__init__()
+        channels = config.stem_channels
+        self.stem = nn.Sequential(_conv(3, channels, 3, stride=2), _norm(channels), nn.ReLU6())
+        self.stages = nn.ModuleList()
+        for stage in config.stages:
+            blocks = []
+            for index in range(stage.blocks):
+                stride = stage.stride if index == 0 else 1
+                blocks.append(
+                    InvertedResidual(
+                        channels, stage.channels, stage.kernel, stride, stage.expansion
+                    )
+                )
+                channels = stage.channels
+            self.stages.append(nn.Sequential(*blocks))
+        self.output_stages = config.output_stages
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = self.stem(images)
+        outputs = []
+        for index, stage in enumerate(self.stages):
+            x = stage(x)
+            if index in self.output_stages:
+                outputs.append(x)
+        return outputs

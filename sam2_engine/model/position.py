@@ -1,0 +1,79 @@
+"""Position encodings: sine (image, memory, time) and rotary (attention)."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+_TEMPERATURE = 10_000.0
+
+
+@lru_cache(maxsize=32)
+def sine_encoding_2d(channels: int, height: int, width: int, device: torch.device) -> Tensor:
+    """Sine encoding of a grid, rows in the first half of the channels, columns in the second.
+
+    Positions run from 1 to the size and are scaled to 2 pi.
+
+    Returns:
+        (1, channels, height, width) float32.
+    """
+    half = channels // 2
+    with torch.inference_mode(False), torch.no_grad():
+        wave = _TEMPERATURE ** (
+            2 * torch.div(torch.arange(half, device=device), 2, rounding_mode="floor") / half
+        )
+
+        def encode(size: int) -> Tensor:
+            position = torch.arange(1, size + 1, device=device, dtype=torch.float32)
+            angle = (position / (size + 1e-6) * 2 * math.pi)[:, None] / wave
+            return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
+
+        rows = encode(height)[:, None].expand(height, width, half)
+        columns = encode(width)[None].expand(height, width, half)
+        return torch.cat((rows, columns), dim=2).permute(2, 0, 1)[None].contiguous()
+
+
+def sine_encoding_1d(positions: Tensor, channels: int) -> Tensor:
+    """Sine encoding of times: (N,) -> (N, channels) float32, sines first, then cosines."""
+    half = channels // 2
+    index = torch.arange(half, device=positions.device)
+    wave = _TEMPERATURE ** (2 * torch.div(index, 2, rounding_mode="floor") / half)
+    angle = positions.float()[:, None] / wave
+    return torch.cat((angle.sin(), angle.cos()), dim=-1)
+
+
+@lru_cache(maxsize=32)
+def axial_rotations(
+    channels: int, height: int, width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Rotary encoding of a grid (Su et al., 2021; axial as in Heo et al., 2024).
+
+    The first half of the channel pairs turns with the column, the second with the row.
+
+    Returns:
+        Cosines and sines, each (height * width, channels / 2) float32.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        exponent = torch.arange(0, channels, 4, device=device)[: channels // 4].float() / channels
+        frequency = 1.0 / _TEMPERATURE**exponent
+        index = torch.arange(height * width, device=device, dtype=torch.float32)
+        columns = torch.outer(index % width, frequency)
+        rows = torch.outer(torch.div(index, width, rounding_mode="floor"), frequency)
+        angle = torch.cat((columns, rows), dim=1)
+        return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn neighbouring channel pairs of x (..., tokens, channels) by the angles given per token.
+
+    Where x holds several grids one after the other, the angles repeat.
+    """
+    repeats = x.shape[-2] // cos.shape[0]
+    if repeats > 1:
+        cos, sin = cos.repeat(repeats, 1), sin.repeat(repeats, 1)
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    return turned.flatten(-2).to(x.dtype)

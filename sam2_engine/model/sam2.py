@@ -1,0 +1,295 @@
+"""SAM 2: the components joined. No state, no loop over frames; see sam2_engine.sequence for those."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sam2_engine.model.config import HieraConfig, ModelConfig
+from sam2_engine.model.conv_trunk import ConvTrunk
+from sam2_engine.model.hiera import Hiera
+from sam2_engine.model.layers import MLP
+from sam2_engine.model.mask_decoder import MaskDecoder
+from sam2_engine.model.memory_attention import MemoryAttention
+from sam2_engine.model.memory_encoder import MemoryEncoder
+from sam2_engine.model.neck import FpnNeck
+from sam2_engine.model.position import sine_encoding_1d, sine_encoding_2d
+from sam2_engine.model.prompt_encoder import PromptEncoder
+
+ABSENT_LOGIT = -1024.0
+"""Every mask logit of an object that is judged not to be visible."""
+_MASK_SCALE, _MASK_BIAS = 20.0, -10.0
+"""Masks are scaled so before they enter the memory encoder, and mask prompts before they leave."""
+
+
+class ImageFeatures(NamedTuple):
+    """What the image encoder knows of B frames of size S, with C = d_model."""
+
+    stride16: Tensor
+    """(B, C, S/16, S/16)"""
+    stride8: Tensor
+    """(B, C/4, S/8, S/8)"""
+    stride4: Tensor
+    """(B, C/8, S/4, S/4)"""
+
+    def expand(self, count: int) -> ImageFeatures:
+        """One frame's features for several objects, without a copy."""
+        return ImageFeatures(*(level.expand(count, -1, -1, -1) for level in self))
+
+    def select(self, index: int | slice | Tensor) -> ImageFeatures:
+        """Some frames of the batch; a single index keeps the batch axis."""
+        if isinstance(index, int):
+            index = slice(index, index + 1)
+        return ImageFeatures(*(level[index] for level in self))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Masks of B objects on one frame."""
+
+    candidates: Tensor
+    """(B, M, S/4, S/4) mask logits, as the decoder gave them."""
+    ious: Tensor
+    """(B, M) predicted IoU of each candidate, in [0, 1]."""
+    object_score: Tensor
+    """(B, 1) logit, positive where the object is visible."""
+    best: Tensor
+    """(B,) index of the candidate with the highest predicted IoU."""
+    pointer: Tensor
+    """(B, C) object pointer."""
+
+    @property
+    def low_res(self) -> Tensor:
+        """(B, 1, S/4, S/4) logits of the best candidate; ABSENT_LOGIT where the object is absent."""
+        visible = (self.object_score > 0)[:, :, None, None]
+        return torch.where(visible, self._pick(self.candidates)[:, None], ABSENT_LOGIT)
+
+    @property
+    def iou(self) -> Tensor:
+        """(B,) predicted IoU of the best candidate."""
+        return self._pick(self.ious)
+
+    def _pick(self, values: Tensor) -> Tensor:
+        return values[torch.arange(len(self.best), device=self.best.device), self.best]
+
+
+class ImageEncoder(nn.Module):
+    """Trunk and neck: (B, 3, S, S) -> (B, C, ., .) at strides 4, 8 and 16."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        trunk = config.trunk
+        self.trunk = Hiera(trunk) if isinstance(trunk, HieraConfig) else ConvTrunk(trunk)
+        self.neck = FpnNeck(trunk.channels, config.d_model)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.neck(self.trunk(images))
+
+
+class SAM2(nn.Module):
+    """The network. State-dict names are those of the published checkpoints."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        d_model, memory_dim = config.d_model, config.memory_dim
+        self.image_encoder = ImageEncoder(config)
+        self.memory_attention = MemoryAttention(
+            d_model, memory_dim, config.memory_ffn, config.memory_layers
+        )
+        self.memory_encoder = MemoryEncoder(d_model, memory_dim)
+        self.sam_prompt_encoder = PromptEncoder(d_model, config.image_size)
+        self.sam_mask_decoder = MaskDecoder(d_model, config.decoder_mlp)
+        self.obj_ptr_proj = MLP(d_model, d_model, d_model, depth=3)
+        self.mask_downsample = nn.Conv2d(1, 1, kernel_size=4, stride=4)
+        self.maskmem_tpos_enc = nn.Parameter(torch.zeros(config.num_memories, 1, 1, memory_dim))
+        self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, d_model))
+        # In every checkpoint, but unused: features without memory get no_mem_embed alone.
+        self.no_mem_pos_enc = nn.Parameter(torch.zeros(1, 1, d_model))
+        self.no_obj_ptr = nn.Parameter(torch.zeros(1, d_model))
+        if config.version == "2.1":
+            self.no_obj_embed_spatial = nn.Parameter(torch.zeros(1, memory_dim))
+            self.obj_ptr_tpos_proj = nn.Linear(d_model, memory_dim)
+        for embedding in (
+            self.maskmem_tpos_enc, self.no_mem_embed, self.no_mem_pos_enc, self.no_obj_ptr,
+        ):  # fmt: skip
+            nn.init.trunc_normal_(embedding, std=0.02)
+
+    @property
+    def image_size(self) -> int:
+        """Side S of the square input, in pixels."""
+        return self.config.image_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.no_obj_ptr.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.no_obj_ptr.dtype
+
+    # -- image ---------------------------------------------------------------------------------
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        """Encode (B, 3, S, S) images, normalised with ImageNet's mean and deviation."""
+        stride4, stride8, stride16 = self.image_encoder(images.to(self.dtype))
+        decoder = self.sam_mask_decoder
+        return ImageFeatures(stride16, decoder.conv_s1(stride8), decoder.conv_s0(stride4))
+
+    # -- memory --------------------------------------------------------------------------------
+
+    def without_memory(self, features: ImageFeatures) -> Tensor:
+        """Stride-16 features of a frame that is conditioned on no memory, (B, C, S/16, S/16)."""
+        return features.stride16 + self.no_mem_embed.transpose(1, 2)[..., None]
+
+    def memory_tokens(
+        self, memories: Sequence[tuple[Tensor, int]], pointers: Sequence[tuple[Tensor, float]]
+    ) -> tuple[Tensor, Tensor, int]:
+        """Lay out a memory bank as tokens.
+
+        Args:
+            memories: pairs of a memory (B, memory_dim, h, w) and its temporal index: 6 for
+                prompted frames, 0 to 5 for the frames 1 to 6 before the current one.
+            pointers: pairs of an object pointer (B, C) and its signed distance in frames divided
+                by min(number of frames, 16) - 1.
+
+        Returns:
+            Tokens (B, N, memory_dim), their position encoding (1, N, memory_dim), and how many
+            of them, at the end, come from pointers.
+        """
+        memory_dim = self.config.memory_dim
+        first = memories[0][0]
+        place = sine_encoding_2d(memory_dim, *first.shape[-2:], device=first.device)
+        place = place.flatten(2).transpose(1, 2).to(self.dtype)
+        tokens = [memory.flatten(2).transpose(1, 2) for memory, _ in memories]
+        positions = [place + self.maskmem_tpos_enc[index] for _, index in memories]
+        if not pointers:
+            return torch.cat(tokens, dim=1), torch.cat(positions, dim=1), 0
+
+        # A pointer is wider than a memory token: it becomes several tokens.
+        split = self.config.d_model // memory_dim
+        stacked = torch.stack([pointer for pointer, _ in pointers], dim=1)
+        tokens.append(stacked.unflatten(2, (split, memory_dim)).flatten(1, 2))
+        if self.config.version == "2.1":
+            times = torch.tensor([time for _, time in pointers], device=first.device)
+            encoding = sine_encoding_1d(times, self.config.d_model).to(self.dtype)
+            encoding = self.obj_ptr_tpos_proj(encoding).repeat_interleave(split, dim=0)
+        else:
+            encoding = place.new_zeros(len(pointers) * split, memory_dim)
+        positions.append(encoding[None])
+        return torch.cat(tokens, dim=1), torch.cat(positions, dim=1), len(pointers) * split
+
+    def attend_to_memory(
+        self, features: ImageFeatures, memory: Tensor, memory_pos: Tensor, num_pointer_tokens: int
+    ) -> Tensor:
+        """Stride-16 features conditioned on memory tokens, (B, C, S/16, S/16)."""
+        image = features.stride16
+        height, width = image.shape[-2:]
+        place = sine_encoding_2d(self.config.d_model, height, width, device=image.device)
+        conditioned = self.memory_attention(
+            image.flatten(2).transpose(1, 2),
+            place.flatten(2).transpose(1, 2).to(image.dtype),
+            memory,
+            memory_pos,
+            num_pointer_tokens,
+        )
+        return conditioned.transpose(1, 2).unflatten(2, (height, width))
+
+    def encode_memory(
+        self, features: ImageFeatures, high_res: Tensor, object_score: Tensor, binarise: bool
+    ) -> Tensor:
+        """Make a memory of a frame and its mask.
+
+        Args:
+            features: of the frame, B objects.
+            high_res: (B, 1, S, S) mask logits.
+            object_score: (B, 1) logits.
+            binarise: threshold the mask first, as is done on prompted frames.
+
+        Returns:
+            (B, memory_dim, S/16, S/16).
+        """
+        mask = (high_res > 0).to(self.dtype) if binarise else high_res.sigmoid().to(self.dtype)
+        memory = self.memory_encoder(features.stride16, mask * _MASK_SCALE + _MASK_BIAS)
+        if self.config.version == "2.1":
+            absent = (object_score <= 0).to(self.dtype)
+            memory = memory + (absent * self.no_obj_embed_spatial)[:, :, None, None]
+        return memory
+
+    # -- masks ---------------------------------------------------------------------------------
+
+    def decode_masks(
+        self,
+        features: ImageFeatures,
+        conditioned: Tensor,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        mask_input: Tensor | None = None,
+        multimask: bool = False,
+    ) -> Decoded:
+        """Decode the masks of B objects.
+
+        Args:
+            features: of the frame, for B objects.
+            conditioned: (B, C, S/16, S/16), from attend_to_memory or without_memory.
+            points: (B, N, 2) x, y in pixels of the model's input.
+            labels: (B, N): 1 positive, 0 negative, 2 and 3 corners of a box, -1 padding.
+            mask_input: (B, 1, S/4, S/4) logits of an earlier answer.
+            multimask: decode three candidates, for ambiguous prompts.
+        """
+        batch = conditioned.shape[0]
+        encoder = self.sam_prompt_encoder
+        padding = torch.zeros(batch, 1, 2, device=self.device)
+        if points is None or labels is None:
+            points, labels = padding, -torch.ones(batch, 1, device=self.device)
+        points = torch.cat((points.float(), padding), dim=1)
+        labels = torch.cat((labels, labels.new_full((batch, 1), -1)), dim=1)
+        dense = encoder.no_mask() if mask_input is None else encoder.embed_mask(mask_input)
+        masks, ious, tokens, object_score = self.sam_mask_decoder(
+            conditioned,
+            features.stride8,
+            features.stride4,
+            encoder.dense_position(),
+            encoder.embed_points(points, labels),
+            dense,
+            multimask,
+            stability_fallback=not self.training,
+        )
+        best = ious.argmax(dim=1)
+        token = tokens[torch.arange(batch, device=best.device), best]
+        visible = (object_score > 0).to(token.dtype)
+        pointer = self._pointer(self.obj_ptr_proj(token), visible)
+        return Decoded(masks, ious, object_score, best, pointer)
+
+    def mask_as_output(self, features: ImageFeatures, mask: Tensor) -> Decoded:
+        """Take a mask prompt (B, 1, S, S), 0 or 1, as the answer; the decoder adds a pointer."""
+        mask = mask.to(self.dtype)
+        low_res = F.interpolate(
+            mask.float() * _MASK_SCALE + _MASK_BIAS,
+            size=(self.image_size // 4,) * 2,
+            mode="bilinear",
+            antialias=True,
+        )
+        decoded = self.decode_masks(
+            features, features.stride16, mask_input=self.mask_downsample(mask)
+        )
+        visible = mask.flatten(1).any(dim=1, keepdim=True)
+        return Decoded(
+            candidates=low_res,
+            ious=torch.ones_like(decoded.ious),
+            object_score=visible * _MASK_SCALE + _MASK_BIAS,
+            best=decoded.best,
+            pointer=self._pointer(decoded.pointer, visible.to(self.dtype)),
+        )
+
+    def upscale(self, low_res: Tensor) -> Tensor:
+        """(B, 1, S/4, S/4) logits -> (B, 1, S, S) float32."""
+        return F.interpolate(low_res.float(), size=(self.image_size,) * 2, mode="bilinear")
+
+    def _pointer(self, pointer: Tensor, visible: Tensor) -> Tensor:
+        return visible * pointer + (1 - visible) * self.no_obj_ptr
