@@ -1,0 +1,113 @@
+"""The memory bank: which memories a frame sees (paper, section 4). Bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sam2_engine.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What is remembered of one object on one frame."""
+
+    features: Tensor
+    """(1, memory_dim, S/16, S/16)"""
+    pointer: Tensor
+    """(1, C)"""
+
+
+class Recall(NamedTuple):
+    """The memories that one frame sees, as SAM2.memory_tokens takes them."""
+
+    memories: list[tuple[Tensor, int]]
+    pointers: list[tuple[Tensor, float]]
+
+
+class MemoryBank:
+    """Memories of one object while it is tracked from frame to frame in one direction.
+
+    It holds the object's prompted frames, the spatial memories of the last few tracked frames,
+    and the pointers of some more; older ones are dropped.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_frames: int,
+        step: int,
+        prompted: Mapping[int, Memory],
+        max_prompted: int | None,
+    ) -> None:
+        """
+        Args:
+            num_frames: length of the sequence; short ones stretch the pointers' times.
+            step: +1 when tracking forward in time, -1 backward.
+            prompted: memories of the object's prompted frames, by frame.
+            max_prompted: how many of them a frame sees at most, the nearest; None for all.
+        """
+        self._step = step
+        self._prompted = prompted
+        self._max_prompted = max_prompted
+        self._num_recent = config.num_memories - 1
+        self._prompted_index = config.num_memories - 1
+        self._num_pointers = min(num_frames, config.max_pointers) - 1
+        self._features: dict[int, Tensor] = {}
+        self._pointers: dict[int, Tensor] = {}
+
+    def add(self, frame: int, memory: Memory) -> None:
+        """Remember a tracked frame, and forget what no later frame can see."""
+        self._features[frame] = memory.features
+        self._pointers[frame] = memory.pointer
+        for kept, limit in (
+            (self._features, self._num_recent),
+            (self._pointers, self._num_pointers),
+        ):
+            for old in [t for t in kept if (frame - t) * self._step >= limit]:
+                del kept[old]
+
+    def recall(self, frame: int) -> Recall:
+        """What a frame sees: prompted frames, recent frames oldest first, then pointers."""
+        selected = self._nearest_prompted(frame)
+
+        def recent(age: int, kept: Mapping[int, Tensor], field: str) -> Tensor | None:
+            t = frame - self._step * age
+            if t in kept:
+                return kept[t]
+            # A prompted frame that was not selected still counts as a recent one.
+            if t in self._prompted and t not in selected:
+                return getattr(self._prompted[t], field)
+            return None
+
+        memories = [(self._prompted[t].features, self._prompted_index) for t in selected]
+        for age in range(self._num_recent, 0, -1):
+            features = recent(age, self._features, "features")
+            if features is not None:
+                memories.append((features, age - 1))
+
+        scale = max(self._num_pointers, 1)
+        pointers = [
+            (self._prompted[t].pointer, (frame - t) * self._step / scale)
+            for t in selected
+            if (frame - t) * self._step >= 0
+        ]
+        for age in range(1, self._num_pointers + 1):
+            pointer = recent(age, self._pointers, "pointer")
+            if pointer is not None:
+                pointers.append((pointer, age / scale))
+        return Recall(memories, pointers)
+
+    def _nearest_prompted(self, frame: int) -> list[int]:
+        """The nearest before, the nearest at or after, then by distance."""
+        frames = sorted(self._prompted)
+        limit = self._max_prompted
+        if limit is None or len(frames) <= limit:
+            return frames
+        before = [t for t in frames if t < frame][-1:]
+        after = [t for t in frames if t >= frame][:1]
+        rest = sorted(set(frames) - {*before, *after}, key=lambda t: (abs(t - frame), t))
+        return sorted((before + after + rest)[:limit])

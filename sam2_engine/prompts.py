@@ -1,0 +1,95 @@
+"""What a person says of one object on one frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Everything that is said of one object on one frame. Coordinates are array indices."""
+
+    points: NDArray[np.float32]
+    """(N, 2) y, x; N may be 0."""
+    labels: NDArray[np.int64]
+    """(N,) 1 for points inside the object, 0 for points outside."""
+    box: Box | None = None
+    """y0, x0, y1, x1 with y0 <= y1 and x0 <= x1."""
+    mask: NDArray[np.bool_] | None = None
+    """(H, W); where given it is the frame's answer, and there are no points and no box."""
+    mask_input: NDArray[np.float32] | None = None
+    """(S/4, S/4) logits of an earlier answer on this frame, which the points correct."""
+
+    @classmethod
+    def create(
+        cls,
+        frame_shape: tuple[int, int],
+        points: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        box: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
+    ) -> Prompt:
+        """Check and convert; raises ValueError that says what is wrong with which prompt."""
+        yx = np.empty((0, 2), np.float32)
+        if points is not None:
+            yx = np.array(points, np.float32).reshape(-1, 2)
+        signs = np.ones(len(yx), np.int64)
+        if labels is not None:
+            signs = np.array(labels, np.int64).reshape(-1)
+        if len(signs) != len(yx):
+            raise ValueError(f"{len(yx)} points have {len(signs)} labels; give one label a point.")
+        if not np.isin(signs, (0, 1)).all():
+            raise ValueError("A point's label is 1 (inside the object) or 0 (outside).")
+        _check_inside(yx, frame_shape, "point")
+
+        corners: Box | None = None
+        if box is not None:
+            y0, x0, y1, x1 = (float(value) for value in np.asarray(box, float).reshape(4))
+            corners = (min(y0, y1), min(x0, x1), max(y0, y1), max(x0, x1))
+            _check_inside(np.array(corners, np.float32).reshape(2, 2), frame_shape, "box corner")
+
+        area: NDArray[np.bool_] | None = None
+        if mask is not None:
+            if len(yx) or corners is not None:
+                raise ValueError(
+                    "A mask is a frame's whole answer: give it alone, without points or a box. "
+                    "To correct an earlier answer with points, give its logits as mask_input."
+                )
+            area = np.array(mask) != 0
+            if area.shape != frame_shape:
+                raise ValueError(f"The mask is {area.shape}, but the frames are {frame_shape}.")
+
+        logits: NDArray[np.float32] | None = None
+        if mask_input is not None:
+            logits = np.array(mask_input, np.float32)
+            if area is not None:
+                raise ValueError("Give a mask or a mask_input, not both.")
+            if logits.ndim != 2:
+                raise ValueError(f"mask_input must be (h, w) logits, not {logits.shape}.")
+        if not len(yx) and corners is None and area is None:
+            raise ValueError("There is nothing in this prompt: give points, a box or a mask.")
+        return cls(yx, signs, corners, area, logits)
+
+    @property
+    def num_tokens(self) -> int:
+        """Points that the model sees, a box counting as two."""
+        return len(self.points) + (2 if self.box is not None else 0)
+
+
+def _check_inside(yx: NDArray[np.float32], shape: tuple[int, int], what: str) -> None:
+    if not np.isfinite(yx).all():
+        raise ValueError(f"A {what} has a coordinate that is not a number.")
+    # A pixel covers half a unit to each side of its index; a box may end on the outer edge.
+    outside = (yx < -0.5) | (yx > np.array(shape))
+    if outside.any():
+        y, x = yx[outside.any(axis=1)][0]
+        raise ValueError(
+            f"The {what} at y={y:g}, x={x:g} lies outside the image, "
+            f"which is {shape[0]} x {shape[1]} pixels."
+        )

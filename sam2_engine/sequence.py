@@ -1,0 +1,604 @@
+"""The streaming predictor: prompts on some frames in, masks on all frames out.
+
+Masks follow from prompts, frames and model alone. A prompted frame is decoded from its own
+prompts without memory; every other frame is tracked from a prompted frame of its object, in
+one direction, frame by frame. Nothing of an earlier pass is reused that a fresh predictor
+would not compute alike, so the order of calls never shows in the result.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from sam2_engine.features import FeatureCache
+from sam2_engine.frames import Fit, Frames, FrameSource, Geometry, Window
+from sam2_engine.holes import fill_small_holes
+from sam2_engine.memory import Memory, MemoryBank
+from sam2_engine.model import SAM2, Decoded, ImageFeatures
+from sam2_engine.prompts import Prompt
+
+Direction = Literal["both", "forward", "backward"]
+
+_FORWARD, _BACKWARD = 1, -1
+_STEPS = {"both": (_FORWARD, _BACKWARD), "forward": (_FORWARD,), "backward": (_BACKWARD,)}
+_MASK_INPUT_LIMIT = 32.0
+
+
+@dataclass(frozen=True)
+class FrameResult:
+    """Masks of N objects on one frame of H x W pixels."""
+
+    frame: int
+    object_ids: tuple[int, ...]
+    low_res: NDArray[np.float32]
+    """(N, S/4, S/4) mask logits; -1024 where the object is judged absent."""
+    iou: NDArray[np.float32]
+    """(N,) predicted IoU, 0 to 1."""
+    object_score: NDArray[np.float32]
+    """(N,) logit, positive where the object is visible."""
+    given: Mapping[int, NDArray[np.bool_]]
+    """(H, W) masks that were given as prompts on this frame, by object; they are the answer."""
+    geometry: Geometry
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """(N, H, W) mask logits at the frame's size, computed on each access."""
+        height, width = self.geometry.frame_shape
+        out = np.empty((len(self.object_ids), height, width), np.float32)
+        for index in range(len(out)):
+            out[index] = self._logits_of(index)
+        return out
+
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """(N, H, W), each object by itself; they may overlap."""
+        out = np.empty((len(self.object_ids), *self.geometry.frame_shape), np.bool_)
+        for index, object_id in enumerate(self.object_ids):
+            given = self.given.get(object_id)
+            out[index] = self._logits_of(index) > 0 if given is None else given
+        return out
+
+    def mask(self, object_id: int) -> NDArray[np.bool_]:
+        """(H, W) of one object; KeyError where it has no result on this frame."""
+        if object_id not in self.object_ids:
+            raise KeyError(f"Object {object_id} has no result on frame {self.frame}.")
+        given = self.given.get(object_id)
+        if given is not None:
+            return given.copy()
+        return self._logits_of(self.object_ids.index(object_id)) > 0
+
+    def labels(self) -> NDArray[np.int32]:
+        """(H, W) object ids, 0 for background; overlaps go to the larger logit.
+
+        A mask that was given as a prompt wins over all that is predicted.
+        """
+        labels = np.zeros(self.geometry.frame_shape, np.int32)
+        best = np.zeros(self.geometry.frame_shape, np.float32)
+        for index, object_id in enumerate(self.object_ids):
+            given = self.given.get(object_id)
+            logits = self._logits_of(index) if given is None else np.where(given, np.inf, 0)
+            wins = logits > best
+            labels[wins] = object_id
+            best[wins] = logits[wins]
+        return labels
+
+    def _logits_of(self, index: int) -> NDArray[np.float32]:
+        low_res = torch.from_numpy(self.low_res[index])[None, None]
+        logits: NDArray[np.float32] = self.geometry.logits_to_frame(low_res)[0, 0].numpy()
+        return logits
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One object on one frame, on the model's device."""
+
+    low_res: Tensor  # (1, 1, S/4, S/4)
+    iou: Tensor  # (1,)
+    object_score: Tensor  # (1, 1)
+    pointer: Tensor  # (1, C)
+
+
+@dataclass(frozen=True)
+class _PromptedFrame:
+    """What the prompts of all objects on one frame give; valid while they are the same."""
+
+    prompts: dict[int, Prompt]
+    answers: dict[int, _Answer]
+    memories: dict[int, Memory]
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """The frames that one object is tracked through from one of its prompted frames."""
+
+    object_id: int
+    origin: int
+    frames: range
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        return self.object_id, self.origin, self.frames.step
+
+
+@dataclass
+class _Runner:
+    """A sweep under way."""
+
+    sweep: _Sweep
+    state: tuple[Any, ...]
+    """What its memories follow from; a paused runner goes on only while this is the same."""
+    bank: MemoryBank
+    next: int
+    """The frame that comes next."""
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """All sweeps in one direction, side by side."""
+
+    step: int
+    sweeps: list[_Sweep]
+    shown: Mapping[int, list[int]]
+    """Frames whose prompted objects are part of the results of this pass, with their ids."""
+    wanted: range
+
+    @property
+    def yielded(self) -> set[int]:
+        """Frames that give a result."""
+        tracked = {t for sweep in self.sweeps for t in sweep.frames if t in self.wanted}
+        return tracked | set(self.shown)
+
+    def first_wanted(self, sweep: _Sweep) -> int:
+        """The first frame of a sweep that gives a result."""
+        return next(t for t in sweep.frames if t in self.wanted)
+
+    def frames(self, runners: Sequence[_Runner]) -> Iterator[int]:
+        """Every frame that has to be computed, in the order of the pass."""
+        ahead = {
+            t
+            for runner in runners
+            for t in runner.sweep.frames
+            if (t - runner.next) * self.step >= 0 and (self._end - t) * self.step >= 0
+        }
+        return iter(sorted(ahead | set(self.shown), reverse=self.step == _BACKWARD))
+
+    @property
+    def _end(self) -> int:
+        return self.wanted[-1] if self.step == _FORWARD else self.wanted[0]
+
+
+class SequencePredictor:
+    """Segments and tracks objects through a sequence of frames.
+
+    All coordinates are array indices, y before x. One thread at a time may use a predictor.
+    """
+
+    def __init__(
+        self,
+        model: SAM2,
+        frames: Frames,
+        *,
+        window: Window | None = None,
+        fit: Fit = "stretch",
+        max_prompted_frames: int | None = 8,
+        cache_bytes: int = 1 << 30,
+        fill_holes: int = 0,
+    ) -> None:
+        """
+        Args:
+            model: in eval mode, on the device to compute on.
+            frames: len() and [i] -> (H, W) or (H, W, 3) of any number type, read one at a time.
+            window: intensities shown to the model as black and white, for the whole sequence;
+                by default the 0.5 and 99.5 percentiles of sampled frames.
+            fit: "stretch" frames to the model's square as published, or "pad" to keep the aspect.
+            max_prompted_frames: prompted frames that a tracked frame sees, the nearest; None: all.
+            cache_bytes: budget for image features.
+            fill_holes: fill holes and remove specks of up to so many pixels in the stride-4
+                masks; 0 leaves masks as they are.
+        """
+        self.model = model
+        self.source = FrameSource(frames, model.image_size, window, fit)
+        self.features = FeatureCache(self._encode, cache_bytes)
+        self._max_prompted = max_prompted_frames
+        self._fill_holes = fill_holes
+        self._prompts: dict[int, dict[int, Prompt]] = {}
+        self._prompted_frames: dict[int, _PromptedFrame] = {}
+        self._paused: dict[tuple[int, int, int], _Runner] = {}
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self.source)
+
+    # -- prompts -------------------------------------------------------------------------------
+
+    @property
+    def prompts(self) -> Mapping[int, Mapping[int, Prompt]]:
+        """Object id -> frame -> prompt, as they are set now."""
+        return MappingProxyType(self._prompts)
+
+    @property
+    def object_ids(self) -> tuple[int, ...]:
+        """Ids of the objects that have prompts, sorted."""
+        return tuple(sorted(self._prompts))
+
+    def set_prompts(
+        self,
+        object_id: int,
+        frame: int,
+        *,
+        points: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        box: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
+    ) -> None:
+        """Say all there is to say of an object on a frame; replaces what was said of it there.
+
+        Args:
+            object_id: any positive integer.
+            points: (N, 2) y, x.
+            labels: (N,) 1 inside the object, 0 outside; all 1 by default.
+            box: y0, x0, y1, x1.
+            mask: (H, W), nonzero on the object; it is then the frame's answer.
+            mask_input: (S/4, S/4) low_res logits of an earlier answer, which the points correct.
+
+        Raises:
+            ValueError: no such frame, a coordinate outside, or shapes that do not fit.
+        """
+        if int(object_id) != object_id or object_id <= 0:
+            raise ValueError(f"An object's id is a positive integer, not {object_id}.")
+        self._check_frame(frame)
+        prompt = Prompt.create(self.source.shape, points, labels, box, mask, mask_input)
+        side = self.model.image_size // 4
+        if prompt.mask_input is not None and prompt.mask_input.shape != (side, side):
+            raise ValueError(
+                f"mask_input is {prompt.mask_input.shape}; this model's logits are ({side}, {side})."
+            )
+        self._prompts.setdefault(int(object_id), {})[int(frame)] = prompt
+
+    def clear_prompts(self, object_id: int | None = None, frame: int | None = None) -> None:
+        """Take back the prompts of an object, on a frame, or both; of everything by default."""
+        for known in list(self._prompts):
+            if object_id is not None and known != object_id:
+                continue
+            frames = self._prompts[known]
+            for t in list(frames) if frame is None else [frame]:
+                frames.pop(t, None)
+            if not frames:
+                del self._prompts[known]
+
+    # -- masks ---------------------------------------------------------------------------------
+
+    def predict(self, frame: int, objects: Iterable[int] | None = None) -> FrameResult:
+        """Masks from the prompts on this frame alone, for a live preview.
+
+        Args:
+            objects: ids; by default all. Those without a prompt on this frame are left out.
+        """
+        self._check_frame(frame)
+        ids = [i for i in self._chosen(objects) if frame in self._prompts[i]]
+        prompts = {i: self._prompts[i][frame] for i in ids}
+        return self._result(frame, self._decode_prompts(frame, prompts), self._prompts)
+
+    def propagate(
+        self,
+        objects: Iterable[int] | None = None,
+        direction: Direction = "both",
+        start: int | None = None,
+        stop: int | None = None,
+    ) -> Iterator[FrameResult]:
+        """Track objects through the sequence, one frame at a time.
+
+        Forward, a frame follows from the last prompted frame before it; backward, from the next
+        one after it. With "both" it follows from the nearer of the two. Frames come in order,
+        first ascending, then descending; the two passes never give the same object twice.
+
+        Close the generator to cancel. A later call that starts where it was cancelled goes on
+        from there without tracking the earlier frames again, and gives the same masks.
+
+        Args:
+            objects: ids, by default all that have prompts.
+            start, stop: first and last frame wanted, both included; by default all.
+
+        Yields:
+            A FrameResult with the objects that the frame belongs to.
+
+        Raises:
+            ValueError: no such object, frame or direction; raised by the call itself.
+        """
+        ids, passes = self._plan(objects, direction, start, stop)
+        return self._run(ids, passes)
+
+    def num_steps(
+        self,
+        objects: Iterable[int] | None = None,
+        direction: Direction = "both",
+        start: int | None = None,
+        stop: int | None = None,
+    ) -> int:
+        """How many results the same call of propagate yields."""
+        _, passes = self._plan(objects, direction, start, stop)
+        return sum(len(one.yielded) for one in passes)
+
+    # -- planning ------------------------------------------------------------------------------
+
+    def _plan(
+        self,
+        objects: Iterable[int] | None,
+        direction: Direction,
+        start: int | None,
+        stop: int | None,
+    ) -> tuple[tuple[int, ...], list[_Pass]]:
+        if direction not in _STEPS:
+            raise ValueError(
+                f'direction must be "both", "forward" or "backward", not {direction!r}.'
+            )
+        start = 0 if start is None else int(start)
+        stop = len(self) - 1 if stop is None else int(stop)
+        self._check_frame(start)
+        self._check_frame(stop)
+        wanted = range(start, stop + 1)
+        ids = self._chosen(objects)
+        passes = []
+        for step in _STEPS[direction]:
+            sweeps = [
+                sweep
+                for i in ids
+                for sweep in self._sweeps(i, step, both=direction == "both")
+                if any(frame in wanted for frame in sweep.frames)
+            ]
+            shown: dict[int, list[int]] = defaultdict(list)
+            if not passes:  # prompted frames are shown once, in the first pass
+                for i in ids:
+                    for frame in self._prompts[i]:
+                        if frame in wanted:
+                            shown[frame].append(i)
+            passes.append(_Pass(step, sweeps, shown, wanted))
+        return ids, passes
+
+    def _sweeps(self, object_id: int, step: int, both: bool) -> Iterator[_Sweep]:
+        frames = sorted(self._prompts[object_id])
+        for before, origin, after in zip(
+            [None, *frames[:-1]], frames, [*frames[1:], None], strict=True
+        ):
+            if step == _FORWARD:
+                if after is None:
+                    last = len(self) - 1
+                else:  # of two prompted frames that are equally near, the earlier one serves
+                    last = (origin + after) // 2 if both else after - 1
+            elif before is None:
+                last = 0
+            else:
+                last = (before + origin) // 2 + 1 if both else before + 1
+            yield _Sweep(object_id, origin, range(origin + step, last + step, step))
+
+    # -- tracking ------------------------------------------------------------------------------
+
+    def _run(self, ids: tuple[int, ...], passes: list[_Pass]) -> Iterator[FrameResult]:
+        if not ids:
+            return
+        given = {i: dict(self._prompts[i]) for i in ids}
+        runs = []
+        for one in passes:
+            resumed = [self._resume(sweep, ids, one.first_wanted(sweep)) for sweep in one.sweeps]
+            runs.append((one, resumed))
+        for one, runners in runs:
+            try:
+                for frame in one.frames(runners):
+                    answers = {
+                        i: self._prompted_frame(frame).answers[i] for i in one.shown.get(frame, [])
+                    }
+                    active = [runner for runner in runners if runner.next == frame]
+                    answers |= self._track(frame, active)
+                    if frame in one.yielded:
+                        yield self._result(frame, answers, given)
+            finally:
+                for runner in runners:
+                    self._pause(runner)
+
+    def _resume(self, sweep: _Sweep, ids: tuple[int, ...], first_wanted: int) -> _Runner:
+        """A runner at the sweep's origin, or where an earlier call left the same sweep."""
+        state = self._state(sweep.object_id, ids)
+        paused = self._paused.pop(sweep.key, None)
+        if paused is not None and paused.state == state:
+            behind = (first_wanted - paused.next) * sweep.frames.step >= 0
+            if behind:
+                return _Runner(sweep, state, paused.bank, paused.next)
+        memories = {
+            frame: self._prompted_frame(frame).memories[sweep.object_id]
+            for frame in self._prompts[sweep.object_id]
+        }
+        bank = MemoryBank(
+            self.model.config, len(self), sweep.frames.step, memories, self._max_prompted
+        )
+        return _Runner(sweep, state, bank, sweep.frames[0])
+
+    def _pause(self, runner: _Runner) -> None:
+        """Keep a sweep that was begun and not finished."""
+        if runner.next != runner.sweep.frames[0] and runner.next in runner.sweep.frames:
+            self._paused[runner.sweep.key] = runner
+
+    def _state(self, object_id: int, ids: tuple[int, ...]) -> tuple[Any, ...]:
+        """All that the object's memories follow from, but for the frames and the model."""
+        frames = sorted(self._prompts[object_id])
+        return ids, tuple((frame, *self._prompts_on(frame).items()) for frame in frames)
+
+    @torch.inference_mode()
+    def _track(self, frame: int, runners: Sequence[_Runner]) -> dict[int, _Answer]:
+        """Track objects to a frame, together where their memories are equally many."""
+        if not runners:
+            return {}
+        features = self.features[frame]
+        groups: dict[tuple[int, int], list[tuple[_Runner, Tensor, Tensor]]] = defaultdict(list)
+        for runner in runners:
+            tokens, place, num_pointers = self.model.memory_tokens(*runner.bank.recall(frame))
+            groups[tokens.shape[1], num_pointers].append((runner, tokens, place))
+
+        answers = {}
+        for (_, num_pointers), members in groups.items():
+            tokens = torch.cat([tokens for _, tokens, _ in members])
+            places = torch.cat([place for _, _, place in members])
+            shared = features.expand(len(members))
+            conditioned = self.model.attend_to_memory(shared, tokens, places, num_pointers)
+            decoded = self.model.decode_masks(shared, conditioned, multimask=True)
+            memories = self._remember_tracked(shared, decoded)
+            for (runner, _, _), answer, memory in zip(
+                members, self._split(decoded), memories, strict=True
+            ):
+                answers[runner.sweep.object_id] = answer
+                runner.bank.add(frame, memory)
+                runner.next += runner.sweep.frames.step
+        return answers
+
+    # -- prompted frames -----------------------------------------------------------------------
+
+    def _prompts_on(self, frame: int) -> dict[int, Prompt]:
+        return {i: self._prompts[i][frame] for i in self.object_ids if frame in self._prompts[i]}
+
+    def _prompted_frame(self, frame: int) -> _PromptedFrame:
+        """Answers and memories of all objects prompted on a frame, computed together.
+
+        Together, also where only one is asked for: so they do not depend on who asks.
+        """
+        prompts = self._prompts_on(frame)
+        known = self._prompted_frames.get(frame)
+        if known is None or known.prompts != prompts:
+            answers = self._decode_prompts(frame, prompts)
+            known = _PromptedFrame(prompts, answers, self._remember_prompted(frame, answers))
+            self._prompted_frames[frame] = known
+            for old in set(self._prompted_frames) - {t for p in self._prompts.values() for t in p}:
+                del self._prompted_frames[old]
+        return known
+
+    @torch.inference_mode()
+    def _decode_prompts(self, frame: int, prompts: Mapping[int, Prompt]) -> dict[int, _Answer]:
+        """Decode prompts without memory, together where they have the same form."""
+        if not prompts:
+            return {}
+        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for i, p in prompts.items():
+            groups[p.mask is None, p.num_tokens, p.mask_input is None].append(i)
+        features = self.features[frame]
+        answers = {}
+        for members in groups.values():
+            decoded = self._decode_group(features, [prompts[i] for i in members])
+            answers.update(zip(members, self._split(decoded), strict=True))
+        return answers
+
+    def _decode_group(self, features: ImageFeatures, prompts: Sequence[Prompt]) -> Decoded:
+        geometry = self.source.geometry
+        shared = features.expand(len(prompts))
+        if prompts[0].mask is not None:
+            masks = torch.from_numpy(np.stack([p.mask for p in prompts if p.mask is not None]))
+            return self.model.mask_as_output(
+                shared, geometry.mask_to_model(masks[:, None].to(self.model.device))
+            )
+        points, labels = [], []
+        for p in prompts:
+            yx, signs = p.points, p.labels
+            if p.box is not None:  # the corners come first
+                yx = np.concatenate((np.array(p.box, np.float32).reshape(2, 2), yx))
+                signs = np.concatenate((np.array([2, 3]), signs))
+            points.append(geometry.to_model(yx))
+            labels.append(signs)
+        mask_input = None
+        if prompts[0].mask_input is not None:
+            stacked = np.stack([p.mask_input for p in prompts if p.mask_input is not None])
+            mask_input = torch.from_numpy(stacked)[:, None].to(self.model.device)
+            mask_input = mask_input.clamp(-_MASK_INPUT_LIMIT, _MASK_INPUT_LIMIT)
+        return self.model.decode_masks(
+            shared,
+            self.model.without_memory(shared),
+            torch.from_numpy(np.stack(points)).to(self.model.device),
+            torch.from_numpy(np.stack(labels)).to(self.model.device),
+            mask_input,
+            multimask=prompts[0].num_tokens == 1,
+        )
+
+    @torch.inference_mode()
+    def _remember_prompted(self, frame: int, answers: Mapping[int, _Answer]) -> dict[int, Memory]:
+        if not answers:
+            return {}
+        low_res = torch.cat([answer.low_res for answer in answers.values()])
+        score = torch.cat([answer.object_score for answer in answers.values()])
+        features = self.features[frame].expand(len(answers))
+        encoded = self.model.encode_memory(
+            features, self.model.upscale(low_res), score, binarise=True
+        )
+        return {
+            i: Memory(encoded[index : index + 1], answer.pointer)
+            for index, (i, answer) in enumerate(answers.items())
+        }
+
+    # -- helpers -------------------------------------------------------------------------------
+
+    def _remember_tracked(self, features: ImageFeatures, decoded: Decoded) -> list[Memory]:
+        encoded = self.model.encode_memory(
+            features, self.model.upscale(decoded.low_res), decoded.object_score, binarise=False
+        )
+        return [
+            Memory(encoded[i : i + 1].clone(), decoded.pointer[i : i + 1].clone())
+            for i in range(len(encoded))
+        ]
+
+    def _split(self, decoded: Decoded) -> Iterator[_Answer]:
+        """One answer per object, with small holes filled if asked for."""
+        low_res = fill_small_holes(decoded.low_res, self._fill_holes)
+        iou, score, pointer = decoded.iou, decoded.object_score, decoded.pointer
+        for i in range(len(low_res)):
+            one = slice(i, i + 1)
+            yield _Answer(low_res[one], iou[one], score[one], pointer[one])
+
+    @torch.inference_mode()
+    def _encode(self, frame: int) -> ImageFeatures:
+        return self.model.encode_image(self.source[frame][None].to(self.model.device))
+
+    def _result(
+        self,
+        frame: int,
+        answers: Mapping[int, _Answer],
+        prompts: Mapping[int, Mapping[int, Prompt]],
+    ) -> FrameResult:
+        ids = tuple(sorted(answers))
+        side = self.model.image_size // 4
+
+        def gather(tensors: list[Tensor], *shape: int) -> NDArray[np.float32]:
+            if not tensors:
+                return np.empty((0, *shape), np.float32)
+            out: NDArray[np.float32] = torch.cat(tensors).float().cpu().numpy()
+            return out.reshape(len(ids), *shape)
+
+        masks = {i: prompts[i][frame].mask for i in ids if frame in prompts[i]}
+        return FrameResult(
+            frame=frame,
+            object_ids=ids,
+            low_res=gather([answers[i].low_res for i in ids], side, side),
+            iou=gather([answers[i].iou for i in ids]),
+            object_score=gather([answers[i].object_score for i in ids]),
+            given={i: mask for i, mask in masks.items() if mask is not None},
+            geometry=self.source.geometry,
+        )
+
+    def _chosen(self, objects: Iterable[int] | None) -> tuple[int, ...]:
+        if objects is None:
+            return self.object_ids
+        ids = tuple(sorted({int(i) for i in objects}))
+        missing = [i for i in ids if i not in self._prompts]
+        if missing:
+            raise ValueError(f"Object {missing[0]} has no prompts.")
+        return ids
+
+    def _check_frame(self, frame: int) -> None:
+        if int(frame) != frame or not 0 <= frame < len(self):
+            raise ValueError(
+                f"There is no frame {frame}; the sequence has frames 0 to {len(self) - 1}."
+            )
