@@ -28,7 +28,11 @@ apt_install() {
 }
 
 # Newer releases call some of these NAMEt64.
-has_package() { dpkg-query -W -f '${db:Status-Status}\n' "$1" "$1t64" 2>/dev/null | grep -qx installed; }
+has_package() {
+    local states
+    states=$(dpkg-query -W -f '${db:Status-Status}\n' "$1" "$1t64" 2>/dev/null || true)
+    grep -qx installed <<<"$states"
+}
 
 install_system_packages() {
     [ "$(uname -s)" = Linux ] && [ -z "${SKIP_SYSTEM_PACKAGES:-}" ] || return 0
