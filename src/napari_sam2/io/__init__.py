@@ -1,0 +1,6 @@
+"""Image files in, labels files out, each with its spacing and place in the world. No napari."""
+
+from napari_sam2.io.files import check_target, read_volume, write_labels
+from napari_sam2.io.volume import ReadError, Volume, WriteError
+
+__all__ = ["ReadError", "Volume", "WriteError", "check_target", "read_volume", "write_labels"]
