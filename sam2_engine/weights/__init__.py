@@ -1,0 +1,15 @@
+"""Weights: which models there are, fetching their files, and safe loading."""
+
+from sam2_engine.weights.download import fetch, find
+from sam2_engine.weights.loading import load_model, save_model
+from sam2_engine.weights.registry import ModelInfo, WeightsError, list_models
+
+__all__ = [
+    "ModelInfo",
+    "WeightsError",
+    "fetch",
+    "find",
+    "list_models",
+    "load_model",
+    "save_model",
+]

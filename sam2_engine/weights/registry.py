@@ -1,0 +1,97 @@
+"""The models that can be loaded by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sam2_engine.model.config import VARIANTS
+
+
+class WeightsError(RuntimeError):
+    """A model that cannot be had; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model with a name."""
+
+    name: str
+    title: str
+    """For people, in a list to choose from."""
+    file: str
+    """Name of its file, in the package, in a local folder and in the repository."""
+    config: str
+    """The variant in sam2_engine.model.VARIANTS."""
+    image_size: int
+    """Side of the square input that the weights were trained for, in pixels."""
+    repository: str | None = None
+    """On the Hugging Face hub; None for the bundled model."""
+    size: int | None = None
+    """Bytes, where published."""
+    sha256: str | None = None
+    """Where published; else a download is checked against the sum that the hub names."""
+    licence: str = "Apache-2.0"
+
+
+_PUBLISHED = (
+    # version, size, title, bytes, sha256
+    ("2.1", "tiny", "SAM 2.1 tiny", 156_008_466,
+     "7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69"),
+    ("2.1", "small", "SAM 2.1 small", 184_416_285,
+     "6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38"),
+    ("2.1", "base-plus", "SAM 2.1 base plus", None,
+     "a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5"),
+    ("2.1", "large", "SAM 2.1 large", 898_083_611,
+     "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318"),
+    ("2.0", "tiny", "SAM 2 tiny", None,
+     "65b50056e05bcb13694174f51bb6da89c894b57b75ccdf0ba6352c597c5d1125"),
+    ("2.0", "small", "SAM 2 small", None,
+     "95949964d4e548409021d47b22712d5f1abf2564cc0c3c765ba599a24ac7dce3"),
+    ("2.0", "base-plus", "SAM 2 base plus", None,
+     "d0bb7f236400a49669ffdd1be617959a8b1d1065081789d7bbff88eded3a8071"),
+    ("2.0", "large", "SAM 2 large", None,
+     "7442e4e9b732a508f80e141e7c2913437a3610ee0c77381a66658c3a445df87b"),
+)  # fmt: skip
+
+
+def _published(
+    version: str, size: str, title: str, num_bytes: int | None, sha256: str
+) -> ModelInfo:
+    family = "sam2.1" if version == "2.1" else "sam2"
+    name = f"{family}-{size}"
+    return ModelInfo(
+        name=name,
+        title=title,
+        file=f"{family}_hiera_{size.replace('-', '_')}.pt",
+        config=name,
+        image_size=VARIANTS[name].image_size,
+        repository=f"facebook/{family}-hiera-{size}",
+        size=num_bytes,
+        sha256=sha256,
+    )
+
+
+_NANO = ModelInfo(
+    name="nano",
+    title="nano (bundled, no download)",
+    file="nano.safetensors",
+    config="nano",
+    image_size=VARIANTS["nano"].image_size,
+)
+_MEDSAM2 = ModelInfo(
+    name="medsam2",
+    title="MedSAM2 (CT, MRI, ultrasound)",
+    file="MedSAM2_latest.pt",
+    config="sam2.1-tiny",
+    image_size=512,
+    repository="wanglab/MedSAM2",
+)
+
+MODELS: dict[str, ModelInfo] = {
+    info.name: info for info in (_NANO, *(_published(*row) for row in _PUBLISHED), _MEDSAM2)
+}
+
+
+def list_models() -> list[ModelInfo]:
+    """The models that load_model knows by name; the bundled one, which needs no network, first."""
+    return list(MODELS.values())
