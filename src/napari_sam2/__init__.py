@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from napari_sam2.io import ReadError, Volume, WriteError, read_volume, write_labels
-    from napari_sam2.segmentation import PromptError, segment
+    from napari_sam2.segmentation import ModelError, PromptError, segment
 
 __all__ = [
+    "ModelError",
     "PromptError",
     "ReadError",
     "Volume",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 _HOME = dict.fromkeys(__all__, "napari_sam2.io") | {
+    "ModelError": "napari_sam2.segmentation",
     "PromptError": "napari_sam2.segmentation",
     "segment": "napari_sam2.segmentation",
 }

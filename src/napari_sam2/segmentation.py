@@ -1,0 +1,261 @@
+"""Segment a volume from prompts, without a window: what the command line and scripts call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from napari_sam2.io.volume import Volume
+
+if TYPE_CHECKING:
+    from sam2_engine.model import SAM2
+
+Box = tuple[float, tuple[float, float, float, float]]
+"""A slice index and the box on it: first corner, opposite corner, in the array's axis order."""
+Point = tuple[float, float, float]
+"""z, y, x."""
+Direction = Literal["both", "forward", "backward"]
+AXES = {"z": 0, "y": 1, "x": 2}
+
+
+class PromptError(ValueError):
+    """Prompts do not fit the image or each other; the message is a sentence that says which."""
+
+
+class ModelError(ValueError):
+    """The model or the device cannot be had; the message is a sentence that says what to do."""
+
+
+@dataclass
+class _FramePrompts:
+    """What is asked about one object on one slice, in the slice's own coordinates."""
+
+    points: list[tuple[float, float]] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    box: tuple[float, float, float, float] | None = None
+    mask: np.ndarray | None = None
+
+
+def segment(
+    volume: Volume | np.ndarray,
+    *,
+    boxes: Mapping[int, Box | Sequence[Box]] | None = None,
+    points: Mapping[int, Point | Sequence[Point]] | None = None,
+    negative_points: Mapping[int, Point | Sequence[Point]] | None = None,
+    masks: np.ndarray | None = None,
+    axis: int | str = 0,
+    direction: Direction = "both",
+    model: str | PathLike[str] | SAM2 = "nano",
+    device: str = "auto",
+    window: tuple[float, float] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Segment objects through a volume or time-lapse, from prompts on a few of its slices.
+
+    volume: a `Volume` of `read_volume`, or an array (z, y, x) or (z, y, x, 3).
+    boxes: object id -> (slice, (y0, x0, y1, x1)), or several of them on different slices. With
+        another `axis` the slice is an index along it and the corners are in the two other axes, in
+        the order of the array: (z0, x0, z1, x1) for axis "y", (z0, y0, z1, y1) for axis "x".
+    points: object id -> (z, y, x), or several; they lie on the object. negative_points: they lie
+        beside it.
+    masks: (z, y, x) integers. Every slice on which an id occurs is a mask prompt for that object,
+        and comes back as it is.
+    axis: 0, 1, 2 or "z", "y", "x": the axis along which the volume is sliced and objects are
+        followed.
+    direction: follow objects to both ends, or only to growing or falling indices.
+    model: a name of `sam2_engine.list_models()`, a checkpoint's path, or a loaded model. device:
+        "auto", "cpu", "cuda" or "mps".
+    window: the intensities shown as black and white; by default the 0.5 and 99.5 percentiles of the
+        volume.
+    progress: called as progress(done, total) after every slice.
+
+    Returns labels (z, y, x) in the smallest unsigned integer type that holds the ids; 0 is
+    background. Where objects overlap, the one with the larger logit has the voxel.
+
+    Raises: PromptError before anything is computed; ModelError if the model cannot be loaded.
+    """
+    array = volume.array if isinstance(volume, Volume) else np.asarray(volume)
+    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] != 3):
+        raise PromptError(
+            f"An image of shape (z, y, x) or (z, y, x, 3) is needed, not {array.shape}."
+        )
+    axis = axis_number(axis)
+    if direction not in ("both", "forward", "backward"):
+        raise PromptError(f"The direction must be both, forward or backward, not {direction!r}.")
+    if window is not None and not (
+        math.isfinite(window[0]) and math.isfinite(window[1]) and window[0] < window[1]
+    ):
+        raise PromptError(
+            f"The window must be two numbers, the smaller first, not {window[0]:g}, {window[1]:g}."
+        )
+    prompts = _gather(array.shape[:3], axis, boxes, points, negative_points, masks)
+
+    from sam2_engine.sequence import SequencePredictor
+
+    network = _load(model, device) if isinstance(model, str | PathLike) else model
+    predictor = SequencePredictor(network, np.moveaxis(array, axis, 0), window=window)
+    for (object_id, frame), prompt in prompts.items():
+        predictor.set_prompts(
+            object_id,
+            frame,
+            points=np.array(prompt.points) if prompt.points else None,
+            labels=np.array(prompt.labels) if prompt.labels else None,
+            box=prompt.box,
+            mask=prompt.mask,
+        )
+
+    object_ids = predictor.object_ids
+    labels = np.zeros(array.shape[:3], dtype=np.min_scalar_type(max(object_ids)))
+    frames = np.moveaxis(labels, axis, 0)
+    # A frame comes once per direction, with other objects: the best logit so far settles overlaps.
+    best = np.zeros(frames.shape, dtype=np.float32) if len(object_ids) > 1 else None
+    total = predictor.num_steps(direction=direction)
+    for done, result in enumerate(predictor.propagate(direction=direction), start=1):
+        for object_id, logits in zip(result.object_ids, result.logits, strict=True):
+            if object_id in result.given:  # a mask prompt stays as it is
+                logits = np.where(result.given[object_id], np.float32(np.inf), np.float32(0))
+            wins = logits > (0 if best is None else best[result.frame])
+            frames[result.frame][wins] = object_id
+            if best is not None:
+                best[result.frame][wins] = logits[wins]
+        if progress is not None:
+            progress(done, total)
+    return labels
+
+
+def axis_number(axis: int | str) -> int:
+    """0, 1 or 2 for an axis given as a number or as z, y, x. Raises: PromptError."""
+    number = AXES.get(str(axis).lower(), axis)
+    if str(number) not in ("0", "1", "2"):
+        raise PromptError(f"The axis must be 0, 1, 2 or z, y, x, not {axis!r}.")
+    return int(number)
+
+
+def _load(model: str | PathLike[str], device: str) -> SAM2:
+    from sam2_engine.weights import WeightsError, load_model
+
+    try:
+        return load_model(model, device=device)
+    except (WeightsError, ValueError) as error:
+        raise ModelError(str(error)) from error
+
+
+def _gather(
+    shape: tuple[int, ...],
+    axis: int,
+    boxes: Mapping[int, Box | Sequence[Box]] | None,
+    points: Mapping[int, Point | Sequence[Point]] | None,
+    negative_points: Mapping[int, Point | Sequence[Point]] | None,
+    masks: np.ndarray | None,
+) -> dict[tuple[int, int], _FramePrompts]:
+    """All prompts, checked, by object and slice."""
+    prompts: dict[tuple[int, int], _FramePrompts] = {}
+    size = f"the image has {shape[0]} x {shape[1]} x {shape[2]} voxels (z, y, x), counted from 0"
+
+    def at(object_id: int, frame: int) -> _FramePrompts:
+        if not isinstance(object_id, int | np.integer) or not 1 <= object_id < 2**31:
+            raise PromptError(f"Object ids are whole numbers from 1, not {object_id!r}.")
+        return prompts.setdefault((int(object_id), frame), _FramePrompts())
+
+    in_plane = [n for n in range(3) if n != axis]
+    height, width = (shape[n] for n in in_plane)
+    for object_id, (frame, corners) in _each(boxes):
+        text = f"The box {object_id}:{frame:g},{','.join(f'{c:g}' for c in corners)}"
+        top, left, bottom, right = corners
+        if not (top < bottom and left < right):
+            raise PromptError(
+                f"{text} is empty: its second corner must be larger than its first in both axes."
+            )
+        is_inside = (
+            0 <= frame < shape[axis]
+            and min(top, left) >= -0.5
+            and bottom <= height
+            and right <= width
+        )
+        if not is_inside:
+            raise PromptError(f"{text} lies outside the image: {size}.")
+        if frame != int(frame):
+            raise PromptError(f"{text} lies between two slices; its slice must be a whole number.")
+        prompt = at(object_id, int(frame))
+        if prompt.box is not None:
+            raise PromptError(
+                f"Object {object_id} has two boxes on slice {frame:g}; give one box per slice."
+            )
+        prompt.box = (float(top), float(left), float(bottom), float(right))
+
+    for sign, given in ((1, points), (0, negative_points)):
+        for object_id, point in _each(given):
+            text = f"The point {object_id}:{','.join(f'{c:g}' for c in point)}"
+            if len(point) != 3 or not all(
+                -0.5 <= c <= n - 0.5 for c, n in zip(point, shape, strict=True)
+            ):
+                raise PromptError(f"{text} lies outside the image: {size}.")
+            if point[axis] != int(point[axis]):
+                raise PromptError(
+                    f"{text} lies between two slices; its {'zyx'[axis]} must be a whole number."
+                )
+            prompt = at(object_id, int(point[axis]))
+            prompt.points.append((float(point[in_plane[0]]), float(point[in_plane[1]])))
+            prompt.labels.append(sign)
+
+    for object_id, frame, mask in _mask_prompts(shape, axis, masks):
+        prompt = at(object_id, frame)
+        if prompt.points or prompt.box is not None:
+            raise PromptError(
+                f"Object {object_id} has a mask on slice {frame}, and a box or points on it as "
+                "well; give one or the other."
+            )
+        prompt.mask = mask
+
+    if not prompts:
+        raise PromptError("There are no prompts: give at least one box, point or mask.")
+    found = {
+        o
+        for (o, _), p in prompts.items()
+        if p.box is not None or 1 in p.labels or p.mask is not None
+    }
+    lost = sorted({object_id for object_id, _ in prompts} - found)
+    if lost:
+        raise PromptError(
+            f"Object {lost[0]} has only negative points; give it a box, a mask or a point that "
+            "lies on it."
+        )
+    return prompts
+
+
+def _each(given: Mapping[int, Any] | None) -> Iterator[tuple[int, Any]]:
+    """(id, prompt) for every prompt of a mapping from ids to one prompt or several."""
+    for object_id, value in (given or {}).items():
+        is_one = len(value) > 0 and np.isscalar(value[0])
+        for one in [value] if is_one else value:
+            yield object_id, one
+
+
+def _mask_prompts(
+    shape: tuple[int, ...], axis: int, masks: np.ndarray | None
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(id, slice, mask) for every slice on which an id occurs."""
+    if masks is None:
+        return
+    masks = np.asarray(masks)
+    if masks.shape != tuple(shape):
+        raise PromptError(
+            f"The masks have shape {masks.shape}, the image {tuple(shape)} (z, y, x)."
+        )
+    if masks.dtype.kind not in "bui" and not np.array_equal(masks, np.round(masks)):
+        raise PromptError(
+            "The masks must hold whole numbers, an object's id in each of its voxels."
+        )
+    if masks.min() < 0:
+        raise PromptError(
+            f"The masks hold the negative number {masks.min():g}; object ids are whole numbers "
+            "from 1."
+        )
+    for frame, slice_ in enumerate(np.moveaxis(masks, axis, 0)):
+        for object_id in np.unique(slice_[slice_ > 0]):
+            yield int(object_id), frame, slice_ == object_id

@@ -1,0 +1,478 @@
+"""The command line on real files: what it writes, and that bad input gives one line and no file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+from models import small_model
+from test_io import DATA, OBLIQUE, STORED, assert_same_grid, itk_series, needs_data, write_series
+
+from napari_sam2 import PromptError, read_volume, segment
+from napari_sam2.cli import main
+from sam2_engine.model import SAM2
+from sam2_engine.weights import save_model
+
+sitk = pytest.importorskip("SimpleITK")
+
+
+@pytest.fixture(scope="module")
+def network() -> SAM2:
+    """A quick model whose masks mean nothing, but depend on all that it is given."""
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(network: SAM2, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    save_model(network, path)
+    return str(path)
+
+
+def blobs(shape: tuple[int, int, int]) -> np.ndarray:
+    """An int16 volume (z, y, x) with two bright balls in noise."""
+    grid = np.indices(shape, dtype=float)
+    image = np.random.default_rng(1).normal(0, 20, shape)
+    for centre in (0.35, 0.7):
+        middle = np.array(shape).reshape(3, 1, 1, 1) * centre
+        image += 400 * (((grid - middle) ** 2).sum(0) < 30)
+    return image.astype(np.int16)
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    """A NIfTI file of shape (z, y, x) = (8, 24, 20) with an oblique affine."""
+    path = tmp_path / "scan.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(blobs((8, 24, 20)).T, OBLIQUE), path)
+    return path
+
+
+def shell(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as a person runs it."""
+    command = [sys.executable, "-m", "napari_sam2", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+# ---- what it writes
+
+
+def test_labels_lie_on_the_image_and_equal_those_of_the_function(
+    scan: Path, tmp_path: Path, checkpoint: str, network: SAM2, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "labels.nii.gz"
+    mask = np.zeros((8, 24, 20), np.uint8)
+    mask[3, 5:11, 4:10] = 7
+    image = nibabel.load(scan)
+    nibabel.save(nibabel.Nifti1Image(mask.T, image.affine), tmp_path / "mask.nii.gz")
+    code = main(
+        [
+            *("segment", str(scan), "-o", str(out), "--model", checkpoint, "--device", "cpu"),
+            *("--box", "1:2,3,3,12,12", "1:6,10.5,3,20,14", "--point", "2:5,16,14", "2:5,17,13"),
+            *("--negative", "2:5,3,3", "--mask", str(tmp_path / "mask.nii.gz")),
+            *("--window", "-100,500"),
+        ]
+    )
+    assert code == 0
+    volume = read_volume(scan)
+    expected = segment(
+        volume,
+        boxes={1: [(2, (3, 3, 12, 12)), (6, (10.5, 3, 20, 14))]},
+        points={2: [(5, 16, 14), (5, 17, 13)]},
+        negative_points={2: (5, 3, 3)},
+        masks=mask,
+        model=network,
+        window=(-100, 500),
+    )
+    written = sitk.ReadImage(out)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(written), expected)
+    assert_same_grid(sitk.ReadImage(scan), written)
+    assert written.GetPixelID() == sitk.sitkUInt8
+    np.testing.assert_array_equal(expected[3] == 7, mask[3] == 7)  # a mask comes back as it is
+    text = capsys.readouterr()
+    assert f"{out}: object 1: " in text.out and "object 7: " in text.out and " ml)" in text.out
+    assert "100%" in text.err and "12/12" in text.err
+
+
+@pytest.mark.parametrize("axis", ["y", "x"])
+def test_another_axis_is_the_turned_volume(network: SAM2, axis: str) -> None:
+    """Slicing along y or x equals slicing the turned array along z; coordinates stay z, y, x."""
+    image = blobs((8, 24, 20))
+    number = "zyx".index(axis)
+    turned = np.moveaxis(image, number, 0)
+    point = [4, 9, 7]
+    order = [number, *(n for n in range(3) if n != number)]
+    box = (1.0, 2.0, 7.0, 12.0)
+    along = segment(
+        image, points={1: tuple(point)}, boxes={2: (6, box)}, axis=axis, model=network
+    )  # fmt: skip
+    reference = segment(
+        turned, points={1: tuple(point[n] for n in order)}, boxes={2: (6, box)}, model=network
+    )
+    assert 0 < np.count_nonzero(along) < along.size
+    np.testing.assert_array_equal(np.moveaxis(along, number, 0), reference)
+
+
+def test_direction_and_prompt_order(network: SAM2) -> None:
+    image = blobs((6, 24, 20))
+    mask = np.zeros(image.shape, np.uint8)
+    mask[3, 4:9, 4:9] = 300 - 255
+    forward = segment(image, masks=mask, direction="forward", model=network)
+    assert not forward[:3].any()
+    backward = segment(image, masks=mask, direction="backward", model=network)
+    assert not backward[4:].any()
+    np.testing.assert_array_equal(forward[3], mask[3])
+    one = segment(image, points={2: [(1, 5, 5)], 9: [(4, 17, 14)]}, model=network)
+    other = segment(image, points={9: [(4, 17, 14)], 2: [(1, 5, 5)]}, model=network)
+    np.testing.assert_array_equal(one, other)
+    assert segment(image, masks=mask.astype(np.uint16) * 10, model=network).dtype == np.uint16
+
+
+def test_colour_one_slice_and_progress(network: SAM2) -> None:
+    picture = np.random.default_rng(2).integers(0, 255, (1, 30, 40, 3)).astype(np.uint8)
+    seen: list[tuple[int, int]] = []
+    labels = segment(
+        picture, boxes={1: (0, (3, 3, 20, 20))}, model=network, progress=lambda *n: seen.append(n)
+    )
+    assert labels.shape == (1, 30, 40)
+    assert seen == [(1, 1)]
+
+
+def test_dicom_folder_to_nifti(tmp_path: Path, checkpoint: str) -> None:
+    write_series(tmp_path / "ct", STORED, orientation=(0, 1, 0, 0, 0, -1), skip=(4,))
+    out = tmp_path / "labels.nii.gz"
+    run = shell(
+        *("segment", tmp_path / "ct", "-o", out, "--point", "1:2,4,3", "--box", "2:1,1,1,6,5"),
+        *("--model", checkpoint),
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.startswith("warning: Slices are missing: 5.00 mm lie between z = 3 and 4")
+    assert "secret" not in (run.stdout + run.stderr).lower()  # the patient's name stays in the file
+    image, written = itk_series(tmp_path / "ct"), sitk.ReadImage(out)
+    assert written.GetSize() == image.GetSize()
+    corners = {(0, 0, 0), (6, 7, 0)}  # ITK may stack the slices the other way round
+    flipped = sitk.Flip(written, [False, False, True])
+    ours = written if written.GetOrigin() == pytest.approx(image.GetOrigin()) else flipped
+    for corner in corners:
+        assert ours.TransformIndexToPhysicalPoint(corner) == pytest.approx(
+            image.TransformIndexToPhysicalPoint(corner), abs=1e-3
+        )
+
+
+def test_time_lapse_to_ome_tiff(tmp_path: Path, checkpoint: str) -> None:
+    movie = (blobs((5, 24, 20)) // 4 + 30).clip(0, 255).astype(np.uint8)
+    metadata = {"axes": "TYX", "PhysicalSizeX": 0.3, "PhysicalSizeY": 0.3, "TimeIncrement": 60.0}
+    tifffile.imwrite(tmp_path / "m.ome.tif", movie, ome=True, metadata=metadata)
+    first = np.zeros(movie.shape, np.uint16)
+    first[0, 5:12, 4:11] = 3
+    tifffile.imwrite(tmp_path / "first.tif", first)
+    arguments = ["segment", str(tmp_path / "m.ome.tif"), "--mask", str(tmp_path / "first.tif")]
+    out = tmp_path / "tracked.ome.tif"
+    assert main([*arguments, "-o", str(out), "--model", checkpoint, "--quiet"]) == 0
+    back = read_volume(out)
+    assert back.axes == "tyx" and back.spacing == pytest.approx((60.0, 0.3, 0.3))
+    np.testing.assert_array_equal(back.array[0], first[0])
+
+
+def test_overwrite_quiet_and_link(
+    scan: Path, tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "labels.nii"
+    out.write_bytes(b"old")
+    (tmp_path / "link.nii").symlink_to(out)
+    arguments = ["segment", str(scan), "--point", "1:2,8,7", "--model", checkpoint, "-q"]
+    assert main([*arguments, "-o", str(out)]) == 4
+    assert out.read_bytes() == b"old"
+    capsys.readouterr()
+    assert main([*arguments, "-o", str(tmp_path / "link.nii"), "--overwrite"]) == 0
+    assert nibabel.load(out).shape == (20, 24, 8)
+    assert (tmp_path / "link.nii").is_symlink()
+    assert capsys.readouterr() == ("", "")
+
+
+@needs_data
+def test_real_volumes(tmp_path: Path, checkpoint: str) -> None:
+    for image, box in [
+        (DATA / "dev" / "hippocampus" / "hippocampus_034.nii.gz", "1:20,20,10,35,25"),
+        (DATA / "io" / "dicom_mr_three_studies" / "Study1", "1:16,10,10,30,25"),
+    ]:
+        out = tmp_path / f"{image.name}_labels.nii.gz"
+        arguments = ["segment", str(image), "-o", str(out), "--box", box, "--model", checkpoint]
+        assert main(arguments) == 0
+        volume, written = read_volume(image), read_volume(out)
+        assert written.shape == volume.shape
+        np.testing.assert_allclose(written.affine, volume.affine, atol=1e-4)
+
+
+# ---- bad input
+
+
+POINT = ("--point", "1:2,8,7")
+BAD = {
+    # name: (arguments after "segment", exit code, part of the message)
+    "no such file": (
+        ("missing.nii.gz", "-o", "out.nii.gz", *POINT),
+        3,
+        "no file or folder missing",
+    ),
+    "empty": (("empty.nii.gz", "-o", "out.nii.gz", *POINT), 3, "empty.nii.gz is empty"),
+    "truncated": (("cut.nii.gz", "-o", "out.nii.gz", *POINT), 3, "cut.nii.gz is damaged"),
+    "text": (("text.nii", "-o", "out.nii.gz", *POINT), 3, "text.nii is damaged or not what"),
+    "text as tif": (("text.tif", "-o", "out.tif", *POINT), 3, "text.tif is damaged or not what"),
+    "other format": (("text.png", "-o", "out.nii.gz", *POINT), 3, "not an image that can be read"),
+    "empty folder": (("folder", "-o", "out.nii.gz", *POINT), 3, "folder holds no DICOM images"),
+    "4-D": (("4d.nii.gz", "-o", "out.nii.gz", *POINT), 3, "choose one with --volume 0 to"),
+    "no prompts": (("scan.nii.gz", "-o", "out.nii.gz"), 2, "there are no prompts"),
+    "point outside": (
+        ("scan.nii.gz", "-o", "out.nii.gz", "--point", "1:2,8,20"),
+        3,
+        "point 1:2,8,20 lies outside the image: the image has 8 x 24 x 20 voxels (z, y, x)",
+    ),
+    "negative index": (("scan.nii.gz", "-o", "out.nii.gz", "--point", "1:-1,8,7"), 3, "outside"),
+    "box outside": (
+        ("scan.nii.gz", "-o", "out.nii.gz", "--box", "1:8,0,0,5,5"),
+        3,
+        "box 1:8,0,0,5,5 lies outside the image: the image has 8 x 24 x 20",
+    ),
+    "box outside along y": (
+        ("scan.nii.gz", "-o", "out.nii.gz", "--axis", "y", "--box", "1:5,0,0,9,5"),
+        3,
+        "outside",
+    ),
+    "box reversed": (("scan.nii.gz", "-o", "out.nii.gz", "--box", "1:2,9,9,3,3"), 3, "is empty"),
+    "two boxes": (
+        ("scan.nii.gz", "-o", "out.nii.gz", "--box", "1:2,3,3,9,9", "1:2,3,3,8,8"),
+        3,
+        "two boxes on slice 2",
+    ),
+    "between slices": (("scan.nii.gz", "-o", "out.nii.gz", "--point", "1:2.5,8,7"), 3, "between"),
+    "only negative": (
+        ("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--negative", "3:2,8,7"),
+        3,
+        "Object 3 has only negative points",
+    ),
+    "no id": (
+        ("scan.nii.gz", "-o", "out.nii.gz", "--point", "2,8,7"),
+        2,
+        "number from 1 and a colon",
+    ),
+    "id 0": (("scan.nii.gz", "-o", "out.nii.gz", "--point", "0:2,8,7"), 2, "number from 1"),
+    "id too large": (
+        ("scan.nii.gz", "-o", "out.nii.gz", "--point", "99999999999:2,8,7"),
+        3,
+        "ids are whole numbers from 1",
+    ),
+    "too few numbers": (("scan.nii.gz", "-o", "out.nii.gz", "--box", "1:2,8,7"), 2, "5 numbers"),
+    "not a number": (("scan.nii.gz", "-o", "out.nii.gz", "--point", "1:2,a,7"), 2, "3 numbers"),
+    "nan": (("scan.nii.gz", "-o", "out.nii.gz", "--point", "1:2,nan,7"), 2, "3 numbers"),
+    "bad axis": (("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--axis", "w"), 2, "--axis"),
+    "bad window": (("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--window", "5,-5"), 2, "smaller"),
+    "unknown option": (("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--boxx", "1"), 2, "--boxx"),
+    "no output": (("scan.nii.gz", *POINT), 2, "-o/--output"),
+    "output format": (("scan.nii.gz", "-o", "out.png", *POINT), 4, "must end in .nii"),
+    "output folder": (("scan.nii.gz", "-o", "no/out.nii", *POINT), 4, "there is no folder no"),
+    "output is a folder": (("scan.nii.gz", "-o", "dir.nii", *POINT), 4, "it is a folder"),
+    "output exists": (("scan.nii.gz", "-o", "4d.nii.gz", *POINT), 4, "--overwrite"),
+    "output is the image": (
+        ("scan.nii.gz", "-o", "folder/../scan.nii.gz", *POINT, "--overwrite"),
+        4,
+        "it is the image itself",
+    ),
+    "unwritable folder": (("scan.nii.gz", "-o", "/proc/out.nii.gz", *POINT), 4, "/proc/out.nii.gz"),
+    "mask of another shape": (
+        ("scan.nii.gz", "-o", "out.nii.gz", "--mask", "small.nii.gz"),
+        3,
+        "mask small.nii.gz has the shape (3, 4, 5), the image scan.nii.gz (8, 24, 20)",
+    ),
+    "mask elsewhere": (
+        ("scan.nii.gz", "-o", "out.nii.gz", "--mask", "moved.nii.gz"),
+        3,
+        "lies elsewhere in space",
+    ),
+    "mask is empty": (
+        ("scan.nii.gz", "-o", "out.nii.gz", "--mask", "blank.nii.gz"),
+        3,
+        "no prompts",
+    ),
+    "mask is an image": (
+        ("scan.nii.gz", "-o", "out.nii.gz", "--mask", "scan.nii.gz"),
+        3,
+        "negative number",
+    ),
+    "mask and box": (
+        ("scan.nii.gz", "-o", "out.nii.gz", "--mask", "mask.nii.gz", "--box", "7:3,1,1,9,9"),
+        3,
+        "has a mask on slice 3, and a box or points",
+    ),
+    "no such model": (
+        ("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--model", "sam3-huge"),
+        5,
+        "sam3-huge",
+    ),
+    "model file missing": (
+        ("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--model", "none.safetensors"),
+        5,
+        "none.safetensors",
+    ),
+    "model is no model": (
+        ("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--model", "./text.pt"),
+        5,
+        "text.pt",
+    ),
+    "bad device": (("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--device", "tpu9"), 5, "tpu9"),
+}
+
+
+@pytest.fixture
+def desk(tmp_path: Path, scan: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of good and bad files, made the current one."""
+    monkeypatch.chdir(tmp_path)
+    content = scan.read_bytes()
+    affine = nibabel.load(scan).affine
+    for name, data in [("cut.nii.gz", content[:-900]), ("empty.nii.gz", b"")]:
+        (tmp_path / name).write_bytes(data)
+    for name in ("text.nii", "text.tif", "text.png", "text.pt"):
+        (tmp_path / name).write_text("not an image, not a model\n" * 40)
+    for name in ("folder", "dir.nii"):
+        (tmp_path / name).mkdir()
+    mask = np.zeros((20, 24, 8), np.uint8)
+
+    def save(name: str, array: np.ndarray, where: np.ndarray) -> None:
+        nibabel.save(nibabel.Nifti1Image(array, where), tmp_path / name)
+
+    save("4d.nii.gz", np.zeros((3, 4, 5, 6), np.int16), affine)
+    save("small.nii.gz", np.ones((5, 4, 3), np.uint8), affine)
+    save("blank.nii.gz", mask, affine)
+    mask[4:9, 5:9, 3] = 7
+    save("mask.nii.gz", mask, affine)
+    save("moved.nii.gz", mask, affine @ np.diag([-1.0, 1, 1, 1]))
+    return tmp_path
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    return {
+        str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns)
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gives_one_line_and_no_file(
+    name: str, desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, code, message = BAD[name]
+    before = snapshot(desk)
+    assert main(["segment", *arguments]) == code
+    text = capsys.readouterr()
+    assert text.out == ""
+    assert text.err.count("\n") == 1 and text.err.startswith("napari-sam2: "), text.err
+    assert message in text.err, text.err
+    assert snapshot(desk) == before
+
+
+def test_bad_input_in_a_process_of_its_own(desk: Path) -> None:
+    """No traceback, and no line of a library slips through."""
+    write_series(desk / "packed", STORED[:2])
+    for path in (desk / "packed").iterdir():
+        path.write_bytes(path.read_bytes()[:-30])
+    before = snapshot(desk)
+    for arguments, code in [
+        (["segment", "cut.nii.gz", "-o", "out.nii", *POINT], 3),
+        (["segment", "text.tif", "-o", "out.nii", *POINT], 3),
+        (["segment", "packed", "-o", "out.nii", *POINT], 3),
+        (["segment", "scan.nii.gz", "-o", "out.nii", *POINT, "--model", "sam3-huge"], 5),
+        (["segmnt"], 2),
+        ([], 2),
+    ]:
+        run = shell(*arguments)
+        assert run.returncode == code, run.stderr
+        assert run.stdout == "" and run.stderr.count("\n") == 1, run.stderr
+        assert "Traceback" not in run.stderr
+    assert snapshot(desk) == before
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder(desk: Path) -> None:
+    (desk / "folder").chmod(0o500)
+    run = shell("segment", "scan.nii.gz", "-o", "folder/out.nii.gz", *POINT)
+    assert run.returncode == 4 and "Permission denied" in run.stderr
+
+
+def test_functions_of_a_script_raise_the_same(network: SAM2) -> None:
+    image = blobs((6, 24, 20))
+    for arguments, message in [
+        ({}, "no prompts"),
+        ({"points": {1: (6, 0, 0)}}, "outside the image"),
+        ({"points": {1: (0, 0)}}, "outside the image"),
+        ({"points": {-1: (0, 0, 0)}}, "from 1"),
+        ({"boxes": {1: (0, (0, 0, 5, 5))}, "axis": 3}, "axis"),
+        ({"masks": np.ones((2, 2, 2), int)}, "shape"),
+        ({"masks": np.full(image.shape, 0.5)}, "whole numbers"),
+        ({"points": {1: (0, 0, 0)}, "window": (4.0, 4.0)}, "window"),
+        ({"points": {1: (0, 0, 0)}, "direction": "up"}, "direction"),
+    ]:
+        with pytest.raises(PromptError, match=message):
+            segment(image, model=network, **arguments)
+    with pytest.raises(PromptError, match="shape"):
+        segment(image[0], points={1: (0, 0, 0)}, model=network)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent another way on Windows")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_in_the_middle(tmp_path: Path, checkpoint: str, number: int) -> None:
+    image = np.tile(blobs((8, 64, 64)), (100, 1, 1))
+    nibabel.save(nibabel.Nifti1Image(image.T, OBLIQUE), tmp_path / "long.nii")
+    (tmp_path / "out.nii").write_bytes(b"old")
+    command = [sys.executable, "-m", "napari_sam2", "segment", "long.nii", "-o", "out.nii"]
+    command += ["--point", "1:400,22,22", "--model", checkpoint, "--overwrite", "--device", "cpu"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        begun = b""
+        deadline = time.monotonic() + 90
+        while b"/800" not in begun and time.monotonic() < deadline:
+            begun += os.read(process.stderr.fileno(), 4096)
+        process.send_signal(number)
+        rest = process.stderr.read().decode()
+        assert process.wait(60) == 130, rest
+    assert rest.rstrip().splitlines()[-1] == "napari-sam2: stopped; no labels were written"
+    assert "Traceback" not in rest
+    assert (tmp_path / "out.nii").read_bytes() == b"old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["long.nii", "out.nii"]
+
+
+# ---- the rest of the command
+
+
+def test_help_is_quick_and_loads_no_torch() -> None:
+    code = (
+        "import sys, napari_sam2.cli as cli\n"
+        "try: cli.main(['segment', '--help'])\n"
+        "except SystemExit: pass\n"
+        "cli.main(['segment', 'none.nii', '-o', '/tmp/x.nii', '--point', '1:2,3,4'])\n"
+        "heavy = {'torch', 'napari', 'qtpy', 'nibabel', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    for word in ("--box", "--mask", "--axis", "exit codes", "130", "examples"):
+        assert word in run.stdout
+
+
+def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    listed = capsys.readouterr().out
+    for name in ("nano", "sam2.1-tiny", "sam2.1-large", "sam2-base-plus", "medsam2"):
+        assert name in listed
+
+
+def test_version() -> None:
+    run = shell("--version")
+    assert run.returncode == 0 and run.stdout.startswith("napari-sam2 0.")
