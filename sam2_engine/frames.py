@@ -53,7 +53,7 @@ class Geometry:
     def to_model(self, yx: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, 2) y, x in frame pixels -> (N, 2) x, y in model pixels."""
         scale = np.array(self.filled, np.float32) / np.array(self.frame_shape, np.float32)
-        return (yx * scale)[:, ::-1].copy()
+        return np.ascontiguousarray((yx * scale)[:, ::-1], np.float32)
 
     def mask_to_model(self, mask: Tensor) -> Tensor:
         """(B, 1, H, W) masks -> (B, 1, S, S) of 0 and 1."""
@@ -77,7 +77,7 @@ class Geometry:
 
 
 class FrameSource:
-    """Frames in the model's terms: one intensity window, the model's size, ImageNet's statistics."""
+    """Frames in the model's terms: one intensity window, its size, ImageNet's statistics."""
 
     def __init__(
         self, frames: Frames, image_size: int, window: Window | None = None, fit: Fit = "stretch"
@@ -140,7 +140,9 @@ class FrameSource:
         if not frame.size:
             raise ValueError(f"Frame {index} has no pixels.")
         if np.iscomplexobj(frame) or frame.dtype.kind not in "buif":
-            raise ValueError(f"Frame {index} holds {frame.dtype}, which is not an image of numbers.")
+            raise ValueError(
+                f"Frame {index} holds {frame.dtype}, which is not an image of numbers."
+            )
         return frame
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -140,6 +141,9 @@ class _Runner:
     next: int
     """The frame that comes next."""
 
+    def is_due(self, frame: int) -> bool:
+        return frame == self.next and frame in self.sweep.frames
+
 
 @dataclass(frozen=True)
 class _Pass:
@@ -207,7 +211,8 @@ class SequencePredictor:
         """
         self.model = model
         self.source = FrameSource(frames, model.image_size, window, fit)
-        self.features = FeatureCache(self._encode, cache_bytes)
+        # Without a reference to self, a predictor that is let go frees its features at once.
+        self.features = FeatureCache(partial(_encode, model, self.source), cache_bytes)
         self._max_prompted = max_prompted_frames
         self._fill_holes = fill_holes
         self._prompts: dict[int, dict[int, Prompt]] = {}
@@ -261,7 +266,7 @@ class SequencePredictor:
         side = self.model.image_size // 4
         if prompt.mask_input is not None and prompt.mask_input.shape != (side, side):
             raise ValueError(
-                f"mask_input is {prompt.mask_input.shape}; this model's logits are ({side}, {side})."
+                f"mask_input is {prompt.mask_input.shape}; this model's logits are {side} x {side}."
             )
         self._prompts.setdefault(int(object_id), {})[int(frame)] = prompt
 
@@ -348,7 +353,7 @@ class SequencePredictor:
         self._check_frame(stop)
         wanted = range(start, stop + 1)
         ids = self._chosen(objects)
-        passes = []
+        passes: list[_Pass] = []
         for step in _STEPS[direction]:
             sweeps = [
                 sweep
@@ -397,7 +402,7 @@ class SequencePredictor:
                     answers = {
                         i: self._prompted_frame(frame).answers[i] for i in one.shown.get(frame, [])
                     }
-                    active = [runner for runner in runners if runner.next == frame]
+                    active = [runner for runner in runners if runner.is_due(frame)]
                     answers |= self._track(frame, active)
                     if frame in one.yielded:
                         yield self._result(frame, answers, given)
@@ -443,7 +448,7 @@ class SequencePredictor:
             tokens, place, num_pointers = self.model.memory_tokens(*runner.bank.recall(frame))
             groups[tokens.shape[1], num_pointers].append((runner, tokens, place))
 
-        answers = {}
+        answers: dict[int, _Answer] = {}
         for (_, num_pointers), members in groups.items():
             tokens = torch.cat([tokens for _, tokens, _ in members])
             places = torch.cat([place for _, _, place in members])
@@ -484,11 +489,11 @@ class SequencePredictor:
         """Decode prompts without memory, together where they have the same form."""
         if not prompts:
             return {}
-        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        groups: dict[tuple[bool, int, bool], list[int]] = defaultdict(list)
         for i, p in prompts.items():
             groups[p.mask is None, p.num_tokens, p.mask_input is None].append(i)
         features = self.features[frame]
-        answers = {}
+        answers: dict[int, _Answer] = {}
         for members in groups.values():
             decoded = self._decode_group(features, [prompts[i] for i in members])
             answers.update(zip(members, self._split(decoded), strict=True))
@@ -558,10 +563,6 @@ class SequencePredictor:
             one = slice(i, i + 1)
             yield _Answer(low_res[one], iou[one], score[one], pointer[one])
 
-    @torch.inference_mode()
-    def _encode(self, frame: int) -> ImageFeatures:
-        return self.model.encode_image(self.source[frame][None].to(self.model.device))
-
     def _result(
         self,
         frame: int,
@@ -602,3 +603,8 @@ class SequencePredictor:
             raise ValueError(
                 f"There is no frame {frame}; the sequence has frames 0 to {len(self) - 1}."
             )
+
+
+@torch.inference_mode()
+def _encode(model: SAM2, source: FrameSource, frame: int) -> ImageFeatures:
+    return model.encode_image(source[frame][None].to(model.device))

@@ -163,9 +163,7 @@ class OfficialTracker:
                 None if earlier is None else earlier.low_res.clamp(-32, 32),
                 multimask=len(labels) == 1,
             )
-        self.prompted[obj][frame] = Output(
-            decoded.low_res, decoded.pointer, decoded.object_score
-        )
+        self.prompted[obj][frame] = Output(decoded.low_res, decoded.pointer, decoded.object_score)
         self.tracked[obj].pop(frame, None)
         return self.video_res(frame)
 
@@ -220,12 +218,8 @@ class OfficialTracker:
             output = self.tracked[obj].get(t)
             if output is not None and output.maskmem is not None:
                 bank.add(t, Memory(output.maskmem, output.obj_ptr))
-        return self.model.attend_to_memory(
-            features, *self.model.memory_tokens(*bank.recall(frame))
-        )
+        return self.model.attend_to_memory(features, *self.model.memory_tokens(*bank.recall(frame)))
 
     def _memory(self, frame: int, output: Output, binarise: bool) -> Tensor:
-        high_res = F.interpolate(
-            output.low_res, size=(self.model.image_size,) * 2, mode="bilinear"
-        )
+        high_res = F.interpolate(output.low_res, size=(self.model.image_size,) * 2, mode="bilinear")
         return self.model.encode_memory(self.features(frame), high_res, output.score, binarise)

@@ -84,9 +84,9 @@ class ModelConfig:
     memory_ffn: int = 2048
     decoder_mlp: int = 2048
     num_memories: int = 7
-    """Memory slots with a temporal embedding: one for prompted frames, the others for t-1 to t-6."""
+    """Memory slots with a temporal embedding: prompted frames have one, t-1 to t-6 the others."""
     max_pointers: int = 16
-    """Object pointers that a frame sees, its own prompted ones aside: t-1 to t-(max_pointers - 1)."""
+    """A frame sees object pointers of prompted frames and of t-1 to t-(max_pointers - 1)."""
 
     def __post_init__(self) -> None:
         if self.version not in ("2.0", "2.1"):

@@ -1,4 +1,4 @@
-"""A small convolutional trunk for the bundled model: inverted residuals, as in EfficientNet-Lite."""
+"""A small convolutional trunk for the bundled model, as in EfficientNet-Lite."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from sam2_engine.model.config import ConvTrunkConfig
 _BATCH_NORM_EPS = 1e-3
 
 
-def _conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+def _conv(
+    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1
+) -> nn.Conv2d:
     return nn.Conv2d(
         inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False
     )
@@ -20,15 +22,13 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 
 class InvertedResidual(nn.Module):
-    """Widen (1x1), filter each channel (k x k), narrow (1x1); with a shortcut where shapes agree."""
+    """Widen (1x1), filter each channel (k x k), narrow (1x1); a shortcut where shapes agree."""
 
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, widen: int) -> None:
         super().__init__()
-        inner = inputs * expansion
+        inner = inputs * widen
         layers: list[nn.Module] = []
-        if expansion > 1:
+        if widen > 1:
             layers += [_conv(inputs, inner), _norm(inner), nn.ReLU6()]
         layers += [_conv(inner, inner, kernel, stride, groups=inner), _norm(inner), nn.ReLU6()]
         layers += [_conv(inner, outputs), _norm(outputs)]

@@ -1,4 +1,4 @@
-"""The mask decoder: prompts and image features to masks, their quality and the object's presence."""
+"""The mask decoder: prompts and image features become masks, scored."""
 
 from __future__ import annotations
 

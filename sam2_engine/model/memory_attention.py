@@ -63,7 +63,12 @@ class MemoryAttention(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(
-        self, image: Tensor, image_pos: Tensor, memory: Tensor, memory_pos: Tensor, num_pointers: int
+        self,
+        image: Tensor,
+        image_pos: Tensor,
+        memory: Tensor,
+        memory_pos: Tensor,
+        num_pointers: int,
     ) -> Tensor:
         """Condition the image on the memories.
 

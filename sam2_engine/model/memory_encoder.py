@@ -66,5 +66,5 @@ class MemoryEncoder(nn.Module):
         self.out_proj = nn.Conv2d(d_model, memory_dim, kernel_size=1)
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Features (B, C, S/16, S/16) and scaled mask (B, 1, S, S) -> (B, memory_dim, S/16, S/16)."""
+        """Features (B, C, h, w) and scaled mask (B, 1, 16 h, 16 w) -> (B, memory_dim, h, w)."""
         return self.out_proj(self.fuser(self.pix_feat_proj(image) + self.mask_downsampler(mask)))

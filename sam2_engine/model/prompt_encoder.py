@@ -64,8 +64,8 @@ class PromptEncoder(nn.Module):
         tokens = self.pe_layer((points + 0.5) / self.image_size)
         labels = labels[..., None]
         tokens = torch.where(labels == -1, self.not_a_point_embed.weight, tokens)
-        for label, embedding in enumerate(self.point_embeddings):
-            tokens = tokens + (labels == label) * embedding.weight
+        for label, embedding in enumerate(self.point_embeddings.parameters()):
+            tokens = tokens + (labels == label) * embedding
         return tokens
 
     def embed_mask(self, mask_input: Tensor) -> Tensor:

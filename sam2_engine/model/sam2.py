@@ -1,4 +1,4 @@
-"""SAM 2: the components joined. No state, no loop over frames; see sam2_engine.sequence for those."""
+"""SAM 2: the components joined. State and the loop over frames are in sam2_engine.sequence."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Decoded:
 
     @property
     def low_res(self) -> Tensor:
-        """(B, 1, S/4, S/4) logits of the best candidate; ABSENT_LOGIT where the object is absent."""
+        """(B, 1, S/4, S/4) logits of the best candidate; ABSENT_LOGIT where there is no object."""
         visible = (self.object_score > 0)[:, :, None, None]
         return torch.where(visible, self._pick(self.candidates)[:, None], ABSENT_LOGIT)
 

@@ -1,0 +1,445 @@
+"""The predictor: a function of prompts, frames and model; bounded; at home with any frames."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import device_model, small_model
+
+from sam2_engine.frames import FrameSource, Geometry, sample_window
+from sam2_engine.holes import fill_small_holes
+from sam2_engine.sequence import FrameResult, SequencePredictor
+
+LENGTH, HEIGHT, WIDTH = 12, 60, 80
+
+
+def movie(length: int = LENGTH, dtype: str = "uint16") -> np.ndarray:
+    """Two bright discs that drift over noise, (T, Y, X)."""
+    noise = np.random.RandomState(0).rand(length, HEIGHT, WIDTH) * 200
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    for t in range(length):
+        noise[t][(y - 25) ** 2 + (x - 20 - t) ** 2 < 100] += 600
+        noise[t][(y - 40) ** 2 + (x - 60 + t) ** 2 < 60] += 400
+    return noise.astype(dtype)
+
+
+def predictor(frames: Any = None, **options: Any) -> SequencePredictor:
+    return SequencePredictor(small_model(), movie() if frames is None else frames, **options)
+
+
+def disc() -> np.ndarray:
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    return (y - 25) ** 2 + (x - 25) ** 2 < 90
+
+
+PROMPTS: list[tuple[int, int, dict[str, Any]]] = [
+    (1, 2, {"points": [(25, 22)]}),
+    (1, 8, {"points": [(25, 28), (5, 5)], "labels": [1, 0]}),
+    (2, 2, {"box": (32, 50, 48, 68)}),
+    (2, 9, {"points": [(40, 51)], "mask_input": np.full((32, 32), -1.5)}),
+    (7, 5, {"mask": disc()}),
+    (9, 2, {"box": (20, 10, 30, 30), "points": [(25, 20)]}),
+]
+
+
+def collect(results: Any) -> dict[tuple[int, int], np.ndarray]:
+    found: dict[tuple[int, int], np.ndarray] = {}
+    for result in results:
+        for i, low_res in zip(result.object_ids, result.low_res, strict=True):
+            assert (result.frame, i) not in found, "an object came twice on a frame"
+            found[result.frame, i] = low_res
+    return found
+
+
+def same(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key], err_msg=str(key))
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[tuple[int, int], np.ndarray]:
+    p = predictor()
+    for i, frame, prompt in PROMPTS:
+        p.set_prompts(i, frame, **prompt)
+    return collect(p.propagate())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_order_of_calls_gives_bit_equal_masks(seed: int, reference: dict) -> None:
+    rng = random.Random(seed)
+    p = predictor(cache_bytes=rng.choice([0, 1 << 30]))
+    todo = rng.sample(PROMPTS, len(PROMPTS))
+    while todo:
+        action = rng.choice(
+            ["prompt", "prompt", "wrong", "predict", "propagate", "cancel", "clear"]
+        )
+        if action == "prompt":
+            i, frame, prompt = todo.pop()
+            p.set_prompts(i, frame, **prompt)
+        elif action == "wrong":  # something that is said first and replaced later
+            i, frame, _ = rng.choice(todo)
+            p.set_prompts(i, frame, points=[(rng.uniform(0, 59), rng.uniform(0, 79))])
+        elif action == "predict":
+            p.predict(rng.randrange(LENGTH))
+        elif action == "propagate":
+            list(p.propagate(direction=rng.choice(["both", "forward", "backward"])))
+        elif action == "cancel":
+            list(itertools.islice(p.propagate(), rng.randrange(1, 8)))
+        else:
+            p.set_prompts(33, 4, box=(3, 3, 20, 20))
+            list(itertools.islice(p.propagate(), 3))
+            p.clear_prompts(33)
+    wrong = [(i, f) for i in p.object_ids for f in p.prompts[i]]
+    for object_id, frame in wrong:
+        if (object_id, frame) not in {(a, b) for a, b, _ in PROMPTS}:
+            p.clear_prompts(object_id, frame)
+    same(collect(p.propagate()), reference)
+
+
+def test_previews_do_not_depend_on_propagation() -> None:
+    first, second = predictor(), predictor()
+    for p in (first, second):
+        p.set_prompts(1, 3, points=[(25, 23)])
+    before = first.predict(3).low_res
+    list(first.propagate())
+    list(second.propagate())
+    np.testing.assert_array_equal(first.predict(3).low_res, before)
+    np.testing.assert_array_equal(second.predict(3).low_res, before)
+
+
+def test_cancelled_propagation_goes_on_where_it_stopped(reference: dict) -> None:
+    p = predictor()
+    for i, frame, prompt in PROMPTS:
+        p.set_prompts(i, frame, **prompt)
+    forward = p.propagate(direction="forward")
+    first = list(itertools.islice(forward, 5))
+    forward.close()
+    seen = p.features.encoded
+    rest = p.propagate(direction="forward", start=first[-1].frame + 1)
+    whole = predictor()
+    for i, frame, prompt in PROMPTS:
+        whole.set_prompts(i, frame, **prompt)
+    same(collect([*first, *rest]), collect(whole.propagate(direction="forward")))
+    assert p.features.encoded - seen <= LENGTH - 1 - first[-1].frame + 1
+
+
+def test_resuming_tracks_no_frame_again() -> None:
+    p = predictor(movie(20), cache_bytes=0)
+    p.set_prompts(1, 0, points=[(25, 20)])
+    list(itertools.islice(p.propagate(), 10))
+    before = p.features.encoded
+    assert [r.frame for r in p.propagate(start=10)] == list(range(10, 20))
+    assert p.features.encoded == before + 10
+
+
+def test_a_wanted_range_gives_the_masks_of_the_whole() -> None:
+    p = predictor(movie(20))
+    p.set_prompts(1, 2, points=[(25, 22)])
+    p.set_prompts(1, 15, box=(15, 25, 35, 45))
+    whole = collect(p.propagate())
+    part = collect(predictor_like(p).propagate(start=6, stop=12))
+    assert sorted(frame for frame, _ in part) == list(range(6, 13))
+    same(part, {key: whole[key] for key in part})
+
+
+def predictor_like(p: SequencePredictor) -> SequencePredictor:
+    other = predictor(movie(len(p)))
+    for i, frames in p.prompts.items():
+        for frame, prompt in frames.items():
+            box = prompt.box
+            points = prompt.points if len(prompt.points) else None
+            other.set_prompts(i, frame, points=points, box=box)
+    return other
+
+
+def test_each_object_and_frame_comes_once_and_steps_are_counted() -> None:
+    for direction in ("both", "forward", "backward"):
+        p = predictor()
+        for i, frame, prompt in PROMPTS:
+            p.set_prompts(i, frame, **prompt)
+        results = list(p.propagate(direction=direction))
+        assert p.num_steps(direction=direction) == len(results)
+        frames = {(r.frame, i) for r in results for i in r.object_ids}
+        expected = {
+            (t, i)
+            for i in p.object_ids
+            for t in range(LENGTH)
+            if direction == "both"
+            or (direction == "forward" and t >= min(p.prompts[i]))
+            or (direction == "backward" and t <= max(p.prompts[i]))
+        }
+        assert frames == expected
+
+
+def test_objects_together_are_as_objects_alone() -> None:
+    together = predictor()
+    for i, frame, prompt in PROMPTS:
+        together.set_prompts(i, frame, **prompt)
+    everything = collect(together.propagate())
+    for alone in (1, 2, 7, 9):
+        p = predictor()
+        for i, frame, prompt in PROMPTS:
+            if i == alone:
+                p.set_prompts(i, frame, **prompt)
+        for key, low_res in collect(p.propagate()).items():
+            np.testing.assert_allclose(low_res, everything[key], atol=2e-3)
+
+
+def test_objects_with_equally_many_memories_are_one_batch(monkeypatch) -> None:
+    p = predictor(movie(6))
+    for i in range(1, 6):
+        p.set_prompts(i, 0, points=[(10 * i, 10 * i)])
+    batches = []
+    attend = p.model.attend_to_memory
+    monkeypatch.setattr(
+        p.model, "attend_to_memory", lambda f, *a: batches.append(len(f.stride16)) or attend(f, *a)
+    )
+    list(p.propagate())
+    assert batches == [5] * 5
+
+
+def test_a_correction_is_kept_and_reaches_the_frames_around() -> None:
+    p = predictor()
+    p.set_prompts(1, 0, points=[(25, 20)])
+    first = collect(p.propagate())
+    p.set_prompts(1, 6, points=[(50, 70)], labels=[0], mask_input=first[6, 1])
+    second = collect(p.propagate())
+    np.testing.assert_array_equal(second[6, 1], p.predict(6).low_res[0])
+    changed = {t for t in range(LENGTH) if not np.array_equal(first[t, 1], second[t, 1])}
+    assert {5, 6, 7} <= changed and 0 not in changed
+
+
+def test_a_mask_prompt_is_the_answer_to_the_pixel() -> None:
+    p = predictor()
+    p.set_prompts(4, 5, mask=disc())
+    p.set_prompts(5, 5, box=(10, 10, 40, 40))
+    (result,) = p.propagate(start=5, stop=5)
+    np.testing.assert_array_equal(result.mask(4), disc())
+    np.testing.assert_array_equal(result.labels() == 4, disc())
+
+
+def test_overlaps_go_to_the_larger_logit() -> None:
+    low_res = np.array([[[3.0, 1.0], [-1.0, 2.0]], [[2.0, 5.0], [-2.0, -3.0]]], np.float32)
+    ones = np.ones(2, np.float32)
+    result = FrameResult(0, (3, 8), low_res, ones, ones, {}, Geometry((2, 2), 8))
+    np.testing.assert_array_equal(result.labels(), [[3, 8], [0, 3]])
+    np.testing.assert_array_equal(result.masks.sum(axis=(1, 2)), [3, 2])
+
+
+class LazyFrames:
+    """Frames that exist only while they are read."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.reads: list[int] = []
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        assert isinstance(index, int)
+        self.reads.append(index)
+        return np.random.RandomState(index).rand(HEIGHT, WIDTH).astype(np.float32)
+
+
+def test_memory_does_not_grow_with_the_number_of_frames() -> None:
+    def held(length: int) -> int:
+        p = predictor(LazyFrames(length), cache_bytes=1 << 20)
+        p.set_prompts(1, 0, points=[(25, 20)])
+        p.set_prompts(2, 0, points=[(40, 60)])
+        sizes = [tensor_bytes() for r in p.propagate() if r.frame in (25, length - 1)]
+        assert p.features.nbytes <= 1 << 20
+        return max(sizes)
+
+    short, long = held(30), held(90)
+    assert long <= short * 1.01
+
+
+def tensor_bytes() -> int:
+    storages = {
+        o.untyped_storage().data_ptr(): o.untyped_storage().nbytes()
+        for o in gc.get_objects()
+        if isinstance(o, torch.Tensor)
+    }
+    return sum(storages.values())
+
+
+def test_frames_are_encoded_once_for_all_objects_and_passes() -> None:
+    p = predictor()
+    for i, frame, prompt in PROMPTS:
+        p.set_prompts(i, frame, **prompt)
+    for direction in ("both", "forward", "backward"):
+        list(p.propagate(direction=direction))
+    assert p.features.encoded == LENGTH
+
+
+def test_the_feature_cache_keeps_its_budget() -> None:
+    one = predictor()
+    one.features[0]
+    size = one.features.nbytes
+    p = predictor(cache_bytes=3 * size + size // 2)
+    for t in (0, 1, 2, 0, 3):
+        p.features[t]
+    assert p.features.nbytes == 3 * size
+    assert [t in p.features for t in range(4)] == [True, False, True, True]
+    assert predictor(cache_bytes=0).features[0] is not None
+
+
+@pytest.mark.parametrize(
+    "dtype", ["bool", "uint8", "int16", "uint32", "int64", "float16", "float64"]
+)
+def test_any_number_type(dtype: str) -> None:
+    frames = (movie() > 500) if dtype == "bool" else (movie() // 4).astype(dtype)
+    p = predictor(frames)
+    p.set_prompts(1, 0, box=(15, 10, 35, 30))
+    assert sum(1 for _ in p.propagate(stop=3)) == 4
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad"])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 40, 40), (3, 33, 32), (3, 32, 33), (2, 7, 200), (2, 200, 7), (2, 1, 1), (2, 130, 9, 3)],
+)
+def test_any_shape(shape: tuple[int, ...], fit: str) -> None:
+    frames = np.random.RandomState(1).rand(*shape)
+    p = predictor(frames, fit=fit)
+    p.set_prompts(1, 0, points=[(shape[1] // 2, shape[2] // 2)])
+    for result in p.propagate():
+        assert result.masks.shape == (1, *shape[1:3])
+        assert result.labels().shape == shape[1:3]
+        assert np.isfinite(result.logits).all()
+
+
+def test_nans_and_infinities_are_shown_as_black_and_white() -> None:
+    frames = movie(4).astype(np.float32)
+    frames[1, :20] = np.nan
+    frames[2, 20:40] = np.inf
+    frames[3] = -np.inf
+    assert all(np.isfinite(sample_window(frames)))
+    p = predictor(frames)
+    p.set_prompts(1, 0, points=[(25, 20)])
+    assert all(np.isfinite(r.logits).all() for r in p.propagate())
+    source = FrameSource(frames, 128, window=(0, 800))
+    black = source[3].amax()
+    assert torch.isfinite(source[2]).all() and source[2].amax() > 1 > black
+
+
+def test_constant_and_empty_pictures_have_a_window() -> None:
+    assert sample_window(np.zeros((2, 4, 4))) == (0, 1)
+    assert sample_window(np.full((2, 4, 4), np.nan)) == (0, 1)
+    sparse = np.zeros((1, 100, 100))
+    sparse[0, 0, 0] = 5
+    assert sample_window(sparse) == (0, 5)
+
+
+def test_one_window_for_the_whole_sequence() -> None:
+    frames = np.stack([np.full((8, 8), v, np.float32) for v in (0, 50, 100)])
+    source = FrameSource(frames, 32, window=(0, 100))
+    levels = [float(source[t][0].mean()) for t in range(3)]
+    assert levels[1] == pytest.approx((levels[0] + levels[2]) / 2, abs=1e-5)
+
+
+def test_padding_keeps_the_aspect_and_the_place() -> None:
+    geometry = Geometry((50, 100), 128, "pad")
+    assert geometry.filled == (64, 128)
+    np.testing.assert_allclose(geometry.to_model(np.array([[25, 50]], np.float32)), [[64, 32]])
+    mask = torch.zeros(1, 1, 50, 100)
+    mask[..., 10:40, 20:80] = 1
+    logits = torch.nn.functional.avg_pool2d(geometry.mask_to_model(mask), 4) * 20 - 10
+    back = geometry.logits_to_frame(logits)[0, 0] > 0
+    assert (back == (mask[0, 0] > 0)).float().mean() > 0.97
+
+
+def test_small_holes_and_specks() -> None:
+    logits = torch.full((1, 1, 20, 20), -5.0)
+    logits[..., 2:12, 2:12] = 5
+    logits[..., 5:7, 5:7] = -5  # a hole of 4
+    logits[..., 8:11, 8:11] = -5  # a hole of 9
+    logits[..., 15, 15:18] = 5  # a speck of 3
+    mask = fill_small_holes(logits, 4) > 0
+    assert mask[..., 5:7, 5:7].all() and not mask[..., 8:11, 8:11].any()
+    assert not mask[..., 15, :].any()
+    assert torch.equal(fill_small_holes(logits, 0), logits)
+    tiny = torch.full((1, 1, 8, 8), -5.0)
+    tiny[..., 3, 3] = 5
+    assert (fill_small_holes(tiny, 4) > 0).sum() == 1
+
+
+BAD = [
+    ({"object_id": 0, "frame": 0, "points": [(1, 1)]}, "positive integer"),
+    ({"object_id": 1, "frame": 12, "points": [(1, 1)]}, "frames 0 to 11"),
+    ({"object_id": 1, "frame": -1, "points": [(1, 1)]}, "frames 0 to 11"),
+    ({"object_id": 1, "frame": 0}, "nothing in this prompt"),
+    ({"object_id": 1, "frame": 0, "points": [(61, 5)]}, "outside the image"),
+    ({"object_id": 1, "frame": 0, "points": [(np.nan, 5)]}, "not a number"),
+    ({"object_id": 1, "frame": 0, "box": (0, 0, 200, 20)}, "60 x 80"),
+    ({"object_id": 1, "frame": 0, "points": [(1, 1)], "labels": [1, 0]}, "2 labels"),
+    ({"object_id": 1, "frame": 0, "points": [(1, 1)], "labels": [3]}, "inside"),
+    ({"object_id": 1, "frame": 0, "mask": np.ones((5, 5))}, r"\(5, 5\)"),
+    ({"object_id": 1, "frame": 0, "mask": disc(), "box": (1, 1, 2, 2)}, "alone"),
+    ({"object_id": 1, "frame": 0, "points": [(1, 1)], "mask_input": np.ones((4, 4))}, "mask_input"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD, ids=[m for _, m in BAD])
+def test_bad_prompts_are_refused_and_change_nothing(call: dict, message: str) -> None:
+    p = predictor()
+    p.set_prompts(1, 0, points=[(25, 20)])
+    kept = p.prompts[1][0]
+    with pytest.raises(ValueError, match=message):
+        p.set_prompts(**call)
+    assert p.object_ids == (1,) and p.prompts[1][0] is kept
+
+
+def test_bad_sequences_and_calls_are_refused() -> None:
+    with pytest.raises(ValueError, match="no frames"):
+        predictor(np.zeros((0, 5, 5)))
+    with pytest.raises(ValueError, match="shape"):
+        predictor(np.zeros((3, 5, 5, 2)))
+    with pytest.raises(ValueError, match="window"):
+        predictor(window=(3, 3))
+    p = predictor()
+    with pytest.raises(ValueError, match="Object 5"):
+        p.propagate(objects=[5])
+    with pytest.raises(ValueError, match="direction"):
+        p.propagate(direction="sideways")
+    assert list(p.propagate()) == []
+    ragged = predictor([np.zeros((5, 5)), np.zeros((6, 5))], window=(0, 1))
+    ragged.set_prompts(1, 0, points=[(1, 1)])
+    with pytest.raises(ValueError, match="one shape"):
+        list(ragged.propagate())
+
+
+def devices() -> list[Any]:
+    cases = [("cpu", torch.bfloat16), ("cpu", torch.float16)]
+    marks = {
+        "cuda": pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+        "mps": pytest.mark.skipif(not torch.backends.mps.is_available(), reason="no MPS device"),
+    }
+    params = [pytest.param(*case, id=f"{case[0]}-{case[1]}") for case in cases]
+    for device, mark in marks.items():
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            case = pytest.param(
+                device, dtype, id=f"{device}-{dtype}", marks=[mark, pytest.mark.gpu]
+            )
+            params.append(case)
+    return params
+
+
+@pytest.mark.parametrize(("device", "dtype"), devices())
+def test_other_devices_and_number_types_agree(device: str, dtype: torch.dtype) -> None:
+    results = []
+    for model in (small_model(), device_model(device, dtype)):
+        p = SequencePredictor(model, movie(4))
+        p.set_prompts(1, 0, box=(15, 10, 35, 30))
+        p.set_prompts(2, 1, mask=disc())
+        results.append(np.concatenate([r.logits.ravel() for r in p.propagate()]))
+    agree = (results[0] > 0) == (results[1] > 0)
+    assert agree.mean() > (0.999 if dtype == torch.float32 else 0.93)
