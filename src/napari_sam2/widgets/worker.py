@@ -1,0 +1,221 @@
+"""One thread in which all work with the model happens, one piece after the other."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+_JOIN_AT_EXIT = 10.0  # seconds
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    work: Callable[[], Any]
+    done: Callable[[Any], None]
+    failed: Callable[[Exception], None]
+    key: Hashable
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    steps: Callable[[], Iterator[Any]]
+    each: Callable[[Any], None]
+    done: Callable[[bool], None]
+    failed: Callable[[Exception], None]
+
+
+class Worker:
+    """Runs requests in one thread of its own, and a long run of steps between them.
+
+    Requests come first: those that wait are done between two steps of the run. What comes out
+    waits until the window's thread calls `deliver`, which calls the callbacks; so no callback is
+    ever called in another thread, and none after `close`.
+    """
+
+    def __init__(self) -> None:
+        self._wake = threading.Condition()
+        self._requests: deque[_Request] = deque()
+        self._run: _Run | None = None
+        self._cancelled = False
+        self._closed = False
+        self._outbox: deque[Callable[[], None]] = deque()
+        self._open = 0  # requests and runs whose last callback has not been delivered
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is under way or waits to be delivered."""
+        return self._open > 0 or bool(self._outbox)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a run of steps is under way."""
+        return self._run is not None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread is there; it ends soon after `close`."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def request(
+        self,
+        work: Callable[[], Any],
+        done: Callable[[Any], None],
+        failed: Callable[[Exception], None],
+        key: Hashable = None,
+    ) -> None:
+        """Call `work`, then `done` with what it returns, or `failed`.
+
+        With a key, it replaces a request of the same key that still waits, and goes first.
+        """
+        request = _Request(work, done, failed, key)
+        with self._wake:
+            if self._closed:
+                return
+            if key is None:
+                self._requests.append(request)
+            else:
+                waiting = [r for r in self._requests if r.key != key]
+                self._open -= len(self._requests) - len(waiting)
+                # Ahead of other requests with a key, behind those without: a model is loaded first.
+                unkeyed = sum(r.key is None for r in waiting)
+                waiting.insert(unkeyed, request)
+                self._requests = deque(waiting)
+            self._open += 1
+            self._start()
+
+    def run(
+        self,
+        steps: Callable[[], Iterator[Any]],
+        each: Callable[[Any], None],
+        done: Callable[[bool], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        """Go through an iterator: `each` with what it yields, then `done(stopped)` or `failed`."""
+        with self._wake:
+            if self._closed:
+                return
+            if self._run is not None:
+                raise RuntimeError("A run is under way; cancel it first.")
+            self._cancelled = False
+            self._run = _Run(steps, each, done, failed)
+            self._open += 1
+            self._start()
+
+    def cancel(self) -> None:
+        """End the run after the step under way."""
+        with self._wake:
+            self._cancelled = True
+            self._wake.notify()
+
+    def deliver(self, budget: float = 0.02) -> None:
+        """Call the callbacks that wait, for about `budget` seconds."""
+        end = time.perf_counter() + budget
+        while self._outbox and time.perf_counter() < end:
+            self._outbox.popleft()()
+
+    def close(self) -> None:
+        """Drop all that waits and end the thread after the step under way. Does not wait."""
+        with self._wake:
+            self._closed = True
+            self._requests.clear()
+            self._outbox.clear()
+            self._open = 0
+            self._wake.notify()
+
+    def join(self, timeout: float = _JOIN_AT_EXIT) -> None:
+        """Close, and wait for the thread to end."""
+        self.close()
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    # -- the thread ----------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._wake.notify()
+        if self._thread is None:
+            # A daemon, so that a stuck download cannot keep Python alive; but at exit it gets the
+            # time to end its step, since a thread cut off inside torch can crash the process.
+            self._thread = threading.Thread(target=self._work, name="napari-sam2", daemon=True)
+            atexit.register(self.join)
+            self._thread.start()
+
+    def _work(self) -> None:
+        steps: Iterator[Any] | None = None
+        try:
+            while True:
+                with self._wake:
+                    while not (self._closed or self._requests or self._run):
+                        self._wake.wait()
+                    if self._closed:
+                        return
+                    request = self._requests.popleft() if self._requests else None
+                    run = self._run
+                if request is not None:
+                    self._answer(request)
+                elif run is not None:
+                    steps = self._step(run, steps)
+                del request, run
+        finally:
+            if steps is not None:
+                _close(steps)
+            atexit.unregister(self.join)
+
+    def _answer(self, request: _Request) -> None:
+        try:
+            result = request.work()
+        except Exception as error:
+            logger.debug("A request failed.", exc_info=True)
+            self._finish(request.failed, error)
+        else:
+            self._finish(request.done, result)
+
+    def _step(self, run: _Run, steps: Iterator[Any] | None) -> Iterator[Any] | None:
+        """One step of a run; returns its iterator, or None at the end."""
+        try:
+            if steps is None:
+                steps = iter(run.steps())
+            if not self._cancelled:
+                value = next(steps)
+                self._send(run.each, value)
+                return steps
+            _close(steps)
+            self._end(run.done, True)
+        except StopIteration:
+            self._end(run.done, False)
+        except Exception as error:
+            logger.debug("A run failed.", exc_info=True)
+            self._end(run.failed, error)
+        return None
+
+    def _send(self, callback: Callable[[Any], None], value: Any) -> None:
+        with self._wake:
+            if not self._closed:
+                self._outbox.append(lambda: callback(value))
+
+    def _finish(self, callback: Callable[[Any], None], value: Any) -> None:
+        def last() -> None:
+            self._open -= 1
+            callback(value)
+
+        with self._wake:
+            if not self._closed:
+                self._outbox.append(last)
+
+    def _end(self, callback: Callable[[Any], None], value: Any) -> None:
+        self._run = None
+        self._finish(callback, value)
+
+
+def _close(steps: Iterator[Any]) -> None:
+    close = getattr(steps, "close", None)
+    if close is not None:
+        close()
