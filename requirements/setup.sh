@@ -57,15 +57,15 @@ is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/
 
 # The versions are pinned on 3.11, so that one is taken where there is a choice.
 find_python() {
-    local candidate
-    for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3.14 python3 python}; do
+    local candidate candidates=${PYTHON:-python3.11 python3.12 python3.13 python3.14 python3 python}
+    for candidate in $candidates; do
         if is_new_enough "$candidate"; then
             echo "$candidate"
             return
         fi
     done
-    stop "napari-sam2 needs Python 3.11 or newer, and ${PYTHON:-no such python on the PATH} is not." \
-        "Install one, or name one: PYTHON=/path/to/python3.11 make test"
+    stop "napari-sam2 needs Python 3.11 or newer, and none of these is: $candidates." \
+        "Install one, or name one: make test PYTHON=/path/to/python3.11"
 }
 
 make_environment() {
