@@ -40,7 +40,10 @@ def no_grad():
 
 
 def by_name(paths: list[Path]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("path", paths, ids=[p.stem for p in paths])
+    """One test per file; those of the largest models, which take half a minute, marked slow."""
+    slow = {p: [pytest.mark.slow] for p in paths if p.stem.endswith(("base_plus", "large"))}
+    params = [pytest.param(p, id=p.stem, marks=slow.get(p, [])) for p in paths]
+    return pytest.mark.parametrize("path", params)
 
 
 def scenarios(paths: list[Path]) -> pytest.MarkDecorator:
