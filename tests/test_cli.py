@@ -135,6 +135,16 @@ def test_direction_and_prompt_order(network: SAM2) -> None:
     assert segment(image, masks=mask.astype(np.uint16) * 10, model=network).dtype == np.uint16
 
 
+@pytest.mark.parametrize("dtype", ["?", "i1", "u2", "u4", "i8", "f2", "f8", ">i2"])
+def test_any_number_type(network: SAM2, dtype: str) -> None:
+    """The same picture gives the same labels, whatever its values are stored as."""
+    image = (blobs((3, 24, 20)) // 16).clip(0, 30)
+    image = image > 12 if dtype == "?" else image
+    labels = segment(image.astype(dtype), points={1: (1, 8, 7)}, model=network)
+    reference = segment(image.astype(np.float32), points={1: (1, 8, 7)}, model=network)
+    assert np.count_nonzero(labels != reference) <= 0.02 * labels.size
+
+
 def test_colour_one_slice_and_progress(network: SAM2) -> None:
     picture = np.random.default_rng(2).integers(0, 255, (1, 30, 40, 3)).astype(np.uint8)
     seen: list[tuple[int, int]] = []

@@ -637,11 +637,18 @@ def damaged_files(folder: Path) -> list[tuple[Path, str]]:
         ("cut.tif", (folder / "good.tif").read_bytes()[:3000], "damaged"),
         ("huge.nii", header(dim=[3, 30000, 30000, 30000, 1, 1, 1, 1]), "truncated"),
         ("huge.nii.gz", gzip.compress(header(dim=[3, 9999, 9999, 9999, 1, 1, 1, 1])), "truncated"),
+        ("huge.tif", None, "damaged"),
+        ("pipe.nii", None, "neither a file nor a folder"),
         ("negative.nii", header(dim=[3, -5, 20, 20, 1, 1, 1, 1]), "no voxels"),
         ("nan.nii", header(sform_code=1, srow_x=nan), "orientation"),
         ("zero.nii", header(sform_code=1, srow_x=nan * 0), "orientation"),
         ("complex.nii", None, "complex"),
     ]  # fmt: skip
+    tifffile.imwrite(folder / "huge.tif", np.zeros((30, 30), np.uint16))
+    with tifffile.TiffFile(folder / "huge.tif", mode="r+b") as tif:
+        for tag in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+            tif.pages[0].tags[tag].overwrite(60_000)
+    os.mkfifo(folder / "pipe.nii")
     for name, content, _ in made:
         if content is not None:
             (folder / name).write_bytes(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import math
 import os
@@ -69,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 logging.WARNING
             )  # what the readers' libraries log may hold patient data
             warnings.simplefilter("ignore")
+            if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may not be UTF-8
+                sys.stdout.reconfigure(errors="backslashreplace")
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         return _run(list(arguments))
     except _UserError as error:

@@ -43,6 +43,8 @@ def read_volume(
     try:
         if not path.exists():
             raise ReadError(f"There is no file or folder {path}.")
+        if not (path.is_file() or path.is_dir()):
+            raise ReadError(f"{path} is neither a file nor a folder.")
         if path.is_file() and path.stat().st_size == 0:
             raise ReadError(f"{path} is empty (0 bytes).")
         result = _read(path, volume, channel, series)

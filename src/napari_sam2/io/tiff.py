@@ -10,6 +10,8 @@ import tifffile
 
 from napari_sam2.io.volume import ReadError, Volume, label_dtype, native
 
+_MAX_RATIO = 2000  # no more than this is saved by compression
+
 # unit in the file -> (unit of the Volume, factor)
 _UNITS = {
     **dict.fromkeys(("nm", "nanometer"), ("um", 1e-3)),
@@ -36,6 +38,11 @@ def read_tiff(
     with tifffile.TiffFile(path) as tif:
         index = _choose_series(path, tif, series)
         chosen = tif.series[index]
+        if chosen.size * chosen.dtype.itemsize > _MAX_RATIO * path.stat().st_size + 2**27:
+            raise ReadError(
+                f"{path} is truncated or damaged: it claims to hold an image of shape "
+                f"{chosen.shape}, but the file is far too small for that; copy it again."
+            )
         array, axes = chosen.asarray(), chosen.axes.upper()
         sizes = _pixel_sizes(tif, index)
 
