@@ -1,0 +1,137 @@
+"""Peak memory of tracking through short and long sequences; it must not grow with their length.
+
+    python -m benchmarks.memory [--frames 50 1000] [--objects 1 8] [--model NAME] [--json FILE]
+
+Each case runs in a process of its own. Frames are computed when they are asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import report
+
+FRAME_SIZE = 256
+CACHE_BYTES = 32 << 20
+MIB = 1 << 20
+
+
+class MovingDisks:
+    """A sequence that is never held in memory: bright disks that circle on noise."""
+
+    def __init__(self, frames: int, disks: int, size: int = FRAME_SIZE) -> None:
+        self.frames, self.disks, self.size = frames, disks, size
+
+    def __len__(self) -> int:
+        return self.frames
+
+    def __getitem__(self, index: int) -> NDArray[np.float32]:
+        """(size, size) float32."""
+        image = np.random.default_rng(index).normal(0, 0.1, (self.size, self.size))
+        rows, columns = np.indices(image.shape)
+        for disk in range(self.disks):
+            y, x = self.centre(disk, index)
+            image[np.hypot(rows - y, columns - x) <= self.radius] += 1
+        return image.astype(np.float32)
+
+    @property
+    def radius(self) -> float:
+        """In pixels."""
+        return self.size / 20
+
+    def centre(self, disk: int, index: int) -> tuple[float, float]:
+        """y, x of a disk on a frame."""
+        angle = 2 * np.pi * (disk / self.disks + index / 500)
+        half = self.size / 2
+        return half + 0.7 * half * float(np.sin(angle)), half + 0.7 * half * float(np.cos(angle))
+
+
+def measure(model: str, frames: int, objects: int) -> dict[str, Any]:
+    """Track in this process and say how much memory it took: MiB before, and at its peak."""
+    from sam2_engine.sequence import SequencePredictor
+    from sam2_engine.weights import load_model
+
+    source = MovingDisks(frames, objects)
+    predictor = SequencePredictor(load_model(model), source, cache_bytes=CACHE_BYTES)
+    for disk in range(objects):
+        y, x = source.centre(disk, 0)
+        r = source.radius
+        predictor.set_prompts(disk + 1, 0, box=(y - r, x - r, y + r, x + r))
+    before = peak_memory()
+    started = time.perf_counter()
+    for result in predictor.propagate():
+        result.labels()
+    seconds = time.perf_counter() - started
+    peak = peak_memory()
+    return {
+        "frames": frames,
+        "objects": objects,
+        "before_mib": before / MIB,
+        "peak_mib": peak / MIB,
+        "cache_mib": predictor.features.nbytes / MIB,
+        "seconds_per_frame": seconds / frames,
+    }
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def measure_apart(model: str, frames: int, objects: int) -> dict[str, Any]:
+    """The same in a new process, so that no case sees another's memory."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--model", model]
+    command += ["--case", str(frames), str(objects)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    case: dict[str, Any] = json.loads(done.stdout)
+    return case
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure every case; table on stdout, progress on stderr."""
+    parser = argparse.ArgumentParser(prog="benchmarks.memory", description=__doc__.split("\n")[0])
+    parser.add_argument("--frames", type=int, nargs="+", default=[50, 1000])
+    parser.add_argument("--objects", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--model", default="nano", help="name or checkpoint (default: nano)")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--case", type=int, nargs=2, help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    if chosen.case:
+        print(json.dumps(measure(chosen.model, *chosen.case)))
+        return
+
+    rows = []
+    for objects in chosen.objects:
+        for frames in chosen.frames:
+            report.progress(f"{frames} frames, {objects} objects ...")
+            rows.append(measure_apart(chosen.model, frames, objects))
+    head = ["objects", "frames", "before, MiB", "peak, MiB", "of it features, MiB", "s/frame"]
+    keys = ["objects", "frames", "before_mib", "peak_mib", "cache_mib", "seconds_per_frame"]
+    print(report.table(head, [[row[key] for key in keys] for row in rows]))
+    if chosen.json:
+        report.write_json(
+            chosen.json,
+            {
+                "rows": rows,
+                "model": chosen.model,
+                "command": report.command("benchmarks.memory", arguments),
+                "machine": report.machine(),
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,478 @@
+"""How well objects of real images are segmented from few prompts, beside a classical method.
+
+    python -m benchmarks.quality --data DIR [--split dev] [--model NAME_OR_PATH] [--limit N]
+                                 [--json FILE] [--jobs N]
+
+The protocol is described in docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from benchmarks import classical, report
+from benchmarks.cases import Item, Target, first_frame, grey_frames, read_case, read_items
+from sam2_engine.model import SAM2
+from sam2_engine.sequence import SequencePredictor
+from sam2_engine.weights import load_model
+
+Mask = NDArray[np.bool_]  # (H, W)
+Masks = NDArray[np.bool_]  # (N, H, W)
+Point = tuple[int, int]  # y, x
+
+PROMPTS = {
+    "volume": ("click", "mask", "box", "box+3"),
+    "timelapse": ("box", "mask"),
+    "image": ("click", "box"),
+}
+MAX_CORRECTIONS = 3
+CACHE_BYTES = 4 << 30  # features of a whole volume, so that each frame is encoded and timed once
+
+
+# -- the protocol ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A click that a person would make where a result is most wrong."""
+
+    frame: int
+    point: Point
+    positive: bool
+
+
+def deepest_point(mask: Mask) -> Point:
+    """The pixel of a mask (H, W) farthest from all that is outside, the image's border included."""
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return int(y), int(x)
+
+
+def tight_box(mask: Mask) -> tuple[int, int, int, int]:
+    """y0, x0, y1, x1 of the outermost pixels of a mask (H, W)."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(rows[0]), int(columns[0]), int(rows[-1]), int(columns[-1])
+
+
+def largest_slice(truth: Masks) -> int:
+    """The frame of (N, H, W) where the object has most pixels; the first of several."""
+    return int(truth.sum(axis=(1, 2)).argmax())
+
+
+def corrective_click(predicted: Masks, truth: Masks) -> Correction | None:
+    """The deepest point of the largest error region of the slice with the most wrong pixels.
+
+    A region is connected and either missed or added in the whole. None where nothing is wrong.
+    """
+    wrong = (predicted ^ truth).sum(axis=(1, 2))
+    frame = int(wrong.argmax())
+    if not wrong[frame]:
+        return None
+    regions = [
+        (region, positive)
+        for error, positive in (
+            (truth[frame] & ~predicted[frame], True),
+            (predicted[frame] & ~truth[frame], False),
+        )
+        for region in connected_regions(error)
+    ]
+    region, positive = max(regions, key=lambda pair: int(pair[0].sum()))
+    return Correction(frame, deepest_point(region), positive)
+
+
+def connected_regions(mask: Mask) -> list[Mask]:
+    """Each connected part of a mask (H, W), edge to edge, as a mask."""
+    labels, count = ndimage.label(mask)
+    return [labels == i for i in range(1, count + 1)]
+
+
+def dice(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    """2 |A and B| / (|A| + |B|) over all pixels; 1 if both are empty."""
+    total = int(predicted.sum()) + int(truth.sum())
+    return 2 * int((predicted & truth).sum()) / total if total else 1.0
+
+
+def iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    """|A and B| / |A or B| over all pixels; 1 if both are empty."""
+    union = int((predicted | truth).sum())
+    return int((predicted & truth).sum()) / union if union else 1.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """One object of one item from one prompt."""
+
+    value: float
+    share: float | None = None  # time-lapses: part of the frames with IoU >= 0.5
+
+
+def score(kind: str, predicted: Masks, truth: Masks) -> Score:
+    """Dice of a volume, IoU of an image, mean IoU of a time-lapse where the object exists."""
+    if kind == "volume":
+        return Score(dice(predicted, truth))
+    if kind == "image":
+        return Score(iou(predicted, truth))
+    frames = np.flatnonzero(truth.any(axis=(1, 2)))
+    ious = np.array([iou(predicted[t], truth[t]) for t in frames])
+    return Score(float(ious.mean()), float((ious >= 0.5).mean()))
+
+
+def prompt_frame(kind: str, truth: Masks) -> int:
+    """Where an object is prompted: on its largest slice, or its first frame of a time-lapse."""
+    return first_frame(truth) if kind == "timelapse" else largest_slice(truth)
+
+
+# -- the model -------------------------------------------------------------------------------------
+
+
+class ModelRun:
+    """The objects of one item in one predictor; object i has the id i + 1."""
+
+    def __init__(self, model: SAM2, frames: NDArray[Any], kind: str, truths: Sequence[Masks]):
+        self.kind = kind
+        self.truths = truths
+        self.predictor = SequencePredictor(model, frames, cache_bytes=CACHE_BYTES)
+        self.masks = [np.zeros(truth.shape, np.bool_) for truth in truths]
+        self.low_res: dict[tuple[int, int], NDArray[np.float32]] = {}  # by object and frame
+        started = time.perf_counter()
+        for frame in range(len(frames)):
+            self.predictor.features[frame]  # encoded now, and found in the cache by every prompt
+        self.encoding_seconds = time.perf_counter() - started
+        self.box_seconds = 0.0
+
+    def run(self, prompt: str) -> float:
+        """Leave the masks of all objects from one kind of prompt in `masks`; seconds that it took.
+
+        "box+3" goes on from where "box" has ended, which must have been the last to run.
+        """
+        started = time.perf_counter()
+        if prompt == "box+3":
+            self._correct()
+            return self.box_seconds + time.perf_counter() - started
+        self.predictor.clear_prompts()
+        for index, truth in enumerate(self.truths):
+            frame = prompt_frame(self.kind, truth)
+            self.predictor.set_prompts(index + 1, frame, **first_prompt(prompt, truth[frame]))
+        self._segment(range(len(self.truths)))
+        seconds = self.encoding_seconds + time.perf_counter() - started
+        if prompt == "box":
+            self.box_seconds = seconds
+        return seconds
+
+    def _segment(self, indices: Sequence[int]) -> None:
+        ids = [index + 1 for index in indices]
+        for index in indices:
+            self.masks[index][:] = False
+        if self.kind == "image":
+            results = iter([self.predictor.predict(0, ids)])
+        else:
+            forward = self.kind == "timelapse"
+            results = self.predictor.propagate(ids, "forward" if forward else "both")
+        for result in results:
+            for object_id, mask, low_res in zip(
+                result.object_ids, result.masks, result.low_res, strict=True
+            ):
+                self.masks[object_id - 1][result.frame] = mask
+                self.low_res[object_id - 1, result.frame] = low_res
+
+    def _correct(self) -> None:
+        """Up to three rounds of a corrective click for each object, then tracking anew."""
+        for _ in range(MAX_CORRECTIONS):
+            corrected = []
+            for index, truth in enumerate(self.truths):
+                click = corrective_click(self.masks[index], truth)
+                if click is not None:
+                    self._add_click(index, click)
+                    corrected.append(index)
+            if corrected:
+                self._segment(corrected)
+
+    def _add_click(self, index: int, click: Correction) -> None:
+        """Add it to the box on the prompted slice; elsewhere let it correct the last answer."""
+        known = self.predictor.prompts[index + 1].get(click.frame)
+        points = [*(known.points.tolist() if known else []), click.point]
+        signs = [*(known.labels.tolist() if known else []), int(click.positive)]
+        box = known.box if known else None
+        self.predictor.set_prompts(
+            index + 1,
+            click.frame,
+            points=points,
+            labels=signs,
+            box=box,
+            mask_input=None if box else self.low_res[index, click.frame],
+        )
+
+
+def first_prompt(prompt: str, mask: Mask) -> dict[str, Any]:
+    """Arguments of set_prompts that show an object by its true mask (H, W) on one frame."""
+    if prompt == "click":
+        return {"points": [deepest_point(mask)]}
+    if prompt == "mask":
+        return {"mask": mask}
+    return {"box": tight_box(mask)}
+
+
+# -- items to rows ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """One item by one method from one kind of prompt."""
+
+    item: Item
+    method: str
+    prompt: str
+    scores: list[tuple[str, Score]]  # part, score
+    seconds_per_frame: float
+
+
+def score_item(model: SAM2, item: Item) -> list[ItemScores]:
+    """All prompts of one item, by the model and by the classical method."""
+    frames, targets = read_case(item)
+    truths = [target.truth for target in targets]
+    run = ModelRun(model, frames, item.kind, truths)
+    grey = grey_frames(frames)
+    results = []
+    for prompt in PROMPTS[item.kind]:
+        seconds = run.run(prompt)
+        results.append(_scored(item, "model", prompt, targets, run.masks, seconds))
+        if prompt == "box+3":
+            continue  # the classical method takes no corrections
+        started = time.perf_counter()
+        masks = [classical_masks(grey, item.kind, prompt, truth) for truth in truths]
+        seconds = time.perf_counter() - started
+        results.append(_scored(item, "classical", prompt, targets, masks, seconds))
+    return results
+
+
+def score_items(
+    items: Sequence[Item], model: str, device: str, jobs: int
+) -> Iterator[list[ItemScores]]:
+    """Each item's scores as they come, computed in `jobs` processes that share the cores."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    if jobs == 1:
+        loaded = load_model(model, device=device)
+        yield from (score_item(loaded, item) for item in items)
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(jobs, _start_worker, (model, device, threads)) as pool:
+        yield from pool.imap_unordered(_score_in_worker, items)
+
+
+_worker_model: SAM2 | None = None
+
+
+def _start_worker(model: str, device: str, threads: int) -> None:
+    global _worker_model
+    torch.set_num_threads(threads)
+    _worker_model = load_model(model, device=device)
+
+
+def _score_in_worker(item: Item) -> list[ItemScores]:
+    assert _worker_model is not None
+    return score_item(_worker_model, item)
+
+
+def classical_masks(grey: NDArray[np.float32], kind: str, prompt: str, truth: Masks) -> Masks:
+    """(N, H, W) of one object by the classical method."""
+    frame = prompt_frame(kind, truth)
+    mask = truth[frame]
+    if prompt == "click":
+        first = classical.from_click(grey[frame], deepest_point(mask))
+    elif prompt == "box":
+        first = classical.from_box(grey[frame], tight_box(mask))
+    else:
+        first = mask
+    return classical.carry(grey, frame, first, both_ways=kind == "volume")
+
+
+def _scored(
+    item: Item,
+    method: str,
+    prompt: str,
+    targets: Sequence[Target],
+    masks: Sequence[Masks],
+    seconds: float,
+) -> ItemScores:
+    scores = [
+        (target.part, score(item.kind, mask, target.truth))
+        for target, mask in zip(targets, masks, strict=True)
+    ]
+    return ItemScores(item, method, prompt, scores, seconds / len(targets[0].truth))
+
+
+def make_rows(results: Sequence[ItemScores]) -> list[dict[str, Any]]:
+    """A row per data set, method and prompt, then rows for each label and the union of labels.
+
+    A data set's own row is the mean over its objects; the union of an item's labels is not one
+    of them.
+    """
+    parts: dict[str, set[str]] = defaultdict(set)
+    for result in results:
+        parts[result.item.dataset] |= {part for part, _ in result.scores}
+    rows = []
+    for dataset in sorted(parts):
+        several = sorted(parts[dataset]) if "union" in parts[dataset] else []
+        for part in ["all", *several]:
+            for method in ("model", "classical"):
+                for prompt in ("click", "box", "mask", "box+3"):
+                    chosen = [
+                        result
+                        for result in results
+                        if (result.item.dataset, result.method, result.prompt)
+                        == (dataset, method, prompt)
+                    ]
+                    row = _row(dataset, part, method, prompt, chosen)
+                    if row:
+                        rows.append(row)
+    return rows
+
+
+def _row(
+    dataset: str, part: str, method: str, prompt: str, results: Sequence[ItemScores]
+) -> dict[str, Any] | None:
+    scores, seconds = [], []
+    for result in results:
+        own = [s for p, s in result.scores if (p != "union" if part == "all" else p == part)]
+        scores += own
+        if own:
+            seconds.append(result.seconds_per_frame)
+    if not scores:
+        return None
+    kind = results[0].item.kind
+    row: dict[str, Any] = {
+        "dataset": dataset if part == "all" else f"{dataset} ({part})",
+        "part": part,
+        "method": method,
+        "prompt": prompt,
+        "measure": "Dice" if kind == "volume" else "IoU",
+        "score": float(np.mean([s.value for s in scores])),
+        "seconds_per_frame": float(np.mean(seconds)),
+        "n": len(scores),
+        "apart": results[0].item.apart,
+    }
+    if kind == "timelapse":
+        row["share"] = float(np.mean([s.share for s in scores if s.share is not None]))
+    return row
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean over data sets by prompt and method; parts and data sets to report apart left out."""
+    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["part"] == "all" and not row["apart"]:
+            values[row["prompt"]][row["method"]].append(row["score"])
+    return {
+        prompt: {method: float(np.mean(scores)) for method, scores in by_method.items()}
+        for prompt, by_method in values.items()
+    }
+
+
+def as_table(rows: Sequence[dict[str, Any]], summary: dict[str, dict[str, float]]) -> str:
+    """One line per data set and prompt, the model beside the classical method."""
+    pairs: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        pairs[row["dataset"], row["prompt"]][row["method"]] = row
+    lines: list[list[Any]] = []
+    for (dataset, prompt), methods in pairs.items():
+        model, other = methods["model"], methods.get("classical", {})
+        name = f"{dataset}, apart" if model["apart"] else dataset
+        lines.append(
+            [
+                name,
+                prompt,
+                model["measure"],
+                model["score"],
+                other.get("score"),
+                model["n"],
+                model["seconds_per_frame"],
+                other.get("seconds_per_frame"),
+            ]
+        )
+        if "share" in model:
+            shares = [model["share"], other.get("share")]
+            lines.append([name, prompt, "frames with IoU >= 0.5", *shares, model["n"], None, None])
+    for prompt in ("click", "box", "mask", "box+3"):
+        if prompt in summary:
+            means = [summary[prompt].get(method) for method in ("model", "classical")]
+            lines.append(["**mean over data sets**", prompt, "", *means, None, None, None])
+    head = [
+        "data set",
+        "prompt",
+        "measure",
+        "model",
+        "classical",
+        "n",
+        "s/frame",
+        "classical s/frame",
+    ]
+    return report.table(head, lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Score one split of a folder; table on stdout, progress on stderr."""
+    parser = argparse.ArgumentParser(prog="benchmarks.quality", description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with a manifest.json")
+    parser.add_argument("--split", default="dev", help="split of the manifest (default: dev)")
+    parser.add_argument("--model", default="nano", help="name or checkpoint (default: nano)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto")
+    parser.add_argument("--limit", type=int, help="at most so many items of each data set")
+    parser.add_argument("--json", type=Path, help="write rows and summary here too")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the cores")
+    chosen = parser.parse_args(arguments)
+
+    items = read_items(chosen.data, chosen.split, chosen.limit)
+    started = begun = time.perf_counter()
+    results: list[ItemScores] = []
+    for scored in score_items(items, chosen.model, chosen.device, chosen.jobs):
+        results += scored
+        seconds = time.perf_counter() - begun
+        begun = time.perf_counter()
+        done = len({result.item.name for result in results})
+        report.progress(
+            f"[{done}/{len(items)}] {scored[0].item.name}: {_in_short(scored)} ({seconds:.1f} s)"
+        )
+    rows = make_rows(results)
+    summary = summarise(rows)
+    seconds = time.perf_counter() - started
+    print(as_table(rows, summary))
+    print(f"\n{len(items)} items in {seconds:.0f} s, model {chosen.model}.")
+    if chosen.json:
+        report.write_json(
+            chosen.json,
+            {
+                "rows": [{**row, "model": chosen.model} for row in rows],
+                "summary": summary,
+                "seconds": seconds,
+                "model": chosen.model,
+                "device": chosen.device,
+                "jobs": chosen.jobs,
+                "command": report.command("benchmarks.quality", arguments),
+                "machine": report.machine(),
+            },
+        )
+
+
+def _in_short(results: Sequence[ItemScores]) -> str:
+    return ", ".join(
+        f"{result.prompt} {np.mean([s.value for _, s in result.scores]):.2f}"
+        for result in results
+        if result.method == "model"
+    )
+
+
+if __name__ == "__main__":
+    main()

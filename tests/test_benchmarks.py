@@ -1,0 +1,357 @@
+"""The benchmarks' protocol on masks with known answers, and both benchmarks end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("skimage")
+nibabel = pytest.importorskip("nibabel")
+tifffile = pytest.importorskip("tifffile")
+
+from benchmarks import cases, classical, memory, quality, report  # noqa: E402
+from sam2_engine.model import SAM2  # noqa: E402
+from sam2_engine.model.config import ConvStage, ConvTrunkConfig, ModelConfig  # noqa: E402
+
+
+def rectangle(shape: tuple[int, ...], *sides: slice) -> np.ndarray:
+    mask = np.zeros(shape, bool)
+    mask[sides] = True
+    return mask
+
+
+def disk(shape: tuple[int, int], centre: tuple[int, int], radius: float) -> np.ndarray:
+    rows, columns = np.indices(shape)
+    return np.hypot(rows - centre[0], columns - centre[1]) <= radius
+
+
+@pytest.fixture(scope="module")
+def model() -> SAM2:
+    torch.manual_seed(0)
+    stages = (
+        ConvStage(1, 8, 3, 1, 1),
+        ConvStage(1, 8, 3, 2, 2),
+        ConvStage(1, 16, 3, 2, 2),
+        ConvStage(1, 16, 3, 2, 2),
+        ConvStage(1, 16, 3, 2, 2),
+    )
+    config = ModelConfig(
+        trunk=ConvTrunkConfig(stem_channels=8, stages=stages),
+        image_size=64,
+        d_model=64,
+        memory_layers=1,
+        memory_ffn=64,
+        decoder_mlp=64,
+    )
+    return SAM2(config).eval()
+
+
+# -- the protocol ----------------------------------------------------------------------------------
+
+
+def test_deepest_point() -> None:
+    assert quality.deepest_point(rectangle((20, 30), slice(3, 8), slice(10, 15))) == (5, 12)
+    thin_and_thick = rectangle((20, 30), slice(2, 3)) | disk((20, 30), (12, 20), 4)
+    assert quality.deepest_point(thin_and_thick) == (12, 20)
+    # The image's border is an end of the object too.
+    assert quality.deepest_point(np.ones((7, 7), bool)) == (3, 3)
+
+
+def test_tight_box_and_largest_slice() -> None:
+    truth = rectangle((5, 20, 30), slice(1, 4), slice(4, 9), slice(6, 8))
+    truth[2, 15, 25] = True
+    assert quality.largest_slice(truth) == 2
+    assert quality.tight_box(truth[2]) == (4, 6, 15, 25)
+    assert quality.tight_box(truth[1]) == (4, 6, 8, 7)
+
+
+def test_prompted_frame_is_the_first_one_of_a_time_lapse() -> None:
+    truth = rectangle((5, 9, 9), slice(1, 3), slice(0, 2), slice(0, 2))
+    truth[2] = True
+    assert quality.prompt_frame("timelapse", truth) == 1
+    assert quality.prompt_frame("volume", truth) == 2
+
+
+def test_corrective_click_goes_to_the_worst_slices_largest_region() -> None:
+    truth = rectangle((4, 30, 30), slice(0, 4), slice(5, 10), slice(5, 10))
+    predicted = truth.copy()
+    assert quality.corrective_click(predicted, truth) is None
+
+    predicted[1, 5:10, 5:10] = False  # 25 missed
+    click = quality.corrective_click(predicted, truth)
+    assert click == quality.Correction(frame=1, point=(7, 7), positive=True)
+
+    predicted[3, 20:27, 20:27] = True  # 49 added, far from the object
+    predicted[3, 5, 5] = False
+    click = quality.corrective_click(predicted, truth)
+    assert click == quality.Correction(frame=3, point=(23, 23), positive=False)
+
+
+def test_missed_and_added_parts_that_touch_are_two_regions() -> None:
+    truth = rectangle((1, 12, 20), slice(0, 1), slice(2, 9), slice(0, 5))
+    predicted = rectangle((1, 12, 20), slice(0, 1), slice(2, 9), slice(5, 14))
+    click = quality.corrective_click(predicted, truth)
+    assert click == quality.Correction(frame=0, point=click.point, positive=False)
+    assert predicted[0][click.point]
+
+
+def test_dice_and_iou() -> None:
+    left = rectangle((4, 4), slice(0, 4), slice(0, 2))
+    middle = rectangle((4, 4), slice(0, 4), slice(1, 3))
+    nothing = np.zeros((4, 4), bool)
+    assert quality.dice(left, middle) == 0.5
+    assert quality.iou(left, middle) == pytest.approx(1 / 3)
+    assert quality.dice(left, nothing) == quality.iou(left, nothing) == 0
+    assert quality.dice(nothing, nothing) == quality.iou(nothing, nothing) == 1
+
+
+def test_a_time_lapse_counts_the_frames_with_the_object_only() -> None:
+    truth = rectangle((4, 6, 6), slice(0, 3), slice(0, 4), slice(0, 4))
+    predicted = truth.copy()
+    predicted[1] = False
+    predicted[3] = True  # the object is gone: does not count
+    score = quality.score("timelapse", predicted, truth)
+    assert score.value == pytest.approx(2 / 3)
+    assert score.share == pytest.approx(2 / 3)
+    assert quality.score("volume", predicted, truth).value < 0.6  # here leaks count
+
+
+def test_the_mean_leaves_out_unions_and_data_sets_apart() -> None:
+    def row(dataset: str, part: str, method: str, score: float, apart: bool) -> dict:
+        return {
+            "dataset": dataset,
+            "part": part,
+            "method": method,
+            "prompt": "box",
+            "score": score,
+            "apart": apart,
+        }
+
+    rows = [
+        row("a", "all", "model", 0.4, False),
+        row("a", "all", "classical", 0.2, False),
+        row("a (union)", "union", "model", 1.0, False),
+        row("b", "all", "model", 0.8, False),
+        row("c", "all", "model", 0.0, True),
+    ]
+    assert quality.summarise(rows) == {"box": pytest.approx({"model": 0.6, "classical": 0.2})}
+
+
+# -- the classical method --------------------------------------------------------------------------
+
+
+def test_classical_follows_a_ball_and_stops_at_its_end() -> None:
+    depth, rows, columns = np.indices((20, 40, 40))
+    ball = (depth - 10) ** 2 + (rows - 20) ** 2 + (columns - 18) ** 2 <= 8**2
+    noise = np.random.default_rng(0).normal(0, 0.05, ball.shape)
+    images = (0.2 + 0.6 * ball + noise).astype(np.float32)
+    truth = ball[10]
+    for first in (
+        classical.from_click(images[10], quality.deepest_point(truth)),
+        classical.from_box(images[10], quality.tight_box(truth)),
+        truth,
+    ):
+        assert quality.iou(first, truth) > 0.85
+        masks = classical.carry(images, 10, first)
+        assert quality.dice(masks, ball) > 0.85
+        assert not masks[0].any() and not masks[-1].any()
+    forward = classical.carry(images, 10, truth, both_ways=False)
+    assert forward[11].any() and not forward[:10].any()
+
+
+# -- reading a folder ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny data folder: organs in two modalities, instances, a time-lapse and an image."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    organs = np.zeros((24, 20, 5), np.uint8)  # X, Y, Z
+    organs[6:14, 5:12, 1:4] = 1
+    organs[14:18, 5:12, 1:4] = 2
+    cells = np.zeros((4, 24, 28), np.uint16)
+    cells[:, 3:10, 4:11] = 7
+    cells[1:, 14:20, 15:22] = 9
+    entries = []
+
+    def add(name: str, kind: str, labels: np.ndarray, **extra: object) -> None:
+        image = (60 * (labels > 0) + rng.integers(0, 40, labels.shape)).astype(np.uint8)
+        nifti = kind == "volume" and not extra["instances"]
+        suffix = ".nii.gz" if nifti else ".tif"
+        paths = [name.replace("/", "_") + part + suffix for part in ("", "_labels")]
+        for path, array in zip(paths, (image, labels), strict=True):
+            if nifti:
+                nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), root / path)
+            else:
+                tifffile.imwrite(root / path, array)
+        entry = {"name": name, "split": "mine", "kind": kind, "image": paths[0]}
+        entries.append({**entry, "labels": paths[1], "note": "", **extra})
+
+    add("organ/a", "volume", organs, modality="CT", instances=False)
+    add("organ/b", "volume", organs, modality="MR", instances=False)
+    add("organ/c", "volume", organs, modality="MR", instances=False)
+    add("grains/a", "volume", cells, modality="EM", instances=True)
+    note = {"note": "a tracker's ids: report apart"}
+    add("cells/a", "timelapse", cells, modality="phase", instances=True, **note)
+    add("nuclei/a", "image", cells[1], modality="fluorescence", instances=True)
+    entries.append({**entries[-1], "name": "nuclei/other", "split": "train"})
+    (root / "manifest.json").write_text(json.dumps({"items": entries}))
+    return root
+
+
+def test_items_are_of_one_split_and_apart_by_modality(folder: Path) -> None:
+    items = cases.read_items(folder, "mine")
+    assert [item.dataset for item in items] == [
+        "cells",
+        "grains",
+        "nuclei",
+        "organ CT",
+        "organ MR",
+        "organ MR",
+    ]
+    assert [item.dataset for item in items if item.apart] == ["cells"]
+    assert len(cases.read_items(folder, "mine", limit=1)) == 5
+    with pytest.raises(SystemExit, match=r"'missing'.*mine, train"):
+        cases.read_items(folder, "missing")
+    with pytest.raises(SystemExit, match="manifest"):
+        cases.read_items(folder / "nowhere", "mine")
+
+
+def test_nifti_frames_are_its_last_axis_and_labels_have_a_union(folder: Path) -> None:
+    item = next(i for i in cases.read_items(folder, "mine") if i.name == "organ/a")
+    frames, targets = cases.read_case(item)
+    assert frames.shape == (5, 24, 20)
+    assert [target.part for target in targets] == ["label 1", "label 2", "union"]
+    one, two, union = (target.truth for target in targets)
+    assert quality.tight_box(one[2]) == (6, 5, 13, 11)
+    assert np.array_equal(union, one | two)
+
+
+def test_instances_are_the_largest_of_a_volume_and_spread_over_an_image() -> None:
+    labels = np.zeros((1, 60, 60), np.int32)
+    for i in range(1, 31):
+        labels[0, i, : i + 5] = i
+    volume = cases.Item("x", "x", "volume", Path(), Path(), instances=True, apart=False)
+    sizes = [int(target.truth.sum()) for target in cases.targets(labels, volume)]
+    assert sizes == [35, 34, 33, 32, 31, 30, 29, 28]
+    image = cases.Item("x", "x", "image", Path(), Path(), instances=True, apart=False)
+    sizes = [int(target.truth.sum()) for target in cases.targets(labels, image)]
+    assert len(sizes) == 20 and sizes[0] == 6 and sizes[-1] == 35
+
+
+# -- end to end ------------------------------------------------------------------------------------
+
+
+def test_quality_end_to_end(
+    folder: Path,
+    model: SAM2,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(quality, "load_model", lambda name, device: model)
+    out = tmp_path / "quality.json"
+    quality.main(["--data", str(folder), "--split", "mine", "--model", "tiny", "--json", str(out)])
+    content = json.loads(out.read_text())
+
+    rows = {(row["dataset"], row["method"], row["prompt"]): row for row in content["rows"]}
+    assert len(rows) == len(content["rows"])
+    by_dataset = {
+        dataset: [p for d, m, p in rows if d == dataset and m == "model"] for dataset, _, _ in rows
+    }
+    volume = ["click", "box", "mask", "box+3"]
+    assert by_dataset == {
+        "cells": ["box", "mask"],
+        "grains": volume,
+        "nuclei": ["click", "box"],
+        **{
+            f"organ {modality}{part}": volume
+            for modality in ("CT", "MR")
+            for part in ("", " (label 1)", " (label 2)", " (union)")
+        },
+    }
+    for (_, method, prompt), row in rows.items():
+        assert 0 <= row["score"] <= 1
+        assert row["seconds_per_frame"] > 0
+        assert row["model"] == "tiny"
+        assert ("share" in row) == (row["dataset"] == "cells")
+        assert method == "model" or prompt != "box+3"
+    assert rows["organ MR", "model", "box"]["n"] == 4  # two labels of two volumes
+    assert rows["organ MR (union)", "model", "box"]["n"] == 2
+    assert rows["cells", "model", "mask"]["n"] == 2
+    # The given masks count, so an object that is lost at once still has its first frame.
+    assert rows["cells", "model", "mask"]["share"] >= 0.25
+    assert rows["nuclei", "classical", "box"]["score"] > 0.7
+
+    assert set(content["summary"]) == {"click", "box", "mask", "box+3"}
+    means = [rows[d, "model", "box"]["score"] for d in ("grains", "nuclei", "organ CT", "organ MR")]
+    assert content["summary"]["box"]["model"] == pytest.approx(np.mean(means))
+    assert content["machine"]["cores"] and "--split mine" in content["command"]
+    printed = capsys.readouterr()
+    assert "| organ MR (union) " in printed.out and "mean over data sets" in printed.out
+    assert "[6/6]" in printed.err
+
+
+def test_corrections_add_to_the_prompted_slice_and_refine_others(model: SAM2) -> None:
+    frames = np.random.default_rng(0).normal(size=(3, 32, 32))
+    truth = rectangle((3, 32, 32), slice(0, 3), slice(8, 20), slice(8, 20))
+    truth[1, 4:24, 8:20] = True
+    run = quality.ModelRun(model, frames, "volume", [truth])
+    run.run("box")
+    run._add_click(0, quality.Correction(1, (12, 12), True))
+    run._add_click(0, quality.Correction(2, (3, 5), False))
+    run._add_click(0, quality.Correction(2, (9, 10), True))
+    prompts = run.predictor.prompts[1]
+    assert sorted(prompts) == [1, 2]
+    assert prompts[1].box == (4, 8, 23, 19) and prompts[1].mask_input is None
+    assert prompts[1].points.tolist() == [[12, 12]] and prompts[1].labels.tolist() == [1]
+    assert prompts[2].box is None
+    assert prompts[2].points.tolist() == [[3, 5], [9, 10]]
+    assert prompts[2].labels.tolist() == [0, 1]
+    assert np.array_equal(prompts[2].mask_input, run.low_res[0, 2])
+
+
+def test_objects_do_not_change_each_other(model: SAM2) -> None:
+    frames = np.random.default_rng(0).normal(size=(4, 32, 32))
+    one = rectangle((4, 32, 32), slice(1, 3), slice(8, 20), slice(8, 20))
+    two = rectangle((4, 32, 32), slice(2, 4), slice(3, 30), slice(20, 30))
+    together = quality.ModelRun(model, frames, "volume", [one, two])
+    alone = quality.ModelRun(model, frames, "volume", [two])
+    for run in (together, alone):
+        run.run("click")
+    logits = [run.low_res[index, 0] for run, index in ((together, 1), (alone, 0))]
+    assert np.allclose(*logits, atol=1e-3)
+
+
+def test_memory_end_to_end(model: SAM2, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sam2_engine.weights.load_model", lambda name: model)
+    monkeypatch.setattr(memory, "measure_apart", memory.measure)
+    out = tmp_path / "memory.json"
+    memory.main(["--frames", "2", "5", "--objects", "1", "2", "--json", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    cases_run = [(row["objects"], row["frames"]) for row in rows]
+    assert cases_run == [(1, 2), (1, 5), (2, 2), (2, 5)]
+    assert all(row["peak_mib"] >= row["before_mib"] > 10 for row in rows)
+
+
+def test_the_synthetic_source_is_lazy_and_repeatable() -> None:
+    source = memory.MovingDisks(1_000_000, 3, size=64)
+    y, x = source.centre(1, 999)
+    assert source[999].shape == (64, 64)
+    assert source[999][round(y), round(x)] > 0.5
+    assert np.array_equal(source[999], source[999])
+
+
+def test_a_table_lines_up_and_shows_what_is_missing() -> None:
+    text = report.table(["data set", "score"], [["a", 0.5], ["long name", None]])
+    assert text.splitlines() == [
+        "| data set  | score |",
+        "| --------- | ----: |",
+        "| a         | 0.500 |",
+        "| long name |     - |",
+    ]
