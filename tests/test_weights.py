@@ -171,20 +171,20 @@ def test_a_model_is_downloaded_once_and_then_loaded_without_network(hub, tiny):
     assert len(hub.ranges) == 1
 
 
-def test_a_broken_transfer_goes_on_where_it_broke(hub, tiny):
-    hub.break_after = [3 * CHUNK]
-    path = fetch(tiny)
-    assert path.read_bytes() == hub.content
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_broken_transfer_goes_on_where_it_broke(hub, tiny, reset):
+    hub.break_after, hub.reset = [3 * CHUNK], reset
+    assert fetch(tiny).read_bytes() == hub.content
     assert hub.ranges == [None, f"bytes={3 * CHUNK}-"]
 
 
-def test_a_reset_connection_is_one_error_and_the_next_call_goes_on(hub, tiny):
-    hub.break_after, hub.reset = [3 * CHUNK], True
+def test_when_no_more_comes_it_is_one_error_and_the_next_call_goes_on(hub, tiny):
+    hub.break_after, hub.reset = [3 * CHUNK, 0], True
     with pytest.raises(WeightsError, match="goes on from where it stopped"):
         fetch(tiny)
+    assert find(tiny) is None
     assert fetch(tiny).read_bytes() == hub.content
-    assert hub.ranges[0] is None
-    assert hub.ranges[1].startswith("bytes=")
+    assert hub.ranges == [None, *[f"bytes={3 * CHUNK}-"] * 2]
 
 
 def test_a_cancelled_download_is_never_used_and_goes_on_later(hub, tiny):

@@ -109,14 +109,7 @@ def _download(info: ModelInfo, progress: Progress | None) -> Path:
                 if metadata.size is None or (_size(partial) or 0) > metadata.size:
                     partial.unlink(missing_ok=True)  # nothing to go on from
                 with _ReportingFile(partial, metadata.size, progress) as file:
-                    http_get(
-                        url,
-                        file,
-                        resume_size=file.tell(),
-                        headers=build_hf_headers(),
-                        expected_size=metadata.size,
-                        displayed_filename=info.file,
-                    )
+                    _get(url, file, metadata.size, info.file)
                 _check(partial, info.file, size, sha256, ours=True)
                 partial.replace(blob)
         return Path(hf_hub_download(info.repository, info.file))
@@ -131,6 +124,24 @@ def _download(info: ModelInfo, progress: Progress | None) -> Path:
             "network and the free disk space and try again: it goes on from where it stopped. "
             f"Without a network, {_by_hand(info)}."
         ) from error
+
+
+def _get(url: str, file: io.FileIO, size: int | None, name: str) -> None:
+    """Fill a file up to its size; after a break, go on as long as each try brings some bytes."""
+    while True:
+        start = file.tell()
+        try:
+            return http_get(
+                url,
+                file,  # type: ignore[arg-type]  # only BinaryIO's methods are called
+                resume_size=start,
+                headers=build_hf_headers(),
+                expected_size=size,
+                displayed_filename=name,
+            )
+        except _NETWORK_ERRORS:
+            if size is None or file.tell() == start:
+                raise
 
 
 def _by_hand(info: ModelInfo) -> str:
