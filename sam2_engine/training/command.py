@@ -1,0 +1,89 @@
+"""The command ``python -m sam2_engine.training``; a module of its own, so that spawned processes
+find it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from sam2_engine.training.data import load_sources
+from sam2_engine.training.trainer import STAGES, Trainer, new_model, scaled
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; 0, or 2 with one line on standard error where the input is wrong."""
+    options = _parser().parse_args(arguments)
+    if options.processes < 2:
+        return _train(0, options)
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"file://{Path(folder) / 'meeting'}"
+        mp.start_processes(
+            _train_together, (options, meeting), nprocs=options.processes, start_method="spawn"
+        )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sam2_engine.training",
+        description="Train a small SAM 2 in stages (geometry, images, clips). "
+        "Run it again with the same --out to go on where it was stopped.",
+    )
+    add = parser.add_argument
+    add(
+        "--data",
+        help="manifest.json of labelled images, of which only the split 'train' is used; "
+        "without it all clips are synthetic",
+    )
+    add("--config", default="nano", choices=sorted(STAGES), help="what to train")
+    add("--out", required=True, help="folder of the checkpoint and the log")
+    add("--minutes", type=float, help="how long all stages last together")
+    add("--steps", type=int, help="stop after so many steps; run again to go on")
+    add("--seed", type=int, default=0)
+    add(
+        "--processes",
+        type=int,
+        default=1,
+        help="train in so many processes with averaged gradients; on a busy CPU several processes "
+        "of one thread each are much faster than one of several threads",
+    )
+    add("--threads", type=int, help="threads of PyTorch in each process; its own choice by default")
+    add("--workers", type=int, default=0, help="processes that make batches ahead, for each")
+    add("--random-trunk", action="store_true", help="do without ImageNet's weights")
+    return parser
+
+
+def _train(rank: int, options: argparse.Namespace) -> int:
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    try:
+        stages = STAGES[options.config]
+        if options.minutes:
+            stages = scaled(stages, options.minutes)
+        model = new_model(options.config, imagenet=not options.random_trunk)
+        sources = load_sources(options.data) if options.data else []
+        trainer = Trainer(model, stages, options.out, sources, options.seed, options.workers, rank)
+        resumed = trainer.resume()
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    if rank == 0:
+        print(f"{'Resumed' if resumed else 'Started'}: {trainer.progress}", flush=True)
+    trainer.run(options.steps)
+    return 0
+
+
+def _train_together(rank: int, options: argparse.Namespace, meeting: str) -> None:
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=options.processes)
+    code = _train(rank, options)
+    dist.destroy_process_group()
+    if code:
+        raise SystemExit(code)

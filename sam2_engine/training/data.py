@@ -1,0 +1,395 @@
+"""Clips to train on, from the images and labels that a manifest lists, and from synthetic scenes.
+
+A clip is a short sequence of frames with the masks of the objects that are seen on its first frame,
+where they will be prompted. It comes from a volume (any axis, either direction), from a time-lapse,
+from a single image set in motion, or from ``synthetic``. It often runs past the end of its objects,
+so that their absence is learnt.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sam2_engine.training.augment import intensity, motion_grid, normalise, sample_images
+from sam2_engine.training.synthetic import synthetic_clip
+
+SHARES = {
+    "hippocampus": 0.20,
+    "sarcoma": 0.17,
+    "em_neurites": 0.12,
+    "nuclei2d": 0.18,
+    "cells2d": 0.08,
+    "axons2d": 0.05,
+}
+"""How often each data set is drawn; others get ``OTHER_SHARE`` each, what is left is synthetic."""
+OTHER_SHARE = 0.1
+SYNTHETIC_SHARE = 0.20
+_MIN_AREA = 14  # pixels of the model's input: below that nobody could click
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image or sequence with its labels, in memory."""
+
+    name: str
+    images: np.ndarray
+    """(T, H, W) or (T, H, W, 3) float16, the sequence's 0.5 to 99.5 percentiles at 0 and 1, not
+    clipped.
+    """
+    labels: np.ndarray
+    """(T, H, W) integers."""
+    instances: bool
+    volume: bool
+    """Whether the frames are slices of a volume, so that any axis can be the sequence."""
+
+    @property
+    def group(self) -> str:
+        """The data set, the part of the name before the slash."""
+        return self.name.split("/")[0]
+
+    def areas(self, axis: int) -> np.ndarray:
+        """(K, T) pixels on each slice along an axis: of all objects and, if they are classes, of
+        each.
+        """
+        known: dict[int, np.ndarray] = self.__dict__.setdefault("_areas", {})
+        if axis not in known:
+            others = tuple(a for a in range(3) if a != axis)
+            wanted = [self.labels > 0]
+            if not self.instances:
+                wanted += [self.labels == i for i in np.unique(self.labels) if i != 0]
+            known[axis] = np.stack([mask.sum(others) for mask in wanted])
+        return known[axis]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips of one length. S is the model's input size."""
+
+    images: Tensor
+    """(B, T, 3, S, S) float32, normalised for the model."""
+    masks: Tensor
+    """(N, T, S, S) bool, none empty on the first frame."""
+    clip: Tensor
+    """(N,) which of the B clips each object is in."""
+    sequence_length: int
+    """Number of frames that the clip's sequence is said to have; it scales the pointers' times."""
+
+
+def load_sources(manifest: str | Path, split: str = "train") -> list[Source]:
+    """Read every item of one split into memory.
+
+    Raises:
+        FileNotFoundError: the manifest or a file that it names is missing.
+        ValueError: the split has no items, or an item's image and labels differ in shape.
+    """
+    manifest = Path(manifest)
+    if not manifest.is_file():
+        raise FileNotFoundError(
+            f"There is no data manifest at {manifest}. Give its path with --data."
+        )
+    items = [item for item in json.loads(manifest.read_text())["items"] if item["split"] == split]
+    if not items:
+        raise ValueError(f"{manifest} lists no items of the split {split!r}.")
+    return [_load(item, manifest.parent) for item in items]
+
+
+def _load(item: dict, folder: Path) -> Source:
+    image, labels = (_read(folder / item[key]) for key in ("image", "labels"))
+    if item["axes"] == "XYZ":  # a NIfTI file: its last axis is the sequence
+        image, labels = image.transpose(2, 0, 1), labels.transpose(2, 0, 1)
+    elif item["kind"] == "image":
+        image, labels = image[None], labels[None]
+    if image.ndim == 4:
+        image = image[..., :3]
+    if image.shape[:3] != labels.shape:
+        raise ValueError(
+            f"{item['name']}: the image has shape {image.shape} and its labels {labels.shape}."
+        )
+    return Source(
+        name=item["name"],
+        images=window(image),
+        labels=labels.astype(np.int32),
+        instances=bool(item["instances"]),
+        volume=item["kind"] == "volume",
+    )
+
+
+def _read(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(f"The manifest names {path}, which does not exist.")
+    if path.name.endswith((".nii", ".nii.gz")):
+        import nibabel
+
+        return np.asarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
+    if path.suffix in (".tif", ".tiff"):
+        import tifffile
+
+        return tifffile.imread(path)
+    from skimage.io import imread
+
+    return imread(path)
+
+
+def window(image: np.ndarray) -> np.ndarray:
+    """Scale so that the 0.5 and 99.5 percentiles become 0 and 1, without clipping; float16."""
+    low, high = np.percentile(image[:: max(1, len(image) // 16)], (0.5, 99.5))
+    scaled = (image.astype(np.float32) - low) / max(float(high - low), 1e-6)
+    return np.clip(scaled, -1, 3).astype(np.float16)
+
+
+class ClipSampler:
+    """Draws random clips of given length from sources and synthetic scenes."""
+
+    def __init__(self, sources: list[Source], side: int) -> None:
+        self.side = side
+        self.groups: dict[str, list[Source]] = {}
+        for source in sources:
+            if source.labels.any():
+                self.groups.setdefault(source.group, []).append(source)
+        self.names = [*self.groups, "synthetic"]
+        shares = np.array(
+            [SHARES.get(name, OTHER_SHARE) for name in self.groups] + [SYNTHETIC_SHARE]
+        )
+        self.shares = shares / shares.sum()
+
+    def clip(
+        self, rng: np.random.Generator, frames: int, max_objects: int
+    ) -> tuple[Tensor, Tensor]:
+        """One clip: images (T, 3, S, S) normalised, masks (N, T, S, S) bool with 1 <= N <=
+        max_objects.
+        """
+        while True:
+            name = self.names[rng.choice(len(self.names), p=self.shares)]
+            if name == "synthetic":
+                drawn = self._synthetic(rng, frames, max_objects)
+            else:
+                group = self.groups[name]
+                drawn = self._real(rng, group[rng.integers(len(group))], frames, max_objects)
+            if drawn is None:
+                continue
+            images, masks = drawn
+            images = intensity(rng, images, strength=0.8)
+            return normalise(images.expand(-1, 3, -1, -1)), masks
+
+    def _synthetic(
+        self, rng: np.random.Generator, frames: int, max_objects: int
+    ) -> tuple[Tensor, Tensor]:
+        scene = synthetic_clip(rng, frames, self.side, max_objects)
+        return torch.from_numpy(scene.images)[:, None], torch.from_numpy(scene.masks)
+
+    def _real(
+        self, rng: np.random.Generator, source: Source, frames: int, max_objects: int
+    ) -> tuple[Tensor, Tensor] | None:
+        axis = 0
+        if source.volume and rng.random() < 0.35:
+            axis = int(rng.integers(1, 3))
+        areas = source.areas(axis)
+        chosen = _walk(rng, _first_frame(rng, areas, frames), areas.shape[1], frames)
+        images, labels = np.moveaxis(source.images, axis, 0), np.moveaxis(source.labels, axis, 0)
+        images, labels = images[chosen], labels[chosen]
+
+        colour = images.ndim == 4
+        tensor = torch.from_numpy(np.ascontiguousarray(images)).float()
+        tensor = tensor.permute(0, 3, 1, 2) if colour else tensor[:, None]
+        if colour and rng.random() < 0.5:
+            tensor = tensor.mean(1, keepdim=True)
+
+        candidates = _visible(labels[0], source.instances)
+        if not candidates:
+            return None
+        centre, half = self._view(rng, labels[0], candidates, source)
+        still = len(source.labels) == 1
+        motion = (
+            rng.uniform(0.2, 1.0) if still else (0.25 * rng.random() if rng.random() < 0.5 else 0.0)
+        )
+        bend = float(rng.choice((0.0, 0.01, 0.025), p=(0.4, 0.3, 0.3)))
+        grid = motion_grid(
+            rng, frames, self.side, centre, half, motion if frames > 1 else 0.0, bend
+        )
+        padding = str(rng.choice(("zeros", "border")))
+        masks = _masks(rng, torch.from_numpy(labels), grid, candidates, max_objects)
+        if masks is None:
+            return None
+        return sample_images(tensor, grid, padding), masks
+
+    def _view(
+        self,
+        rng: np.random.Generator,
+        labels: np.ndarray,
+        candidates: list[tuple[int, ...]],
+        source: Source,
+    ) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Centre and half size of the view in [-1, 1]: the whole frame, or around an object at
+        some zoom.
+        """
+        if rng.random() < 0.4:
+            grow = rng.uniform(0.85, 1.1, 2)
+            return (rng.normal(0, 0.05), rng.normal(0, 0.05)), (float(grow[0]), float(grow[1]))
+        height, width = labels.shape
+        group = candidates[rng.integers(len(candidates))]
+        rows, columns = np.nonzero(np.isin(labels, group))
+        y = (rows.min() + rows.max() + 1) / height - 1
+        x = (columns.min() + columns.max() + 1) / width - 1
+        # Half extent of the object, as a share of the half frame, and the size it shall have on the
+        # input.
+        own = max(np.ptp(columns) + 1, 1) / width, max(np.ptp(rows) + 1, 1) / height
+        wanted = math.exp(rng.uniform(math.log(12), math.log(0.75 * self.side))) / self.side
+        zoom = max(own) / wanted
+        # Neither enlarge beyond recognition nor show much empty space around the frame.
+        zoom = float(np.clip(zoom, 12 / min(height, width), 1.15))
+        aspect = math.exp(rng.normal(0, 0.15))
+        half = zoom * aspect, zoom / aspect
+        if height != width and rng.random() < 0.5:  # keep the pixels square
+            long = max(height, width)
+            half = half[0] * long / width, half[1] * long / height
+        spread = 0.5 * max(0.0, 1 - wanted)
+        x += rng.uniform(-1, 1) * half[0] * spread
+        y += rng.uniform(-1, 1) * half[1] * spread
+        # Little of the view lies outside the frame.
+        x = np.clip(x, -max(0.1, 1.15 - half[0]), max(0.1, 1.15 - half[0]))
+        y = np.clip(y, -max(0.1, 1.15 - half[1]), max(0.1, 1.15 - half[1]))
+        return (float(x), float(y)), (float(half[0]), float(half[1]))
+
+
+def _visible(labels: np.ndarray, instances: bool) -> list[tuple[int, ...]]:
+    """The objects on a frame, each as the ids that make it: every id and, if they are classes,
+    all as one.
+    """
+    ids = [(int(i),) for i in np.unique(labels) if i != 0]
+    if not instances and len(ids) > 1:
+        ids.append(tuple(i for (i,) in ids))
+    return ids
+
+
+def _masks(
+    rng: np.random.Generator,
+    labels: Tensor,
+    grid: Tensor,
+    candidates: list[tuple[int, ...]],
+    max_objects: int,
+) -> Tensor | None:
+    """Masks of the objects that the view shows on the first frame, (N, T, S, S) bool; None
+    without any.
+    """
+    side = grid.shape[1]
+    nearest = F.grid_sample(
+        labels[:, None].float(), grid, mode="nearest", padding_mode="zeros", align_corners=False
+    ).to(labels.dtype)[:, 0]
+    area = {
+        int(i): int(n) for i, n in zip(*torch.unique(nearest[0], return_counts=True), strict=True)
+    }
+    shown = [
+        group
+        for group in candidates
+        if _MIN_AREA <= sum(area.get(i, 0) for i in group) <= 0.8 * side * side
+    ]
+    if not shown:
+        return None
+    picked = [shown[i] for i in rng.permutation(len(shown))[:max_objects]]
+    magnified = (grid[:, :, 1:] - grid[:, :, :-1]).norm(dim=-1).median() * labels.shape[
+        -1
+    ] / 2 < 0.7
+    masks = []
+    for group in picked:
+        if magnified and len(picked) <= 8:  # a smooth outline in place of a staircase
+            own = torch.isin(labels, torch.tensor(group, dtype=labels.dtype))[:, None].float()
+            soft = F.grid_sample(own, grid, padding_mode="zeros", align_corners=False)[:, 0]
+            masks.append(soft >= 0.5)
+        else:
+            masks.append(torch.isin(nearest, torch.tensor(group, dtype=nearest.dtype)))
+    stacked = torch.stack(masks)
+    stacked = stacked[stacked[:, 0].flatten(1).sum(1) >= _MIN_AREA]
+    return stacked if len(stacked) else None
+
+
+def _first_frame(rng: np.random.Generator, areas: np.ndarray, frames: int) -> int:
+    """A frame to prompt: any with an object for a single image, where it is large for a clip."""
+    area = areas[0] if frames == 1 or rng.random() < 0.3 else areas[rng.integers(len(areas))]
+    least = 0 if frames == 1 or len(areas) == 1 else 0.3 * area.max()
+    return int(rng.choice(np.flatnonzero(area > least)))
+
+
+def _walk(rng: np.random.Generator, start: int, length: int, frames: int) -> np.ndarray:
+    """``frames`` indices from ``start`` in one direction with uneven steps; the last is repeated
+    at the end.
+    """
+    if frames == 1 or length == 1:
+        return np.full(frames, start)
+    direction = int(rng.choice((-1, 1)))
+    largest = int(rng.choice((1, 2, 3, 4), p=(0.4, 0.3, 0.2, 0.1)))
+    largest = min(largest, max(1, length // frames))
+    steps = rng.integers(1, largest + 1, frames - 1)
+    room = length - 1 - start if direction > 0 else start
+    if room < steps.sum() * 0.6:
+        direction = -direction
+    path = start + direction * np.concatenate([[0], np.cumsum(steps)])
+    return np.clip(path, 0, length - 1)
+
+
+class BatchDataset(Dataset[Batch]):
+    """Batches by number: the same seed and number give the same batch, so that a resumed run
+    repeats nothing.
+    """
+
+    def __init__(
+        self,
+        sampler: ClipSampler,
+        seed: int,
+        frames: tuple[int, int],
+        clips: int,
+        objects: int,
+        rank: int = 0,
+    ) -> None:
+        """
+        Args:
+            frames: least and greatest length of clips; a batch has one length.
+            clips: clips in a batch.
+            objects: most objects of a clip.
+            rank: processes that train together have batches of equal length, each its own.
+        """
+        self.sampler, self.seed, self.rank = sampler, seed, rank
+        self.frames, self.clips, self.objects = frames, clips, objects
+
+    def __len__(self) -> int:
+        return 1 << 30
+
+    def __getitem__(self, number: int) -> Batch:
+        shared = np.random.default_rng((self.seed, number))
+        frames = int(shared.integers(self.frames[0], self.frames[1] + 1))
+        rng = np.random.default_rng((self.seed, number, self.rank))
+        images, masks, clip = [], [], []
+        for index in range(self.clips):
+            frame_images, object_masks = self.sampler.clip(rng, frames, self.objects)
+            images.append(frame_images)
+            masks.append(object_masks)
+            clip += [index] * len(object_masks)
+        length = int(rng.choice((frames, 16, int(rng.integers(frames, 17)))))
+        return Batch(torch.stack(images), torch.cat(masks), torch.tensor(clip), max(length, 2))
+
+
+def batches(dataset: BatchDataset, start: int, workers: int) -> Iterator[Batch]:
+    """Endless batches from number ``start`` on, made ahead in worker processes."""
+    numbers = range(start, len(dataset))
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread,
+    )
+    return iter(loader)
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,331 @@
+"""What is computed in one training step: from a batch to a loss, for each of the three stages.
+
+Clips are answered as ``SequencePredictor`` answers them: prompted frames are decoded without
+memory, and their memory is made of the binarised mask; tracked frames see the prompted frames, the
+last six and the pointers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam2_engine.model import SAM2, Decoded, ImageFeatures
+from sam2_engine.training.data import Batch
+from sam2_engine.training.losses import PUBLISHED, LossWeights, mask_iou, mask_losses
+from sam2_engine.training.prompts import PADDING, corrective_click, first_prompts
+
+_LOSS_SIZE = 128
+_LOGIT_LIMIT = 32.0  # earlier logits are clamped so before they are fed back
+
+
+@dataclass
+class StepResult:
+    """The loss to go down and what to report of a step."""
+
+    loss: Tensor
+    report: dict[str, float]
+
+
+@dataclass
+class _Answer:
+    """What the model says of N objects on one frame."""
+
+    low_res: Tensor  # (N, 1, S/4, S/4)
+    object_score: Tensor  # (N, 1)
+    pointer: Tensor  # (N, C)
+
+
+class _Meter:
+    """Adds up the losses of several answers, and mean IoU by name."""
+
+    def __init__(
+        self,
+        weights: Tensor,
+        loss_size: int = _LOSS_SIZE,
+        loss_weights: LossWeights = PUBLISHED,
+    ) -> None:
+        self.weights = weights  # (N,)
+        self.loss_size, self.loss_weights = loss_size, loss_weights
+        self.terms: list[Tensor] = []
+        self.report: dict[str, float] = {}
+
+    def add(
+        self,
+        name: str,
+        decoded: Decoded,
+        truth: Tensor,
+        objects: Tensor | None = None,
+        factor: float = 1.0,
+    ) -> None:
+        """Count the answer for some objects; ``truth`` is (K, S, S) bool for those."""
+        weights = self.weights if objects is None else self.weights[objects]
+        losses = mask_losses(
+            decoded.candidates,
+            decoded.ious,
+            decoded.object_score,
+            truth,
+            self.loss_weights,
+            self.loss_size,
+        )
+        self.terms.append(factor * (losses * weights).sum() / self.weights.sum())
+        with torch.no_grad():
+            iou = mask_iou(_enlarge(decoded.low_res, truth.shape[-1])[:, 0], truth)
+            self.report[name] = float(iou.mean())
+
+    def result(self) -> StepResult:
+        total = torch.stack(self.terms).sum()
+        return StepResult(total, {"loss": float(total.detach()), **self.report})
+
+
+def geometry_step(model: SAM2, generator: torch.Generator, count: int) -> StepResult:
+    """The heads learn where a prompt is: random features; a box means its ellipse, a click a disk.
+
+    From random weights on real images they would hardly learn, for this has to come first.
+    Positions are relative to the frame, so a smaller frame teaches the same and is quicker.
+    """
+    side, d_model = model.image_size, model.config.d_model
+
+    def noise(channels: int, stride: int) -> Tensor:
+        shape = (count, channels, side // stride, side // stride)
+        spread = 2 * torch.rand((count, 1, 1, 1), generator=generator)
+        return torch.rand(shape, generator=generator).sub_(0.5) * spread
+
+    features = ImageFeatures(noise(d_model, 16), noise(d_model // 4, 8), noise(d_model // 8, 4))
+    truth = _ellipses(generator, count, side)
+    # Focal loss at its full weight would first teach that nothing is anywhere.
+    meter = _Meter(torch.ones(count), loss_size=side // 4, loss_weights=LossWeights(focal=4.0))
+    return _prompt_and_correct(model, features, truth, meter, generator, 0.3)
+
+
+def with_input_size(model: SAM2, side: int) -> SAM2:
+    """The same network, sharing its weights, in training mode for frames of another size."""
+    if side == model.image_size:
+        return model
+    view = SAM2(model.config.resized(side))
+    for name, part in model.named_children():
+        if name != "sam_prompt_encoder":
+            setattr(view, name, part)
+    for name, part in model.sam_prompt_encoder.named_children():
+        setattr(view.sam_prompt_encoder, name, part)
+    for name, parameter in model.named_parameters(recurse=False):
+        setattr(view, name, parameter)
+    view.training = True  # train() would set the shared BatchNorm off again
+    return view
+
+
+def image_step(model: SAM2, batch: Batch, generator: torch.Generator) -> StepResult:
+    """Single images: a click or a box, then up to two corrective clicks."""
+    features = model.encode_image(batch.images[:, 0]).select(batch.clip)
+    return _prompt_and_correct(
+        model, features, batch.masks[:, 0], _Meter(_object_weights(batch.clip)), generator, 0.6
+    )
+
+
+def clip_step(model: SAM2, batch: Batch, generator: torch.Generator) -> StepResult:
+    """Clips with memory: prompt the first frame, track, and sometimes correct a later frame."""
+    frames = batch.images.shape[1]
+    encoded = model.encode_image(batch.images.flatten(0, 1))
+    meter = _Meter(_object_weights(batch.clip))
+    features = [encoded.select(batch.clip * frames + t) for t in range(frames)]
+
+    first = _first_answer(model, features[0], batch.masks[:, 0], meter, generator)
+    prompted = {0: (_remember(model, features[0], first, binarise=True), first.pointer)}
+    tracked: dict[int, tuple[Tensor, Tensor]] = {}
+    corrected = int(torch.randint(1, 2 * frames, (), generator=generator))
+    for t in range(1, frames):
+        conditioned = _attend(model, features[t], t, prompted, tracked, batch.sequence_length)
+        decoded = model.decode_masks(features[t], conditioned, multimask=True)
+        truth = batch.masks[:, t]
+        meter.add(f"track{min(t, 7)}", decoded, truth, factor=2.0 / (frames - 1))
+        answer = _Answer(decoded.low_res, decoded.object_score, decoded.pointer)
+        if t == corrected:
+            answer = _correct_tracked(model, features[t], answer, truth, meter, generator)
+            prompted[t] = (_remember(model, features[t], answer, binarise=True), answer.pointer)
+        else:
+            tracked[t] = (_remember(model, features[t], answer, binarise=False), answer.pointer)
+    result = meter.result()
+    tracks = [value for name, value in result.report.items() if name.startswith("track")]
+    present = batch.masks[:, 1:].flatten(2).any(2)
+    result.report = {name: v for name, v in result.report.items() if not name.startswith("track")}
+    result.report["track"] = sum(tracks) / len(tracks)
+    result.report["absent"] = float((~present).float().mean())
+    return result
+
+
+def _prompt_and_correct(
+    model: SAM2,
+    features: ImageFeatures,
+    truth: Tensor,
+    meter: _Meter,
+    generator: torch.Generator,
+    correct_share: float,
+) -> StepResult:
+    """Answer first prompts on N frames, then the corrections of those answers."""
+    conditioned = model.without_memory(features)
+    rounds = int(torch.rand((), generator=generator) < correct_share)
+    rounds *= 1 + int(torch.rand((), generator=generator) < 0.3)
+    # A correction may come with the earlier prompts or, on a mask that was tracked, by itself.
+    keep = bool(torch.rand((), generator=generator) < 0.5)
+    for prompts in first_prompts(truth, generator):
+        own = prompts.objects
+        own_features, own_truth = features.select(own), truth[own]
+        points, labels = prompts.points, prompts.labels
+        kind = "click" if points.shape[1] == 1 else "box"
+        decoded = model.decode_masks(
+            own_features, conditioned[own], points, labels, multimask=points.shape[1] == 1
+        )
+        meter.add(kind, decoded, own_truth, own)
+        if not keep:
+            points, labels = points[:, :0], labels[:, :0]
+        for _ in range(rounds):
+            logits = decoded.low_res.detach()
+            click, sign = corrective_click(
+                _enlarge(logits, truth.shape[-1])[:, 0] > 0, own_truth, generator
+            )
+            points, labels = torch.cat([points, click], 1), torch.cat([labels, sign], 1)
+            decoded = model.decode_masks(
+                own_features,
+                conditioned[own],
+                points,
+                labels,
+                logits.clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT),
+                multimask=points.shape[1] == 1,
+            )
+            meter.add(f"{kind}+", decoded, own_truth, own)
+    return meter.result()
+
+
+def _first_answer(
+    model: SAM2,
+    features: ImageFeatures,
+    truth: Tensor,
+    meter: _Meter,
+    generator: torch.Generator,
+    mask_share: float = 0.35,
+) -> _Answer:
+    """Prompt the objects of a clip's first frame: some by their mask, the others by a click or a
+    box.
+    """
+    by_mask = torch.rand(len(truth), generator=generator) < mask_share
+    parts: list[tuple[Tensor, Decoded]] = []
+    given = by_mask.nonzero()[:, 0]
+    if len(given):
+        mask = truth[given].unsqueeze(1).float()
+        parts.append((given, model.mask_as_output(features.select(given), mask)))
+    others = (~by_mask).nonzero()[:, 0]
+    if len(others):
+        conditioned = model.without_memory(features)
+        for prompts in first_prompts(truth[others], generator):
+            own = others[prompts.objects]
+            single = prompts.points.shape[1] == 1
+            decoded = model.decode_masks(
+                features.select(own),
+                conditioned[own],
+                prompts.points,
+                prompts.labels,
+                multimask=single,
+            )
+            meter.add("click" if single else "box", decoded, truth[own], own)
+            parts.append((own, decoded))
+    back = torch.cat([own for own, _ in parts]).argsort()
+    return _Answer(
+        low_res=torch.cat([d.low_res for _, d in parts])[back],
+        object_score=torch.cat([d.object_score for _, d in parts])[back],
+        pointer=torch.cat([d.pointer for _, d in parts])[back],
+    )
+
+
+def _correct_tracked(
+    model: SAM2,
+    features: ImageFeatures,
+    answer: _Answer,
+    truth: Tensor,
+    meter: _Meter,
+    generator: torch.Generator,
+) -> _Answer:
+    """One corrective click on a tracked frame, which makes it a prompted one; right answers stay
+    as they are.
+    """
+    logits = answer.low_res.detach()
+    click, sign = corrective_click(_enlarge(logits, truth.shape[-1])[:, 0] > 0, truth, generator)
+    own = (sign[:, 0] != PADDING).nonzero()[:, 0]
+    if not len(own):
+        return answer
+    selected = features.select(own)
+    decoded = model.decode_masks(
+        selected,
+        model.without_memory(selected),
+        click[own],
+        sign[own],
+        logits[own].clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT),
+        multimask=True,
+    )
+    meter.add("fix", decoded, truth[own], own)
+    return _Answer(
+        answer.low_res.index_copy(0, own, decoded.low_res),
+        answer.object_score.index_copy(0, own, decoded.object_score),
+        answer.pointer.index_copy(0, own, decoded.pointer),
+    )
+
+
+def _remember(model: SAM2, features: ImageFeatures, answer: _Answer, binarise: bool) -> Tensor:
+    high_res = model.upscale(answer.low_res)
+    return model.encode_memory(features, high_res, answer.object_score, binarise)
+
+
+def _attend(
+    model: SAM2,
+    features: ImageFeatures,
+    t: int,
+    prompted: dict[int, tuple[Tensor, Tensor]],
+    tracked: dict[int, tuple[Tensor, Tensor]],
+    sequence_length: int,
+) -> Tensor:
+    """Condition frame t on the memories of earlier frames, as ``MemoryBank`` lays them out."""
+    config = model.config
+    oldest = config.num_memories - 1
+    most = min(sequence_length, config.max_pointers) - 1
+    scale = max(most, 1)
+    memories = [(memory, oldest) for memory, _ in prompted.values()]
+    memories += [
+        (tracked[t - age][0], age - 1) for age in range(oldest, 0, -1) if t - age in tracked
+    ]
+    pointers = [(pointer, (t - origin) / scale) for origin, (_, pointer) in prompted.items()]
+    pointers += [
+        (tracked[t - age][1], age / scale) for age in range(1, most + 1) if t - age in tracked
+    ]
+    return model.attend_to_memory(features, *model.memory_tokens(memories, pointers))
+
+
+def _object_weights(clip: Tensor) -> Tensor:
+    """(N,) weights so that an image with many objects counts more than one with few, but not so
+    many times.
+    """
+    count = torch.bincount(clip)
+    return count[clip].float() ** -0.5
+
+
+def _enlarge(logits: Tensor, side: int) -> Tensor:
+    return F.interpolate(logits, size=(side, side), mode="bilinear", align_corners=False)
+
+
+def _ellipses(generator: torch.Generator, count: int, side: int) -> Tensor:
+    """(N, S, S) bool ellipses of random place and size; every other one is a disk."""
+
+    def random(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=generator)
+
+    size = side * torch.exp(random(-3.0, -0.35))
+    aspect = torch.exp(random(-0.6, 0.6))
+    aspect[::2] = 1.0
+    half_x, half_y = size * aspect / 2, size / aspect / 2
+    middle_x = half_x + random(0, 1) * (side - 1 - 2 * half_x).clamp(min=0)
+    middle_y = half_y + random(0, 1) * (side - 1 - 2 * half_y).clamp(min=0)
+    axis = torch.arange(side)
+    dx = (axis[None, None, :] - middle_x[:, None, None]) / half_x[:, None, None]
+    dy = (axis[None, :, None] - middle_y[:, None, None]) / half_y[:, None, None]
+    return dx**2 + dy**2 <= 1

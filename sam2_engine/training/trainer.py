@@ -1,0 +1,428 @@
+"""The training loop: stages one after the other, a checkpoint every two minutes, and a way back
+from it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam2_engine.model import SAM2, VARIANTS, ModelConfig
+from sam2_engine.model.conv_trunk import ConvTrunk
+from sam2_engine.training.data import Batch, BatchDataset, ClipSampler, Source, batches
+from sam2_engine.training.steps import (
+    StepResult,
+    clip_step,
+    geometry_step,
+    image_step,
+    with_input_size,
+)
+
+GEOMETRY, IMAGES, CLIPS = "geometry", "images", "clips"
+_CHECKPOINT_SECONDS = 120.0
+_REPORT_EVERY = 20
+_EMA_DECAY = 0.998
+_CLIP_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training with its own task and learning rate, which falls to zero along a
+    cosine.
+    """
+
+    name: str
+    kind: str
+    """"geometry", "images" or "clips"."""
+    minutes: float
+    """How long it lasts. A slow machine makes fewer steps, and the learning rate still ends at
+    zero.
+    """
+    steps: int | None = None
+    """Ends earlier after so many steps."""
+    learning_rate: float = 1e-3
+    trunk_rate: float = 0.4
+    """Learning rate of the image trunk, as a share; 0 saves its backward pass."""
+    batch: int = 8
+    """Clips or images in a batch; objects in the geometry stage."""
+    objects: int = 16
+    """Most objects of a clip."""
+    frames: tuple[int, int] = (1, 1)
+    """Least and greatest number of frames of a clip."""
+    size: int | None = None
+    """Side of the input, the model's own if None. Smaller frames teach much of the same, and
+    quicker.
+    """
+
+
+STAGES: dict[str, tuple[Stage, ...]] = {
+    "nano": (
+        Stage("geometry", GEOMETRY, minutes=7, learning_rate=1.5e-3, batch=32, size=128),
+        Stage("small images", IMAGES, minutes=12, batch=8, objects=8, size=128),
+        Stage("images", IMAGES, minutes=14, learning_rate=8e-4, batch=6, objects=8),
+        Stage(
+            "small clips",
+            CLIPS,
+            minutes=16,
+            learning_rate=8e-4,
+            trunk_rate=0.0,
+            batch=4,
+            objects=4,
+            frames=(3, 7),
+            size=128,
+        ),
+        Stage(
+            "clips",
+            CLIPS,
+            minutes=25,
+            learning_rate=4e-4,
+            trunk_rate=0.3,
+            batch=2,
+            objects=4,
+            frames=(4, 8),
+        ),
+    ),
+}
+"""The stages of each model that can be trained from scratch, by its name in ``VARIANTS``."""
+
+
+@dataclass
+class Progress:
+    """Where a run is."""
+
+    stage: int = 0
+    step: int = 0
+    """Steps made in this stage."""
+    seconds: float = 0.0
+    """Time spent in this stage."""
+    total_steps: int = 0
+
+
+class Trainer:
+    """Trains a SAM2 through its stages, and keeps everything that a resumed run needs in one file.
+
+    Attributes:
+        model: the network, as the optimiser sees it.
+        average: name -> running mean of the weights, which is what ``export`` ships.
+    """
+
+    def __init__(
+        self,
+        model: SAM2,
+        stages: tuple[Stage, ...],
+        out: str | Path,
+        sources: list[Source],
+        seed: int = 0,
+        workers: int = 0,
+        rank: int = 0,
+    ) -> None:
+        """
+        Args:
+            out: folder of checkpoint.pt, train.log and one file of weights per finished stage.
+            sources: what to train on; may be empty, then all clips are synthetic.
+            workers: processes that make batches ahead; 0 makes them in this one.
+            rank: number of this process where several train together (torch.distributed is set up
+                then); each has its own batches, gradients are averaged, and rank 0 writes.
+        """
+        self.model = model
+        self.stages = stages
+        self.out = Path(out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.sources = sources
+        self.seed, self.workers, self.rank = seed, workers, rank
+        self.progress = Progress()
+        self.generator = torch.Generator().manual_seed(seed + rank)
+        self.optimizer = self._optimizer()
+        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.out / "checkpoint.pt"
+
+    def run(self, max_steps: int | None = None) -> None:
+        """Train until the last stage ends, or for ``max_steps`` more steps; a checkpoint is left
+        in any case.
+        """
+        made = 0
+        while self.progress.stage < len(self.stages):
+            stage = self.stages[self.progress.stage]
+            made += self._run_stage(stage, None if max_steps is None else max_steps - made)
+            if max_steps is not None and made >= max_steps:
+                break
+        self.save()
+
+    def save(self) -> None:
+        """Write the checkpoint beside the old one and put it in its place."""
+        if self.rank != 0:
+            return
+        _write_atomically(
+            self.checkpoint_path,
+            {
+                "config": asdict(self.model.config),
+                "model": self.model.state_dict(),
+                "average": self.average,
+                "optimizer": self.optimizer.state_dict(),
+                "generator": self.generator.get_state(),
+                "progress": asdict(self.progress),
+                "stages": [stage.name for stage in self.stages],
+                "seed": self.seed,
+            },
+        )
+
+    def resume(self) -> bool:
+        """Go on from the checkpoint in the output folder; False if there is none.
+
+        Raises:
+            ValueError: the checkpoint was made with other stages.
+        """
+        if not self.checkpoint_path.is_file():
+            return False
+        state = torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
+        names = [stage.name for stage in self.stages]
+        done = state["progress"]["stage"]
+        if state["stages"][: done + 1] != names[: done + 1]:
+            raise ValueError(
+                f"{self.checkpoint_path} was made by the stages {', '.join(state['stages'])}, "
+                f"not {', '.join(names)}. Train into another folder with --out."
+            )
+        self.model.load_state_dict(state["model"])
+        self.average = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.rank == 0:
+            self.generator.set_state(state["generator"])
+        else:  # only rank 0's state is kept; the others start a new row of numbers
+            self.generator.manual_seed(state["seed"] + self.rank + state["progress"]["total_steps"])
+        self.progress = Progress(**state["progress"])
+        self.seed = state["seed"]
+        return True
+
+    # -- one stage -----------------------------------------------------------------------------
+
+    def _run_stage(self, stage: Stage, max_steps: int | None) -> int:
+        progress = self.progress
+        if progress.step == 0:
+            self.optimizer = self._optimizer()
+        next_step = self._steps(stage)
+        saved = last = time.monotonic()
+        made = 0
+        recent: dict[str, list[float]] = {}
+        while max_steps is None or made < max_steps:
+            share = self._share_done(stage)
+            if share >= 1:
+                self._finish(stage)
+                break
+            self._set_learning_rate(stage, share)
+            result = next_step()
+            self._update(result.loss)
+            made += 1
+            now = time.monotonic()
+            progress.step += 1
+            progress.total_steps += 1
+            progress.seconds += self._agree(now - last)
+            last = now
+            for name, value in result.report.items():
+                recent.setdefault(name, []).append(value)
+            if progress.step % _REPORT_EVERY == 0:
+                self._report(stage, recent)
+                recent = {}
+            if now - saved > _CHECKPOINT_SECONDS:
+                self.save()
+                saved = now
+        return made
+
+    def _share_done(self, stage: Stage) -> float:
+        share = self.progress.seconds / (60 * stage.minutes)
+        return max(share, self.progress.step / stage.steps) if stage.steps else share
+
+    def _finish(self, stage: Stage) -> None:
+        if self.rank == 0:
+            _write_atomically(
+                self.out / f"{self.progress.stage + 1}-{stage.name}.pt",
+                {"config": asdict(self.model.config), "average": self.average},
+            )
+        self.progress.stage += 1
+        self.progress.step = 0
+        self.progress.seconds = 0.0
+        self.save()
+
+    def _steps(self, stage: Stage) -> Callable[[], StepResult]:
+        _freeze(self.model, whole_trunk=stage.trunk_rate == 0)
+        size = stage.size or self.model.image_size
+        model = with_input_size(self.model, size)
+        if stage.kind == GEOMETRY:
+            return lambda: geometry_step(model, self.generator, stage.batch)
+        dataset = BatchDataset(
+            ClipSampler(self.sources, size),
+            self.seed * 1000 + self.progress.stage,
+            stage.frames,
+            stage.batch,
+            stage.objects,
+            self.rank,
+        )
+        ready: Iterator[Batch] = batches(dataset, self.progress.step, self.workers)
+        step = image_step if stage.kind == IMAGES else clip_step
+        return lambda: step(model, next(ready), self.generator)
+
+    def _update(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._average_gradients()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP_NORM)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        decay = min(_EMA_DECAY, (1 + self.progress.total_steps) / (10 + self.progress.total_steps))
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                if value.dtype.is_floating_point:
+                    self.average[name].lerp_(value, 1 - decay)
+
+    def _average_gradients(self) -> None:
+        if not dist.is_initialized():
+            return
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        together = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(together)
+        together /= dist.get_world_size()
+        sizes = [p.numel() for p in trained]
+        for parameter, gradient in zip(trained, together.split(sizes), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+
+    def _agree(self, seconds: float) -> float:
+        """The mean of all processes, so that they end a stage at the same step."""
+        if not dist.is_initialized():
+            return seconds
+        shared = torch.tensor([seconds], dtype=torch.float64)
+        dist.all_reduce(shared)
+        return float(shared) / dist.get_world_size()
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        """Three groups: the trunk, weights, and what should not decay (biases, norms,
+        embeddings).
+        """
+        trunk, weights, others = [], [], []
+        for name, parameter in self.model.named_parameters():
+            if name.startswith("image_encoder.trunk."):
+                trunk.append(parameter)
+            elif parameter.ndim >= 2 and "embed" not in name and "token" not in name:
+                weights.append(parameter)
+            else:
+                others.append(parameter)
+        return torch.optim.AdamW(
+            [
+                {"params": trunk, "name": "trunk", "weight_decay": 0.01},
+                {"params": weights, "name": "weights", "weight_decay": 0.02},
+                {"params": others, "name": "others", "weight_decay": 0.0},
+            ],
+            lr=1e-3,
+            betas=(0.9, 0.99),
+        )
+
+    def _set_learning_rate(self, stage: Stage, share: float) -> None:
+        warm_up = min(1.0, (self.progress.step + 1) / 50)
+        rate = stage.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * share))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * (stage.trunk_rate if group["name"] == "trunk" else 1.0)
+
+    def _report(self, stage: Stage, recent: dict[str, list[float]]) -> None:
+        if self.rank != 0:
+            return
+        means = {name: round(sum(v) / len(v), 3) for name, v in sorted(recent.items())}
+        line = {
+            "stage": stage.name,
+            "step": self.progress.step,
+            "minutes": round(self.progress.seconds / 60, 2),
+            "lr": round(self.optimizer.param_groups[1]["lr"], 6),
+            **means,
+        }
+        text = json.dumps(line)
+        print(text, flush=True)
+        with open(self.out / "train.log", "a") as log:
+            log.write(text + "\n")
+
+
+def scaled(stages: tuple[Stage, ...], minutes: float) -> tuple[Stage, ...]:
+    """The same stages, shorter or longer, so that they last ``minutes`` together."""
+    factor = minutes / sum(stage.minutes for stage in stages)
+    return tuple(replace(stage, minutes=stage.minutes * factor) for stage in stages)
+
+
+def new_model(name: str, imagenet: bool = True) -> SAM2:
+    """A model to train from scratch: random heads, and for a convolutional trunk ImageNet's
+    weights.
+
+    Raises:
+        ValueError: there are no stages for this name.
+    """
+    if name not in STAGES:
+        raise ValueError(f"There is no training for {name!r}; there is for: {', '.join(STAGES)}.")
+    model = SAM2(VARIANTS[name])
+    if imagenet:
+        from sam2_engine.training.trunk import load_imagenet_trunk
+
+        load_imagenet_trunk(model.image_encoder.trunk)
+    _calibrate_neck(model)
+    return model
+
+
+@torch.no_grad()
+def _calibrate_neck(model: SAM2, spread: float = 0.5) -> None:
+    """Scale the neck so that features start as small as the position encodings that they are
+    added to.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn((4, 3, 8, 8), generator=generator)
+    images = F.interpolate(images, size=(model.image_size,) * 2, mode="bicubic")
+    model.eval()
+    encoder = model.image_encoder
+    for lateral, level in zip(encoder.neck.convs, reversed(encoder.trunk(images)), strict=True):
+        scale = spread / lateral(level).std()
+        lateral.conv.weight.mul_(scale)
+        lateral.conv.bias.mul_(scale)
+
+
+def load_average(path: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The averaged weights of a checkpoint or of a finished stage, with the configuration they
+    fit.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for config in VARIANTS.values():
+        if _plain(asdict(config)) == _plain(state["config"]):
+            return config, state["average"]
+    raise ValueError(f"{path} was made for a configuration that is not in VARIANTS any more.")
+
+
+def _freeze(model: SAM2, whole_trunk: bool) -> None:
+    """Training mode, but BatchNorm keeps its statistics, and the trunk (or its part up to stride
+    4) its weights.
+    """
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    trunk = model.image_encoder.trunk
+    trunk.requires_grad_(not whole_trunk)
+    if isinstance(trunk, ConvTrunk):
+        for part in (trunk.stem, *trunk.stages[: trunk.output_stages[0] + 1]):
+            part.requires_grad_(False)
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _write_atomically(path: Path, state: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
