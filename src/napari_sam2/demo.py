@@ -21,8 +21,8 @@ from napari_sam2.io import Volume, read_volume, write_labels
 from napari_sam2.segmentation import Box, segment
 
 OBJECTS: dict[int, tuple[str, Box]] = {
-    1: ("left lateral ventricle", (95, (83.0, 78.0, 139.0, 96.0))),
-    2: ("right lateral ventricle", (95, (83.0, 100.0, 139.0, 118.0))),
+    1: ("left lateral ventricle", (92, (90.0, 73.0, 149.0, 98.0))),
+    2: ("right lateral ventricle", (92, (90.0, 99.0, 149.0, 124.0))),
     3: ("cerebellum", (30, (38.0, 42.0, 106.0, 156.0))),
 }
 """Object id -> name, and its box: slice, (y0, x0, y1, x1). The template's x grows to the right."""
@@ -131,7 +131,8 @@ def show(image: Path, labels: Path) -> None:
     viewer = napari.Viewer(title="napari-sam2 demo")
     viewer.add_image(volume.array, name="MNI152 T1", scale=volume.spacing)
     viewer.add_labels(result.array, name="SAM 2", scale=volume.spacing)
-    viewer.camera.orientation2d = ("up", "right")  # anterior is up
+    scene = getattr(viewer, "scene", viewer)  # where napari 0.9 keeps its camera
+    scene.camera.orientation2d = ("up", "right")  # anterior is up
     viewer.dims.set_current_step(0, OBJECTS[1][1][0])
     napari.run()
 
