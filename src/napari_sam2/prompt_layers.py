@@ -19,12 +19,19 @@ from napari_sam2.session import Box, Session
 
 if TYPE_CHECKING:
     from napari.layers import Image, Labels, Layer, Points, Shapes
+    from napari.utils.colormaps import CyclicLabelColormap
 
 POSITIVE, NEGATIVE = "positive", "negative"
 
 _NO_AXIS = -1  # stands for a 2-D image's sequence in the column `axis`
 _SIGN_COLOUR = {POSITIVE: (0.2, 0.9, 0.3, 1.0), NEGATIVE: (1.0, 0.2, 0.2, 1.0)}
 _SYMBOL = {POSITIVE: "disc", NEGATIVE: "x"}
+# Bright, told apart by people who do not see all colours (Okabe and Ito's, lightened), and rare
+# in images, which are mostly grey.
+_OBJECT_COLOURS = (
+    "#40c8ff", "#ffa726", "#c77dff", "#ffee58", "#26d9a3", "#ff7fb0", "#6b8cff", "#ff6e40",
+    "#a5e65a", "#00d5d5", "#f06bff", "#d8b48a",
+)  # fmt: skip
 _SMALLEST_BOX = 1.0  # pixels; a click without a drag makes a smaller one
 
 
@@ -69,7 +76,20 @@ def new_labels_layer(image: Image, labels: NDArray[np.int32]) -> Labels:
     """A layer that shows a session's labels in place on the image; it holds the same array."""
     from napari.layers import Labels
 
-    return Labels(labels, name=f"{image.name} objects", opacity=0.6, **image_transform(image))
+    return Labels(
+        labels,
+        name=f"{image.name} objects",
+        opacity=0.5,
+        colormap=object_colours(),
+        **image_transform(image),
+    )
+
+
+def object_colours() -> CyclicLabelColormap:
+    """The colours of objects, from 1; 0 is transparent."""
+    from napari.utils.colormaps import CyclicLabelColormap
+
+    return CyclicLabelColormap(colors=["transparent", *_OBJECT_COLOURS])
 
 
 class PromptLayers:

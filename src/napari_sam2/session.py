@@ -83,8 +83,8 @@ class ObjectMask:
             return None
         top, left = int(rows[0]), int(columns[0])
         inside = logits[top : rows[-1] + 1, left : columns[-1] + 1]
-        inside = np.where(inside > 0, np.clip(inside, _FAINTEST, 1000), 0).astype(np.float16)
-        return cls(top, left, inside, np.clip(low_res, -32, 32).astype(np.float16), float(iou))
+        half = np.where(inside > 0, np.clip(inside, _FAINTEST, 1000), 0).astype(np.float16)
+        return cls(top, left, half, np.clip(low_res, -32, 32).astype(np.float16), float(iou))
 
     @property
     def area(self) -> tuple[slice, slice]:

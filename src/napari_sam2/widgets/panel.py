@@ -20,7 +20,6 @@ from qtpy.QtWidgets import (
     QProgressBar,
     QPushButton,
     QSizePolicy,
-    QToolButton,
     QVBoxLayout,
     QWidget,
 )
@@ -223,17 +222,11 @@ def _button(text: str, tip: str) -> QPushButton:
     return button
 
 
-def _mode_button(mode: str, text: str, tip: str) -> QToolButton:
-    button = QToolButton()
-    button.setText(text)
-    button.setToolTip(tip)
+def _mode_button(mode: str, text: str, tip: str) -> QPushButton:
+    button = _button(text, tip)
     button.setIcon(_mode_icon(mode))
-    button.setIconSize(QSize(16, 16))
+    button.setIconSize(QSize(14, 14))
     button.setCheckable(True)
-    button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-    button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
-    button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-    button.setMinimumHeight(28)
     return button
 
 

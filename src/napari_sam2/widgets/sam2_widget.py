@@ -42,7 +42,7 @@ class SAM2Widget(QWidget):
         self._known: dict[napari.layers.Image, Workspace] = {}
         self._worker = Worker()
         self._events = Connections()
-        self._is_running = False
+        self._running: Session | None = None
         self._is_docked = False
 
         self.panel = Panel()
@@ -162,7 +162,7 @@ class SAM2Widget(QWidget):
             return
         self._add_layers(work)
         direction = self.panel.direction.currentData()
-        self._is_running = True
+        self._running = session
         self.panel.progress.setRange(0, 0)
         self.panel.say("Following the objects …" if self._model.is_loaded else self._loading())
         self._worker.run(
@@ -201,6 +201,10 @@ class SAM2Widget(QWidget):
             if was_docked and not self._is_docked:
                 self.shut_down()
         return bool(super().event(event))
+
+    @property
+    def _is_running(self) -> bool:
+        return self._running is not None
 
     def _timer(self, action: Callable[[], None], interval: int = 0, once: bool = False) -> QTimer:
         timer = QTimer(self)
@@ -305,9 +309,10 @@ class SAM2Widget(QWidget):
     def _forget_image(self, image: napari.layers.Image) -> None:
         work = self._known.pop(image)
         work.close()
+        if self._running is work.session:
+            self._worker.cancel()
         if self._work is work:
             self._work = None
-            self._worker.cancel()
 
     def _on_contrast(self, *_: object) -> None:
         self._contrast.start()
@@ -440,9 +445,11 @@ class SAM2Widget(QWidget):
 
     def _on_dims(self, *_: object) -> None:
         """The sequence follows the viewer: its slider's axis, and where other sliders are."""
-        if self._work is None:
+        if self._work is None or self._work.image not in self._viewer.layers:
             return
         dims, session = self._viewer.dims, self._work.session
+        if dims.ndim < self._work.image.ndim:  # the image is about to go
+            return
         key = SequenceKey.of_viewer(self._work.image, dims.order, dims.point)
         if key != session.view.key:
             session.show(key)
@@ -522,7 +529,7 @@ class SAM2Widget(QWidget):
         self._on_failed(error)
 
     def _end_run(self) -> None:
-        self._is_running = False
+        self._running = None
         self._show_objects()
 
     def _on_failed(self, error: Exception) -> None:

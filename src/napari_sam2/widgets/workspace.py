@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.utils.colormaps import label_colormap
 from numpy.typing import NDArray
 
-from napari_sam2.prompt_layers import NEGATIVE, POSITIVE, PromptLayers, Reading, new_labels_layer
+from napari_sam2.prompt_layers import (
+    NEGATIVE,
+    POSITIVE,
+    PromptLayers,
+    Reading,
+    new_labels_layer,
+    object_colours,
+)
 from napari_sam2.sequence_view import SequenceKey, window_of
 from napari_sam2.session import LazyModel, Session
 
@@ -65,7 +70,7 @@ class Workspace:
         self._prompt_events = Connections()
         self._labels_events = Connections()
         self._readings: dict[SequenceKey, Reading] = {}
-        self._is_drawing = False
+        self._is_held = False  # the mouse button, in a prompt layer
         self._keys: Mapping[str, Callable[[], None]] = {}
         self._object_id = 1
         self._excludes = False
@@ -99,11 +104,11 @@ class Workspace:
             for layer in (prompts.boxes, prompts.points):
                 layers.append(layer)
                 for emitter in (layer.events.data, layer.events.features):
-                    self._prompt_events.connect(emitter, edited)
+                    self._prompt_events.connect(emitter, _after_change(edited))
                 self._prompt_events.connect(layer.events.mode, mode_changed)
                 for key, action in keys.items():
-                    layer.bind_key(key, partial(_call, action), overwrite=True)
-            prompts.points.mouse_drag_callbacks.insert(0, self._before_click)
+                    layer.bind_key(key, _for_layer(action), overwrite=True)
+            prompts.points.mouse_drag_callbacks.insert(0, self._while_clicking)
             prompts.boxes.mouse_drag_callbacks.insert(0, self._while_drawing)
             self.prepare(self._object_id, self._excludes)
             self.colour_prompts()
@@ -140,10 +145,11 @@ class Workspace:
         for layer in (points, boxes):
             for key in self._keys:
                 layer.bind_key(key, None)
-        points.mouse_drag_callbacks.remove(self._before_click)
-        boxes.mouse_drag_callbacks.remove(self._while_drawing)
+        for layer, callback in ((points, self._while_clicking), (boxes, self._while_drawing)):
+            if callback in layer.mouse_drag_callbacks:
+                layer.mouse_drag_callbacks.remove(callback)
         self.prompts = None
-        self._is_drawing = False
+        self._is_held = False
 
     # -- prompts -------------------------------------------------------------------------------
 
@@ -154,7 +160,7 @@ class Workspace:
 
     def take_over_edits(self) -> Edit:
         """Hand what has changed in the prompt layers to the session."""
-        if self.prompts is None or self._is_drawing:
+        if self.prompts is None or self._is_held:
             return Edit((), False, False)
         view = self.session.view
         before = self._readings.get(view.key, Reading())
@@ -175,12 +181,12 @@ class Workspace:
 
     def remove_leftovers(self) -> None:
         """Remove boxes that a later one replaces, and those that a click without a drag makes."""
-        if self.prompts is not None and not self._is_drawing:
+        if self.prompts is not None and not self._is_held:
             self.prompts.boxes.remove(self.prompts.read(self.session.view).replaced)
 
     def colour_of(self, object_id: int) -> NDArray[np.float64]:
         """RGBA of an object in the labels layer."""
-        colours = label_colormap() if self.labels is None else self.labels.colormap
+        colours = object_colours() if self.labels is None else self.labels.colormap
         return np.asarray(colours.map(object_id), float).reshape(-1)[:4]
 
     def colour_prompts(self, *_: object) -> None:
@@ -218,21 +224,40 @@ class Workspace:
         with self.prompts.boxes.block_update_properties():
             self.prompts.boxes.current_edge_color = self.colour_of(self._object_id)
 
-    def _before_click(self, layer: Points, event: Any) -> None:
+    def _while_clicking(self, layer: Points, event: Any) -> Iterator[None]:
         """Shift turns the sign of a click around."""
         if layer.mode == "add":
             excludes = self._excludes != ("Shift" in event.modifiers)
             self._set_defaults(NEGATIVE if excludes else POSITIVE)
+        yield from self._while_held(event)
 
     def _while_drawing(self, layer: Shapes, event: Any) -> Iterator[None]:
         """A box counts when the mouse is released, not while it is drawn."""
-        self._is_drawing = True
+        yield from self._while_held(event)
+
+    def _while_held(self, event: Any) -> Iterator[None]:
+        self._is_held = True
         yield
         while event.type == "mouse_move":
             yield
-        self._is_drawing = False
+        self._is_held = False
 
 
-def _call(action: Callable[[], None], layer: Layer) -> None:
-    """A key that is bound to a layer gets the layer."""
-    action()
+def _after_change(edited: Callable[..., None]) -> Callable[[Any], None]:
+    """Leave out the events that announce a change to come: adding, changing, removing."""
+
+    def changed(event: Any) -> None:
+        action = getattr(event, "action", None)
+        if action is None or action.value in ("added", "changed", "removed"):
+            edited(event)
+
+    return changed
+
+
+def _for_layer(action: Callable[[], None]) -> Callable[[Layer], None]:
+    """As a key of a layer, which napari calls with the layer."""
+
+    def press(layer: Layer) -> None:
+        action()
+
+    return press

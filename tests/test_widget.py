@@ -1,0 +1,619 @@
+"""The widget in a real viewer, driven by what people do: clicks, drags, keys, layers, sliders."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+import weakref
+
+import numpy as np
+import pytest
+from models import small_model
+from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
+from qtpy.QtGui import QMouseEvent
+from qtpy.QtWidgets import QApplication, QWidget
+
+from napari_sam2.widgets import SAM2Widget
+from sam2_engine.sequence import SequencePredictor
+
+SHAPE = (7, 48, 64)
+TIMEOUT = 60_000
+
+
+def blobs(shape=SHAPE):
+    z, y, x = np.indices(shape)
+    one = (y - 14 - z) ** 2 + (x - 20) ** 2 < 70
+    two = (y - 32) ** 2 + (x - 46 + z) ** 2 < 80
+    noise = np.random.default_rng(0).normal(0, 10, shape)
+    return (noise + 150 * one + 220 * two).astype(np.float32)
+
+
+def assert_same(labels, expected):
+    """Equal, but where two objects' logits differ by less than half precision tells."""
+    np.testing.assert_array_equal(labels > 0, expected > 0)
+    assert (labels != expected).mean() < 1e-3
+
+
+class Desk:
+    """A viewer with the widget in it, and the hands of a person."""
+
+    def __init__(self, viewer, qtbot, **layer):
+        self.viewer = viewer
+        self.qtbot = qtbot
+        self.image = viewer.add_image(layer.pop("data", blobs()), name="scan", **layer)
+        self.widget = SAM2Widget(viewer, model=small_model())
+        self.panel = self.widget.panel
+        self.dock = viewer.window.add_dock_widget(self.widget, name="SAM 2")
+        self.settle()
+
+    @property
+    def session(self):
+        return self.widget.session
+
+    @property
+    def labels(self):
+        return self.session.labels
+
+    @property
+    def status(self):
+        return self.panel.status.text()
+
+    def settle(self):
+        """Wait until the model has answered all that was asked."""
+        QApplication.processEvents()
+        self.qtbot.waitUntil(lambda: not self.widget.is_busy, timeout=TIMEOUT)
+
+    @property
+    def canvas(self):
+        widgets = self.viewer.window._qt_window.findChildren(QWidget)
+        return next(w for w in widgets if "CanvasBackend" in type(w).__name__)
+
+    def position(self, yx):
+        """Where a position in the image's displayed axes is on the canvas."""
+        displayed = list(self.viewer.dims.displayed)
+        data = np.array(self.image.world_to_data(self.viewer.dims.point))
+        data[displayed] = yx
+        world = np.array(self.image.data_to_world(data))[displayed]
+        y, x = (world - self.viewer.camera.center[-2:]) * self.viewer.camera.zoom
+        return QPoint(round(x + self.canvas.width() / 2), round(y + self.canvas.height() / 2))
+
+    def mouse(self, kind, at, held=True, modifiers=Qt.KeyboardModifier.NoModifier):
+        left, none = Qt.MouseButton.LeftButton, Qt.MouseButton.NoButton
+        button = none if kind == QEvent.Type.MouseMove else left
+        where = QPointF(at), QPointF(self.canvas.mapToGlobal(at))
+        event = QMouseEvent(kind, *where, button, left if held else none, modifiers)
+        QApplication.sendEvent(self.canvas, event)
+
+    def click(self, yx, **how):
+        at = self.position(yx)
+        self.mouse(QEvent.Type.MouseMove, at, held=False, **how)
+        self.mouse(QEvent.Type.MouseButtonPress, at, **how)
+        self.mouse(QEvent.Type.MouseButtonRelease, at, held=False, **how)
+
+    def drag(self, start, end):
+        start, end = self.position(start), self.position(end)
+        self.mouse(QEvent.Type.MouseButtonPress, start)
+        for part in (0.3, 0.7, 1):
+            self.mouse(QEvent.Type.MouseMove, start + (end - start) * part)
+            self.qtbot.wait(30)  # vispy drops moves that come too fast
+        self.mouse(QEvent.Type.MouseButtonRelease, end, held=False)
+
+    def key(self, key):
+        self.qtbot.keyClick(self.canvas, key)
+
+    def press(self, button):
+        self.qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+    def go_to(self, step, axis=0):
+        self.viewer.dims.set_current_step(axis, step)
+
+    def expected(self, frame=None):
+        """Labels that the engine gives for the session's prompts: of a preview, or of all."""
+        predictor = SequencePredictor(small_model(), self.session.view, window=self.session.window)
+        for object_id, frames in self.session.prompts.items():
+            for at, said in frames.items():
+                some = len(said.points) > 0
+                predictor.set_prompts(
+                    object_id,
+                    at,
+                    points=said.points if some else None,
+                    labels=said.labels if some else None,
+                    box=said.box,
+                    mask_input=said.mask_input,
+                )
+        if frame is not None:
+            return predictor.predict(frame).labels()
+        labels = np.zeros_like(self.labels)
+        for result in predictor.propagate():
+            labels[self.session.view.index(result.frame)] = result.labels()
+        return labels
+
+
+@pytest.fixture
+def no_thread_left(qtbot):
+    """When the viewer is closed, the thread ends."""
+    yield
+    QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    qtbot.waitUntil(lambda: not worker_threads(), timeout=TIMEOUT)
+
+
+@pytest.fixture
+def desk(no_thread_left, make_napari_viewer, qtbot):
+    """Makes desks; their viewers are shown, so that the canvas takes the mouse."""
+    return lambda **layer: Desk(make_napari_viewer(show=True), qtbot, **layer)
+
+
+def worker_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "napari-sam2"]
+
+
+# -- the plugin --------------------------------------------------------------------------------
+
+
+def test_napari_finds_the_widget(make_napari_viewer, qtbot):
+    viewer = make_napari_viewer()
+    dock, widget = viewer.window.add_plugin_dock_widget("napari-sam2", "SAM 2")
+    assert isinstance(widget, SAM2Widget)
+    assert "Open an image" in widget.panel.status.text()
+    viewer.window.remove_dock_widget(dock)
+    qtbot.waitUntil(lambda: not worker_threads(), timeout=TIMEOUT)
+
+
+def test_opening_the_menu_does_not_load_torch():
+    code = "import sys, napari_sam2.widgets; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False"], done.stderr
+
+
+# -- clicks, boxes, masks ----------------------------------------------------------------------
+
+
+def test_a_click_shows_a_mask_at_once_and_propagate_follows_it(desk):
+    d = desk(scale=(3, 1, 1), translate=(5, -2, 4))
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    assert d.viewer.layers.selection.active is d.widget.points_layer
+    d.click((16, 20))
+    d.settle()
+    np.testing.assert_allclose(d.session.prompts[1][2].points, [(16, 20)], atol=0.5)
+    assert_same(d.labels[2], d.expected(2))
+    assert d.labels[2].any()
+    assert not np.delete(d.labels, 2, axis=0).any()
+    assert "Slice 2 is marked" in d.status
+
+    d.press(d.panel.propagate)
+    assert d.panel.progress.isVisible()
+    assert d.panel.stop.isEnabled()
+    d.settle()
+    assert_same(d.labels, d.expected())
+    assert not d.panel.stop.isEnabled()
+    assert f"Object 1 is on {len(d.session.masks[1])} of 7 slices" in d.status
+
+    layer = d.widget.labels_layer
+    assert layer.data is d.labels
+    np.testing.assert_array_equal(layer.scale, (3, 1, 1))
+    np.testing.assert_array_equal(layer.translate, (5, -2, 4))
+
+
+def test_a_dragged_box_is_one_prompt_and_a_second_replaces_it(desk):
+    d = desk()
+    d.go_to(3)
+    d.press(d.panel.modes["box"])
+    start, end = d.position((10, 12)), d.position((26, 30))
+    d.mouse(QEvent.Type.MouseButtonPress, start)
+    d.mouse(QEvent.Type.MouseMove, end)
+    assert d.session.prompts == {}, "a box counts when the mouse is released"
+    d.mouse(QEvent.Type.MouseButtonRelease, end, held=False)
+    np.testing.assert_allclose(d.session.prompts[1][3].box, (10, 12, 26, 30), atol=0.6)
+    d.settle()
+    assert_same(d.labels[3], d.expected(3))
+
+    d.drag((12, 14), (24, 28))
+    d.settle()
+    d.qtbot.waitUntil(lambda: len(d.widget.boxes_layer.data) == 1)
+    np.testing.assert_allclose(d.session.prompts[1][3].box, (12, 14, 24, 28), atol=0.6)
+    assert_same(d.labels[3], d.expected(3))
+
+    d.click((40, 50))  # no drag: no box
+    d.settle()
+    d.qtbot.waitUntil(lambda: len(d.widget.boxes_layer.data) == 1)
+    np.testing.assert_allclose(d.session.prompts[1][3].box, (12, 14, 24, 28), atol=0.6)
+
+
+def test_exclude_shift_and_keys(desk):
+    d = desk()
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    d.click((32, 44), modifiers=Qt.KeyboardModifier.ShiftModifier)
+    d.click((18, 22))
+    assert list(d.session.prompts[1][2].labels) == [1, 0, 1]
+    d.key("E")
+    assert d.panel.modes["exclude"].isChecked()
+    d.click((40, 10))
+    assert list(d.session.prompts[1][2].labels) == [1, 0, 1, 0]
+    d.key("N")
+    d.key("I")
+    d.click((32, 44))
+    assert list(d.session.prompts) == [1, 2]
+    assert list(d.session.prompts[2][2].labels) == [1]
+    d.key("B")
+    assert d.viewer.layers.selection.active is d.widget.boxes_layer
+    d.settle()
+    assert_same(d.labels[2], d.expected(2))
+    colours = d.widget.points_layer.border_color
+    assert (colours[0] == colours[2]).all()
+    assert (colours[0] != colours[1]).any()
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 0, 1)])
+def test_the_sequence_is_the_axis_of_the_slider(desk, order):
+    d = desk(scale=(3, 1, 1))
+    d.viewer.dims.order = order
+    d.viewer.reset_view()
+    axis = order[0]
+    assert len(d.session.view) == SHAPE[axis]
+    d.go_to(20, axis)
+    d.press(d.panel.modes["include"])
+    d.click((3, 20) if axis == 1 else (3, 18))
+    d.settle()
+    assert list(d.session.prompts[1]) == [20]
+    here = d.labels.take(20, axis)
+    assert_same(here, d.expected(20))
+    assert here.any()
+    d.viewer.dims.order = (0, 1, 2)
+    assert d.session.prompts == {}
+
+
+def test_rotated_sheared_layers_keep_prompts_and_masks_in_place(desk):
+    d = desk(rotate=(0, 0, 30), shear=(0, 0, 0.3), scale=(2, 1, 0.5), affine=np.diag([1, 2, 2, 1]))
+    d.go_to(4)
+    d.press(d.panel.modes["include"])
+    d.click((18, 20))
+    d.settle()
+    np.testing.assert_allclose(d.session.prompts[1][4].points, [(18, 20)], atol=0.5)
+    at = (3.2, 7.5, 11)
+    expected = d.image.data_to_world(at)
+    for layer in (d.widget.labels_layer, d.widget.points_layer, d.widget.boxes_layer):
+        np.testing.assert_allclose(layer.data_to_world(at), expected)
+    # The prompt layers may be moved apart from the image.
+    d.widget.points_layer.translate += (2, 0, 0)
+    d.widget.points_layer.add([4, 18, 20])
+    assert sorted(d.session.prompts[1]) == [5]
+
+
+def test_a_colour_image_and_a_time_lapse_of_volumes(desk):
+    colours = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
+    d = desk(data=colours, rgb=True)
+    assert not d.panel.propagate.isEnabled()
+    d.press(d.panel.modes["include"])
+    d.click((20, 20))
+    d.settle()
+    assert_same(d.labels, d.expected(0))
+
+    series = d.viewer.add_image(np.stack([blobs()] * 3), name="series")
+    d.widget.choose_image(series)
+    d.viewer.dims.set_current_step(1, 2)
+    d.widget.start("include")
+    d.widget.points_layer.add([1, 2, 16, 20])
+    d.settle()
+    assert len(d.session.view) == 3
+    assert list(d.session.prompts[1]) == [1]
+    assert d.labels[1, 2].any()
+    d.viewer.dims.set_current_step(1, 4)
+    assert d.session.prompts == {}
+    d.viewer.dims.set_current_step(1, 2)
+    assert list(d.session.prompts[1]) == [1]
+
+
+def test_images_are_read_frame_by_frame(desk):
+    dask = pytest.importorskip("dask.array")
+    reads = []
+
+    def read(block, block_info=None):
+        reads.append(block_info[0]["array-location"][0][0])
+        return block
+
+    lazy = dask.from_array(blobs(), chunks=(1, -1, -1)).map_blocks(read, dtype=np.float32)
+    d = desk(data=lazy, contrast_limits=(0, 250))
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    reads.clear()
+    d.click((16, 20))
+    d.settle()
+    assert d.labels[2].any()
+    assert set(reads) <= {0, 2}  # the first tells the size of a frame
+
+
+# -- changes to prompts ------------------------------------------------------------------------
+
+
+def test_moving_and_deleting_prompts_changes_the_masks(desk):
+    d = desk()
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    d.click((32, 44))
+    d.settle()
+    both = d.labels[2].copy()
+    d.key(Qt.Key.Key_Delete)  # the last one is selected
+    d.settle()
+    assert len(d.widget.points_layer.data) == 1
+    assert (d.labels[2] != both).any()
+    assert_same(d.labels[2], d.expected(2))
+
+    moved = d.widget.points_layer.data.copy()
+    moved[0, 0] = 5
+    d.widget.points_layer.data = moved
+    d.settle()
+    assert not d.labels[2].any()
+    assert_same(d.labels[5], d.expected(5))
+
+    d.widget.points_layer.features = {"object": [4], "axis": [0], "label": ["positive"]}
+    d.settle()
+    assert set(np.unique(d.labels)) == {0, 4}
+
+    d.widget.points_layer.data = np.empty((0, 3))
+    d.settle()
+    assert not d.labels.any()
+
+
+def test_a_click_after_propagation_corrects_that_slice(desk):
+    d = desk()
+    d.go_to(1)
+    d.press(d.panel.modes["include"])
+    d.click((15, 20))
+    d.press(d.panel.propagate)
+    d.settle()
+    before = d.labels.copy()
+    d.go_to(4)
+    d.key("E")
+    d.click((30, 44))
+    d.settle()
+    assert d.session.prompts[1][4].mask_input is not None
+    assert_same(d.labels[4], d.expected(4))
+    np.testing.assert_array_equal(np.delete(d.labels, 4, axis=0), np.delete(before, 4, axis=0))
+    d.press(d.panel.propagate)
+    d.settle()
+    assert_same(d.labels, d.expected())
+
+
+def test_a_prompt_outside_the_image_is_told(desk):
+    d = desk()
+    d.widget.start("include")
+    d.widget.points_layer.add([2, 400, 3])
+    assert d.session.prompts == {}
+    assert "not used" in d.status
+
+
+def test_objects_are_added_chosen_and_deleted(desk):
+    d = desk()
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    d.press(d.panel.new)
+    assert d.panel.object == 2
+    d.click((32, 44))
+    d.panel.object = 1
+    d.click((17, 21))
+    d.settle()
+    assert {i: len(d.session.prompts[i][2].points) for i in (1, 2)} == {1: 2, 2: 1}
+    assert d.widget.labels_layer.selected_label == 1
+    d.press(d.panel.delete)
+    d.settle()
+    assert list(d.session.objects) == [2]
+    assert len(d.widget.points_layer.data) == 1
+    assert_same(d.labels[2], d.expected(2))
+
+
+# -- runs --------------------------------------------------------------------------------------
+
+
+class SlowFrames(np.ndarray):
+    """An array whose slices wait for `gate`, so that a run lasts until the test lets it go on."""
+
+    gate = threading.Event()
+
+    def __getitem__(self, index):
+        if threading.current_thread().name == "napari-sam2":
+            self.gate.wait(10)
+        return np.asarray(super().__getitem__(index))
+
+
+@pytest.fixture
+def slow_desk(desk):
+    SlowFrames.gate.set()
+    d = desk(data=np.zeros((2, 2, 2)))
+    d.widget.shut_down()
+    d.viewer.layers.clear()
+    d.image = d.viewer.add_image(blobs(), name="slow")
+    d.image.data = blobs().view(SlowFrames)
+    d.widget = SAM2Widget(d.viewer, model=small_model())
+    d.panel = d.widget.panel
+    d.dock = d.viewer.window.add_dock_widget(d.widget, name="slow SAM 2")
+    d.viewer.reset_view()
+    d.settle()
+    d.widget.start("include")
+    d.widget.points_layer.add([3, 17, 20])
+    d.settle()
+    yield d
+    SlowFrames.gate.set()
+
+
+def begin_a_run(d):
+    """Start to propagate and hold it at its first new frame."""
+    SlowFrames.gate.clear()
+    d.press(d.panel.propagate)
+    d.qtbot.waitUntil(lambda: d.panel.progress.value() >= 1, timeout=TIMEOUT)
+
+
+def test_stop_keeps_what_is_done(slow_desk):
+    d = slow_desk
+    begin_a_run(d)
+    assert not d.panel.propagate.isEnabled()
+    d.press(d.panel.stop)
+    SlowFrames.gate.set()
+    d.settle()
+    assert "Stopped" in d.status
+    done = d.labels.any(axis=(1, 2))
+    assert done[3]
+    assert not done.all()
+    d.press(d.panel.propagate)
+    d.settle()
+    assert_same(d.labels, d.expected())
+
+
+def test_the_window_stays_alive_while_the_model_works(slow_desk):
+    d = slow_desk
+    begin_a_run(d)
+    d.go_to(5)
+    d.widget.points_layer.add([5, 19, 20])  # a prompt during the run waits its turn
+    QApplication.processEvents()
+    assert d.viewer.dims.current_step[0] == 5
+    SlowFrames.gate.set()
+    d.settle()
+    assert_same(d.labels[5], d.expected(5))
+
+
+@pytest.mark.parametrize(
+    "harm", ["image", "points", "labels", "all", "undock", "close", "new data", "viewer"]
+)
+def test_harm_during_a_run_breaks_nothing(slow_desk, harm):
+    d = slow_desk
+    begin_a_run(d)
+    widget = d.widget
+    if harm == "image":
+        d.viewer.layers.remove(d.image)
+    elif harm == "points":
+        d.viewer.layers.remove(widget.points_layer)
+    elif harm == "labels":
+        d.viewer.layers.remove(widget.labels_layer)
+    elif harm == "all":
+        d.viewer.layers.clear()
+    elif harm == "undock":
+        d.viewer.window.remove_dock_widget(d.dock)
+    elif harm == "close":
+        widget.close()
+    elif harm == "viewer":
+        d.viewer.close()
+    else:
+        d.image.data = blobs() + 1
+    QApplication.processEvents()
+    SlowFrames.gate.set()
+    if harm == "viewer":
+        d.qtbot.waitUntil(lambda: not worker_threads(), timeout=TIMEOUT)
+        return
+    d.settle()
+    if harm in ("undock", "close"):
+        d.qtbot.waitUntil(lambda: not worker_threads(), timeout=TIMEOUT)
+        d.viewer.layers.clear()  # nothing listens any more
+    elif harm in ("points", "labels"):
+        # Layers that are gone come back with all that the session knows.
+        assert d.session.prompts
+        widget.start("include")
+        assert len(widget.points_layer.data) == 1
+        assert widget.labels_layer.data is d.labels
+        d.press(d.panel.propagate)
+        d.settle()
+        assert_same(d.labels, d.expected())
+    else:
+        assert d.session is None or d.session.prompts == {}
+
+
+def test_a_closed_widget_leaves_no_thread_and_no_callbacks(desk):
+    d = desk()
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    d.settle()
+    points = d.widget.points_layer
+    widget = weakref.ref(d.widget)
+    assert worker_threads()
+    d.viewer.window.remove_dock_widget(d.dock)
+    d.qtbot.waitUntil(lambda: not worker_threads(), timeout=TIMEOUT)
+    points.add([2, 20, 20])
+    d.viewer.add_image(blobs())
+    d.widget = d.panel = d.dock = None
+    QApplication.processEvents()
+    QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    d.viewer.layers.clear()
+    gc.collect()
+    assert widget() is None
+
+
+# -- images, models, messages ------------------------------------------------------------------
+
+
+def test_every_image_has_its_own_session(desk):
+    d = desk()
+    first = d.session
+    d.widget.start("include")
+    d.widget.points_layer.add([2, 16, 20])
+    d.settle()
+    other = d.viewer.add_image(blobs()[:, ::-1].copy(), name="other")
+    d.widget.choose_image(other)
+    assert d.session is not first
+    assert d.session.prompts == {}
+    assert d.panel.modes["include"].isChecked() is False
+    d.widget.choose_image(d.image)
+    assert d.session is first
+    other.name = "renamed"
+    assert d.panel.images.findText("renamed") >= 0
+    d.viewer.layers.remove(d.image)
+    assert d.widget.session.prompts == {}
+    assert d.panel.images.count() == 1
+
+
+def test_without_an_image_it_says_what_to_do(make_napari_viewer, qtbot):
+    viewer = make_napari_viewer()
+    widget = SAM2Widget(viewer, model=small_model())
+    qtbot.addWidget(widget)
+    assert "Open an image" in widget.panel.status.text()
+    widget.start("include")
+    widget.new_object()
+    widget.propagate()
+    assert len(viewer.layers) == 0
+    viewer.add_image(blobs())
+    assert "click on Object 1" in widget.panel.status.text()
+    widget.propagate()
+    assert "no prompt yet" in widget.panel.status.text()
+    widget.shut_down()
+
+
+def test_new_contrast_limits_are_what_the_model_sees(desk):
+    d = desk(contrast_limits=(0, 250))
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    d.settle()
+    before = d.labels[2].copy()
+    d.image.contrast_limits = (100, 2000)
+    d.qtbot.waitUntil(lambda: d.session.window == (100, 2000), timeout=TIMEOUT)
+    d.settle()
+    assert (d.labels[2] != before).any()
+    assert_same(d.labels[2], d.expected(2))
+
+
+def test_models_are_listed_and_a_failure_is_told(desk, monkeypatch, tmp_path):
+    d = desk()
+    texts = [d.panel.models.itemText(i) for i in range(d.panel.models.count())]
+    assert "sam2.1-large, 898 MB, Apache-2.0" in texts
+    assert any(text.startswith("nano") for text in texts)
+    monkeypatch.setenv("SAM2_MODELS", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    d.panel.models.addItem("mine", str(tmp_path / "no-such-file.pt"))
+    d.panel.models.setCurrentIndex(d.panel.models.count() - 1)
+    d.panel.models.activated.emit(d.panel.models.currentIndex())
+    d.settle()
+    assert "no-such-file.pt" in d.status
+    assert d.status.startswith("⚠")
+
+
+def test_it_fits_a_narrow_dock(desk):
+    d = desk()
+    assert d.widget.minimumSizeHint().width() <= 300
+    tips = [d.panel.images, d.panel.models, d.panel.devices, d.panel.objects, d.panel.new]
+    tips += [d.panel.delete, d.panel.direction, d.panel.propagate, d.panel.stop, d.panel.progress]
+    assert all(widget.toolTip() for widget in [*tips, *d.panel.modes.values()])
