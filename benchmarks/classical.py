@@ -59,20 +59,33 @@ def carry(images: Grey, start: int, mask: Mask, both_ways: bool = True) -> Mask:
     for step in (1, -1) if both_ways else (1,):
         before, frame = mask, start + step
         while 0 <= frame < len(images):
-            depth = _depth(before)
-            likely = np.abs(gaussian(images[frame], 1) - mean) <= GREY_LIMIT * spread
+            here = _around(before)
+            image, depth = images[frame][here], _depth(before[here])
+            likely = np.abs(gaussian(image, 1) - mean) <= GREY_LIMIT * spread
             core = (depth > max(CORE * depth.max(), 1.0)) & likely
-            far = _depth(~before) > max(REACH * depth.max(), MIN_REACH)
-            before = _between(images[frame], core, far)
-            if before.sum() < max(MIN_AREA * mask.sum(), 4):
+            distance = ndimage.distance_transform_edt(~before[here])
+            far = distance > max(REACH * depth.max(), MIN_REACH)
+            after = np.zeros_like(before)
+            after[here] = _between(image, core, far)
+            if after.sum() < max(MIN_AREA * mask.sum(), 4):
                 break
-            masks[frame] = before
+            masks[frame] = before = after
             frame += step
     return masks
 
 
+def _around(mask: Mask) -> tuple[slice, slice]:
+    """The part of the image that can matter on the next slice."""
+    (top, bottom), (left, right) = ((at.min(), at.max()) for at in np.nonzero(mask))
+    margin = 8 + int(REACH * min(bottom - top, right - left))
+    return (
+        slice(max(top - margin, 0), bottom + margin + 1),
+        slice(max(left - margin, 0), right + margin + 1),
+    )
+
+
 def _depth(mask: Mask) -> NDArray[np.float64]:
-    """Distance (H, W) of each pixel of a mask to what is not of it, the image's border included."""
+    """Distance (H, W) of each pixel of a mask to what is not of it, the array's border included."""
     return ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
 
 
