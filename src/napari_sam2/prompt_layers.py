@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from napari.layers import Image, Labels, Layer, Points, Shapes
     from napari.utils.colormaps import CyclicLabelColormap
 
+Colours = Callable[[int], NDArray[np.float64]]
+"""Object id -> RGBA, 0 to 1."""
+
 POSITIVE, NEGATIVE = "positive", "negative"
 
 _NO_AXIS = -1  # stands for a 2-D image's sequence in the column `axis`
@@ -125,11 +128,19 @@ class PromptLayers:
             **image_transform(image),
         )
 
-    def prepare(self, key: SequenceKey, object_id: int, label: str = POSITIVE) -> None:
-        """What the next click or box will belong to."""
+    def prepare(
+        self, key: SequenceKey, object_id: int, label: str, colour: NDArray[np.float64]
+    ) -> None:
+        """What the next click or box will belong to, and its object's colour."""
         axis = _NO_AXIS if key.axis is None else key.axis
-        self.points.feature_defaults = {"object": object_id, "axis": axis, "label": label}
-        self.boxes.feature_defaults = {"object": object_id, "axis": axis}
+        points, boxes = self.points, self.boxes
+        points.feature_defaults = {"object": object_id, "axis": axis, "label": label}
+        boxes.feature_defaults = {"object": object_id, "axis": axis}
+        with points.block_update_properties(), boxes.block_update_properties():
+            points.current_face_color = colour
+            points.current_border_color = _SIGN_COLOUR[label]
+            points.current_symbol = _SYMBOL[label]
+            boxes.current_edge_color = colour
 
     def read(self, view: SequenceView) -> Reading:
         """The prompts of the sequence that `view` shows."""
@@ -139,13 +150,13 @@ class PromptLayers:
         self._read_boxes(view, axis, reading)
         return reading
 
-    def fill(self, session: Session) -> None:
+    def fill(self, session: Session, colour_of: Colours) -> None:
         """Show the prompts of the session's sequence in empty layers."""
         view = session.view
         for object_id, frames in session.prompts.items():
             for frame, said in frames.items():
                 for label, sign in ((POSITIVE, 1), (NEGATIVE, 0)):
-                    self.prepare(view.key, object_id, label)
+                    self.prepare(view.key, object_id, label, colour_of(object_id))
                     chosen = said.points[said.labels == sign]
                     if len(chosen):
                         at = view.join(frame, chosen)
@@ -155,7 +166,7 @@ class PromptLayers:
                     corners = view.join(frame, [(y0, x0), (y0, x1), (y1, x1), (y1, x0)])
                     self.boxes.add(_between(self.image, self.boxes, corners))
 
-    def colour(self, colour_of: Callable[[int], NDArray[np.float64]]) -> None:
+    def colour(self, colour_of: Colours) -> None:
         """Give every mark its object's colour; clicks show their sign by border and symbol."""
         if len(self.points.data):
             labels = [_sign(value) for value in _column(self.points, "label")]

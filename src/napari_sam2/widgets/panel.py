@@ -112,12 +112,12 @@ class Panel(QWidget):
         layout = QVBoxLayout(self)
         layout.setSpacing(6)
         layout.addLayout(form)
-        layout.addWidget(_heading("1  Objects"))
+        layout.addWidget(_heading("1. Objects"))
         layout.addWidget(self.objects)
         layout.addLayout(objects)
-        layout.addWidget(_heading("2  Prompts, on any slice"))
+        layout.addWidget(_heading("2. Prompts, on any slice"))
         layout.addLayout(modes)
-        layout.addWidget(_heading("3  Through all slices"))
+        layout.addWidget(_heading("3. Through all slices"))
         layout.addLayout(run)
         layout.addWidget(self.progress)
         layout.addWidget(self.status)
@@ -237,9 +237,12 @@ def _heading(text: str) -> QLabel:
 
 
 def _colour_icon(colour: Any) -> QIcon:
+    """colour: RGB, 0 to 1."""
     pixmap = QPixmap(14, 14)
     pixmap.fill(QColor.fromRgbF(*(float(part) for part in np.asarray(colour)[:3])))
-    return QIcon(pixmap)
+    icon = QIcon(pixmap)
+    icon.addPixmap(pixmap, QIcon.Mode.Selected)  # else Qt tints it
+    return icon
 
 
 def _mode_icon(mode: str) -> QIcon:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import napari.layers
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _POLL_MS = 15
 _REFRESH_MS = {2: 30, 3: 300}  # by the number of displayed axes; a volume is slow to show
+_COUNT_MS = 300
 _CONTRAST_MS = 400
 _SURE = 0.7
 
@@ -54,6 +56,7 @@ class SAM2Widget(QWidget):
 
         self._poll = self._timer(self._deliver, _POLL_MS)
         self._refresh = self._timer(self._refresh_labels, once=True)
+        self._count = self._timer(self._show_objects, _COUNT_MS, once=True)
         self._contrast = self._timer(self._on_contrast_settled, _CONTRAST_MS, once=True)
         # Qt may destroy the widget without closing it; what outlives it must let go of it then.
         self.destroyed.connect(partial(_let_go, self._worker, self._events, self._known))
@@ -182,7 +185,7 @@ class SAM2Widget(QWidget):
 
     def shut_down(self) -> None:
         """Let go of the viewer and end the thread; the layers stay as they are."""
-        for timer in (self._poll, self._refresh, self._contrast):
+        for timer in (self._poll, self._refresh, self._count, self._contrast):
             timer.stop()
         self._work = None
         _let_go(self._worker, self._events, self._known)
@@ -215,7 +218,7 @@ class SAM2Widget(QWidget):
 
     def _connect_panel(self) -> None:
         panel = self.panel
-        panel.models.addItem(self._model.name, self._model.name)
+        panel.models.addItem(Path(self._model.name).name, self._model.name)
         panel.devices.setCurrentIndex(panel.devices.findData(self._model.device))
         panel.images.currentIndexChanged.connect(self._on_image_chosen)
         panel.models.activated.connect(self._on_model_chosen)
@@ -506,7 +509,10 @@ class SAM2Widget(QWidget):
         self.panel.progress.setRange(0, step.total)
         self.panel.progress.setValue(step.done)
         if step.done == 1 and self.panel.stop.isEnabled():
-            self.panel.say("Following the objects; results appear slice by slice.")
+            self.panel.say(
+                "Following the objects; results appear slice by slice. You can look at them "
+                "meanwhile, and mark other objects."
+            )
 
     def _on_run_done(self, session: Session, task: Task, stopped: bool) -> None:
         self._end_run()
@@ -558,6 +564,8 @@ class SAM2Widget(QWidget):
                 f"Press Include and click on {self._name()}, or press Box and drag a box around "
                 "it, on any slice."
             )
+        else:
+            self.panel.say("Correct any slice with clicks or a box, or go on with Propagate.")
 
     def _show_objects(self) -> None:
         work = self._work
@@ -607,6 +615,8 @@ class SAM2Widget(QWidget):
         """Show a slice of the labels that has changed, unless the viewer shows another one."""
         if self._work is None:
             return
+        if not self._count.isActive():
+            self._count.start()
         axis = self._work.session.view.key.axis
         ndisplay = self._viewer.dims.ndisplay
         if ndisplay == 2 and axis is not None:
@@ -619,7 +629,6 @@ class SAM2Widget(QWidget):
     def _refresh_labels(self) -> None:
         if self.labels_layer is not None:
             self.labels_layer.refresh()
-        self._show_objects()
 
     # -- the thread ----------------------------------------------------------------------------
 

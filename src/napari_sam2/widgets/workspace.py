@@ -98,7 +98,7 @@ class Workspace:
         if self.prompts is None:
             view = self.session.view
             prompts = PromptLayers(self.image, view.frame_shape)
-            prompts.fill(self.session)
+            prompts.fill(self.session, self.colour_of)
             self._readings = {view.key: prompts.read(view)}
             self.prompts, self._keys = prompts, keys
             for layer in (prompts.boxes, prompts.points):
@@ -220,9 +220,8 @@ class Workspace:
     def _set_defaults(self, label: str) -> None:
         if self.prompts is None:
             return
-        self.prompts.prepare(self.session.view.key, self._object_id, label)
-        with self.prompts.boxes.block_update_properties():
-            self.prompts.boxes.current_edge_color = self.colour_of(self._object_id)
+        colour = self.colour_of(self._object_id)
+        self.prompts.prepare(self.session.view.key, self._object_id, label, colour)
 
     def _while_clicking(self, layer: Points, event: Any) -> Iterator[None]:
         """Shift turns the sign of a click around."""
