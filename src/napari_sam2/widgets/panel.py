@@ -72,7 +72,6 @@ class Panel(QWidget):
         self.stop = _button("Stop", "Stop; the slices done so far are kept.")
         self.progress = QProgressBar()
         self.progress.setToolTip("Slices done in this propagation.")
-        self.progress.setFormat("%v of %m slices")
 
         self.status = QLabel()
         self.status.setWordWrap(True)
@@ -131,6 +130,13 @@ class Panel(QWidget):
     def fail(self, text: str) -> None:
         """What went wrong."""
         self.status.setText(f"⚠ {text}")
+
+    def show_progress(self, done: int, total: int, seconds_left: float | None = None) -> None:
+        """How far a propagation is; total 0 for one that has not begun."""
+        left = "" if seconds_left is None else f", {_duration(seconds_left)} left"
+        self.progress.setRange(0, total)
+        self.progress.setValue(done)
+        self.progress.setFormat(f"%v of %m slices{left}")
 
     @property
     def mode(self) -> str | None:
@@ -234,6 +240,11 @@ def _heading(text: str) -> QLabel:
     label = QLabel(f"<b>{text}</b>")
     label.setContentsMargins(0, 6, 0, 0)
     return label
+
+
+def _duration(seconds: float) -> str:
+    """For people, who want no more than one number."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _colour_icon(colour: Any) -> QIcon:

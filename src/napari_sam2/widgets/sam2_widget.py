@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ _REFRESH_MS = {2: 30, 3: 300}  # by the number of displayed axes; a volume is sl
 _COUNT_MS = 300
 _CONTRAST_MS = 400
 _SURE = 0.7
+_FIRST_STEPS = 3  # say little of the time that is left
 
 
 class SAM2Widget(QWidget):
@@ -45,6 +47,7 @@ class SAM2Widget(QWidget):
         self._worker = Worker()
         self._events = Connections()
         self._running: Session | None = None
+        self._first_step = 0.0  # when it came, by the clock
         self._is_docked = False
 
         self.panel = Panel()
@@ -166,7 +169,7 @@ class SAM2Widget(QWidget):
         self._add_layers(work)
         direction = self.panel.direction.currentData()
         self._running = session
-        self.panel.progress.setRange(0, 0)
+        self.panel.show_progress(0, 0)
         self.panel.say("Following the objects …" if self._model.is_loaded else self._loading())
         self._worker.run(
             lambda: session.compute_propagation(task, direction),
@@ -506,8 +509,11 @@ class SAM2Widget(QWidget):
 
     def _on_step(self, session: Session, task: Task, step: Step) -> None:
         session.accept(task, step)
-        self.panel.progress.setRange(0, step.total)
-        self.panel.progress.setValue(step.done)
+        if step.done == 1:
+            self._first_step = time.monotonic()
+        each = (time.monotonic() - self._first_step) / max(1, step.done - 1)
+        left = each * (step.total - step.done) if step.done > _FIRST_STEPS else None
+        self.panel.show_progress(step.done, step.total, left)
         if step.done == 1 and self.panel.stop.isEnabled():
             self.panel.say(
                 "Following the objects; results appear slice by slice. You can look at them "
