@@ -19,7 +19,7 @@ from napari_sam2.widgets import SAM2Widget
 from sam2_engine.sequence import SequencePredictor
 
 SHAPE = (7, 48, 64)
-TIMEOUT = 60_000
+TIMEOUT = 180_000
 
 
 def blobs(shape=SHAPE):
@@ -39,14 +39,15 @@ def assert_same(labels, expected):
 class Desk:
     """A viewer with the widget in it, and the hands of a person."""
 
-    def __init__(self, viewer, qtbot, **layer):
+    def __init__(self, viewer, qtbot, model=None, **layer):
         self.viewer = viewer
         self.qtbot = qtbot
         self.image = viewer.add_image(layer.pop("data", blobs()), name="scan", **layer)
-        self.widget = SAM2Widget(viewer, model=small_model())
+        self.widget = SAM2Widget(viewer, model=model or small_model())
         self.panel = self.widget.panel
         self.dock = viewer.window.add_dock_widget(self.widget, name="SAM 2")
-        self.settle()
+        if model is None:
+            self.settle()
 
     @property
     def session(self):
@@ -195,6 +196,20 @@ def test_a_click_shows_a_mask_at_once_and_propagate_follows_it(desk):
     assert layer.data is d.labels
     np.testing.assert_array_equal(layer.scale, (3, 1, 1))
     np.testing.assert_array_equal(layer.translate, (5, -2, 4))
+
+
+def test_the_bundled_model_loads_in_the_background_and_marks_a_disc(desk):
+    _, y, x = np.indices((3, 96, 128))
+    disc = (y - 48) ** 2 + (x - 60) ** 2 < 24**2
+    noise = np.random.default_rng(0).normal(40, 10, disc.shape)
+    d = desk(model="nano", data=(noise + 80 * disc).astype(np.float32), contrast_limits=(0, 180))
+    assert "Loading the model" in d.status
+    d.press(d.panel.modes["box"])
+    d.drag((22, 34), (74, 86))  # before the model is there
+    d.settle()
+    found = d.labels[d.viewer.dims.current_step[0]] > 0
+    assert (found & disc[0]).sum() > 0.6 * (found | disc[0]).sum()
+    assert "is marked" in d.status
 
 
 def test_a_dragged_box_is_one_prompt_and_a_second_replaces_it(desk):

@@ -28,7 +28,7 @@ _POLL_MS = 15
 _REFRESH_MS = {2: 30, 3: 300}  # by the number of displayed axes; a volume is slow to show
 _COUNT_MS = 300
 _CONTRAST_MS = 400
-_SURE = 0.7
+_SURE = 0.5
 _FIRST_STEPS = 3  # say little of the time that is left
 
 
