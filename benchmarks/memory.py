@@ -116,8 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for objects in chosen.objects:
         for frames in chosen.frames:
-            report.progress(f"{frames} frames, {objects} objects ...")
-            rows.append(measure_apart(chosen.model, frames, objects))
+            row = measure_apart(chosen.model, frames, objects)
+            rows.append(row)
+            report.progress(f"{frames} frames, {objects} objects: {row['peak_mib']:.0f} MiB")
     head = ["objects", "frames", "before, MiB", "peak, MiB", "of it features, MiB", "s/frame"]
     keys = ["objects", "frames", "before_mib", "peak_mib", "cache_mib", "seconds_per_frame"]
     print(report.table(head, [[row[key] for key in keys] for row in rows]))
