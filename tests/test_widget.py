@@ -8,6 +8,7 @@ import sys
 import threading
 import weakref
 
+import napari.layers
 import numpy as np
 import pytest
 from models import small_model
@@ -15,6 +16,7 @@ from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
 from qtpy.QtGui import QMouseEvent
 from qtpy.QtWidgets import QApplication, QWidget
 
+from napari_sam2.session import Session
 from napari_sam2.widgets import SAM2Widget
 from sam2_engine.sequence import SequencePredictor
 
@@ -323,6 +325,15 @@ def test_a_colour_image_and_a_time_lapse_of_volumes(desk):
     assert list(d.session.prompts[1]) == [1]
 
 
+def test_of_a_multiscale_image_the_full_resolution_is_segmented():
+    pyramid = [blobs(), blobs()[:, ::2, ::2]]
+    image = napari.layers.Image(pyramid, multiscale=True, contrast_limits=(0, 250))
+    session = Session(image, small_model())
+    assert session.labels.shape == SHAPE
+    assert session.window == (0, 250)
+    np.testing.assert_array_equal(session.view[3], pyramid[0][3])
+
+
 def test_images_are_read_frame_by_frame(desk):
     dask = pytest.importorskip("dask.array")
     reads = []
@@ -373,6 +384,28 @@ def test_moving_and_deleting_prompts_changes_the_masks(desk):
     d.widget.points_layer.data = np.empty((0, 3))
     d.settle()
     assert not d.labels.any()
+
+
+def test_removed_layers_come_back_with_the_prompts_of_every_axis(desk):
+    d = desk()
+    d.widget.start("include")
+    d.widget.points_layer.add([2, 16, 20])
+    d.widget.boxes_layer.add([[3, 10, 12], [3, 10, 30], [3, 26, 30], [3, 26, 12]])
+    d.viewer.dims.order = (2, 0, 1)
+    d.widget.start("exclude")
+    d.widget.points_layer.add([2, 16, 24])
+    d.settle()
+    d.viewer.layers.remove(d.widget.boxes_layer)
+    assert d.widget.points_layer is None
+    d.widget.start("include")
+    assert len(d.widget.points_layer.data) == 2
+    assert len(d.widget.boxes_layer.data) == 1
+    assert list(d.session.prompts[1]) == [24]
+    d.widget.points_layer.remove([list(d.widget.points_layer.features["axis"]).index(2)])
+    assert d.session.prompts == {}
+    d.viewer.dims.order = (0, 1, 2)
+    assert list(d.session.prompts[1]) == [2, 3]
+    d.settle()
 
 
 def test_a_click_after_propagation_corrects_that_slice(desk):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_sam2.sequence_view import OUTSIDE, SequenceKey, SequenceView
-from napari_sam2.session import Box, Session
+from napari_sam2.session import Box, Session, SlicePrompts
 
 if TYPE_CHECKING:
     from napari.layers import Image, Labels, Layer, Points, Shapes
@@ -151,20 +151,11 @@ class PromptLayers:
         return reading
 
     def fill(self, session: Session, colour_of: Colours) -> None:
-        """Show the prompts of the session's sequence in empty layers."""
-        view = session.view
-        for object_id, frames in session.prompts.items():
-            for frame, said in frames.items():
-                for label, sign in ((POSITIVE, 1), (NEGATIVE, 0)):
-                    self.prepare(view.key, object_id, label, colour_of(object_id))
-                    chosen = said.points[said.labels == sign]
-                    if len(chosen):
-                        at = view.join(frame, chosen)
-                        self.points.add(_between(self.image, self.points, at))
-                if said.box is not None:
-                    y0, x0, y1, x1 = said.box
-                    corners = view.join(frame, [(y0, x0), (y0, x1), (y1, x1), (y1, x0)])
-                    self.boxes.add(_between(self.image, self.boxes, corners))
+        """Show the prompts of all sequences in empty layers."""
+        for view in session.prompted_sequences:
+            for object_id, frames in session.prompts_of(view.key).items():
+                for frame, said in frames.items():
+                    self._add(view, object_id, frame, said, colour_of(object_id))
 
     def colour(self, colour_of: Colours) -> None:
         """Give every mark its object's colour; clicks show their sign by border and symbol."""
@@ -180,6 +171,26 @@ class PromptLayers:
         """Take away all marks of an object, in every sequence."""
         self.points.remove([n for n, i in enumerate(_objects(self.points)) if i == object_id])
         self.boxes.remove([n for n, i in enumerate(_objects(self.boxes)) if i == object_id])
+
+    def _add(
+        self,
+        view: SequenceView,
+        object_id: int,
+        frame: int,
+        said: SlicePrompts,
+        colour: NDArray[np.float64],
+    ) -> None:
+        """Show what is said of one object on one frame."""
+        for label, sign in ((POSITIVE, 1), (NEGATIVE, 0)):
+            self.prepare(view.key, object_id, label, colour)
+            chosen = said.points[said.labels == sign]
+            if len(chosen):
+                at = view.join(frame, chosen)
+                self.points.add(_between(self.image, self.points, at))
+        if said.box is not None:
+            y0, x0, y1, x1 = said.box
+            corners = view.join(frame, [(y0, x0), (y0, x1), (y1, x1), (y1, x0)])
+            self.boxes.add(_between(self.image, self.boxes, corners))
 
     def _read_points(self, view: SequenceView, axis: int, reading: Reading) -> None:
         at = _between(self.points, self.image, np.asarray(self.points.data))

@@ -231,7 +231,7 @@ class Session:
             frames = set(sequence.masks[object_id])
             for known in (sequence.prompts, sequence.masks, sequence.tracked):
                 known.pop(object_id, None)
-            self._write(self._make_view(key), frames, also=object_id)
+            self._write(self.view_of(key), frames, also=object_id)
         self.objects_changed.emit()
 
     # -- prompts -------------------------------------------------------------------------------
@@ -239,13 +239,27 @@ class Session:
     def show(self, key: SequenceKey) -> None:
         """Work on another sequence of the same image; the prompts of the others are kept."""
         if key != self.view.key:
-            self.view = self._make_view(key)
+            self.view = self.view_of(key)
             self.objects_changed.emit()
 
     @property
     def prompts(self) -> Mapping[int, Mapping[int, SlicePrompts]]:
         """Object -> frame -> prompts, of the sequence that is shown."""
-        return {i: dict(frames) for i, frames in self._now.prompts.items() if frames}
+        return self.prompts_of(self.view.key)
+
+    def prompts_of(self, key: SequenceKey) -> Mapping[int, Mapping[int, SlicePrompts]]:
+        """Object -> frame -> prompts, of any sequence."""
+        known = self._sequences[key].prompts if key in self._sequences else {}
+        return {i: dict(frames) for i, frames in known.items() if frames}
+
+    @property
+    def prompted_sequences(self) -> tuple[SequenceView, ...]:
+        """All sequences with prompts, as frames."""
+        return tuple(self.view_of(key) for key in self._sequences if self.prompts_of(key))
+
+    def view_of(self, key: SequenceKey) -> SequenceView:
+        """A sequence of the image, as frames."""
+        return self.view if key == self.view.key else self._make_view(key)
 
     def set_prompts(
         self,

@@ -96,10 +96,11 @@ class Workspace:
             self._labels_events.connect(self.labels.events.colormap, self.colour_prompts)
             layers.insert(layers.index(self.image) + 1, self.labels)
         if self.prompts is None:
-            view = self.session.view
-            prompts = PromptLayers(self.image, view.frame_shape)
+            prompts = PromptLayers(self.image, self.session.view.frame_shape)
             prompts.fill(self.session, self.colour_of)
-            self._readings = {view.key: prompts.read(view)}
+            self._readings = {
+                view.key: prompts.read(view) for view in self.session.prompted_sequences
+            }
             self.prompts, self._keys = prompts, keys
             for layer in (prompts.boxes, prompts.points):
                 layers.append(layer)
