@@ -129,6 +129,9 @@ def test_direction_and_prompt_order(network: SAM2) -> None:
     backward = segment(image, masks=mask, direction="backward", model=network)
     assert not backward[4:].any()
     np.testing.assert_array_equal(forward[3], mask[3])
+    some = segment(image, masks=mask, slices=(2, 4), model=network)
+    np.testing.assert_array_equal(some[2:5], segment(image, masks=mask, model=network)[2:5])
+    assert not some[:2].any() and not some[5:].any()
     one = segment(image, points={2: [(1, 5, 5)], 9: [(4, 17, 14)]}, model=network)
     other = segment(image, points={9: [(4, 17, 14)], 2: [(1, 5, 5)]}, model=network)
     np.testing.assert_array_equal(one, other)
@@ -284,6 +287,8 @@ BAD = {
     "nan": (("scan.nii.gz", "-o", "out.nii.gz", "--point", "1:2,nan,7"), 2, "3 numbers"),
     "bad axis": (("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--axis", "w"), 2, "--axis"),
     "bad window": (("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--window", "5,-5"), 2, "smaller"),
+    "no such slices": (("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--slices", "3,8"), 3, "has 8"),
+    "slices reversed": (("scan.nii.gz", "-o", "o.nii", *POINT, "--slices", "5,3"), 2, "smaller"),
     "unknown option": (("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--boxx", "1"), 2, "--boxx"),
     "no output": (("scan.nii.gz", *POINT), 2, "-o/--output"),
     "output format": (("scan.nii.gz", "-o", "out.png", *POINT), 4, "must end in .nii"),

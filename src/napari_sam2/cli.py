@@ -70,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 logging.WARNING
             )  # what the readers' libraries log may hold patient data
             warnings.simplefilter("ignore")
+            # Torch's threads wait asleep: spinning is many times slower on a busy machine.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may not be UTF-8
                 sys.stdout.reconfigure(errors="backslashreplace")
             signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -134,6 +136,8 @@ def _parser() -> _Parser:
     add("--axis", choices=("0", "1", "2", "z", "y", "x"), default="z", help=help_)
     help_ = "follow objects to growing indices, falling ones, or both (default)"
     add("--direction", choices=("both", "forward", "backward"), default="both", help=help_)
+    help_ = "first and last slice to segment, along the axis (default: all)"
+    add("--slices", metavar="FIRST,LAST", help=help_)
     help_ = "a name of `napari-sam2 models` or a checkpoint file (default: nano)"
     add("--model", default="nano", help=help_)
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
@@ -181,7 +185,8 @@ def _segment(options: argparse.Namespace) -> int:
         {k: [(z, y, x) for z, y, x in found] for k, found in _by_id(option, given, 3).items()}
         for option, given in (("--point", options.point), ("--negative", options.negative))
     )
-    window = _window(options.window)
+    window = _pair("--window", options.window)
+    slices = _pair("--slices", options.slices)
     if not (boxes or points or negative or options.mask):
         raise _UserError(
             BAD_COMMAND, "there are no prompts: give at least one --box, --point or --mask"
@@ -207,6 +212,7 @@ def _segment(options: argparse.Namespace) -> int:
             masks=masks,
             axis=options.axis,
             direction=options.direction,
+            slices=slices,
             model=options.model,
             device=options.device,
             window=window,
@@ -339,6 +345,7 @@ _EXAMPLES = {
     "--point": "1:40,160,130 (z,y,x)",
     "--negative": "1:40,200,190 (z,y,x)",
     "--window": "-160,240 (LO,HI)",
+    "--slices": "10,60 (FIRST,LAST)",
 }
 
 
@@ -356,12 +363,12 @@ def _numbers(option: str, text: str, count: int, prompt: str | None = None) -> t
     return numbers
 
 
-def _window(text: str | None) -> tuple[float, float] | None:
+def _pair(option: str, text: str | None) -> tuple[float, float] | None:
     if text is None:
         return None
-    low, high = _numbers("--window", text, 2)
-    if low >= high:
-        raise _UserError(BAD_COMMAND, f"--window {text}: the first number must be the smaller one")
+    low, high = _numbers(option, text, 2)
+    if low > high:
+        raise _UserError(BAD_COMMAND, f"{option} {text}: the first number must be the smaller one")
     return low, high
 
 

@@ -50,6 +50,7 @@ def segment(
     masks: np.ndarray | None = None,
     axis: int | str = 0,
     direction: Direction = "both",
+    slices: tuple[float, float] | None = None,
     model: str | PathLike[str] | SAM2 = "nano",
     device: str = "auto",
     window: tuple[float, float] | None = None,
@@ -68,6 +69,8 @@ def segment(
     axis: 0, 1, 2 or "z", "y", "x": the axis along which the volume is sliced and objects are
         followed.
     direction: follow objects to both ends, or only to growing or falling indices.
+    slices: first and last slice (both included) to segment; by default all. Prompts may lie
+        outside. Other slices stay 0.
     model: a name of `sam2_engine.list_models()`, a checkpoint's path, or a loaded model. device:
         "auto", "cpu", "cuda" or "mps".
     window: the intensities shown as black and white; by default the 0.5 and 99.5 percentiles of the
@@ -93,6 +96,12 @@ def segment(
         raise PromptError(
             f"The window must be two numbers, the smaller first, not {window[0]:g}, {window[1]:g}."
         )
+    length = array.shape[axis]
+    start, stop = (0, length - 1) if slices is None else slices
+    if not (0 <= start <= stop < length and start == int(start) and stop == int(stop)):
+        raise PromptError(
+            f"There are no slices {start:g} to {stop:g}: the image has {length}, from 0."
+        )
     prompts = _gather(array.shape[:3], axis, boxes, points, negative_points, masks)
 
     from sam2_engine.sequence import SequencePredictor
@@ -114,8 +123,9 @@ def segment(
     frames = np.moveaxis(labels, axis, 0)
     # A frame comes once per direction, with other objects: the best logit so far settles overlaps.
     best = np.zeros(frames.shape, dtype=np.float32) if len(object_ids) > 1 else None
-    total = predictor.num_steps(direction=direction)
-    for done, result in enumerate(predictor.propagate(direction=direction), start=1):
+    wanted: dict[str, Any] = {"direction": direction, "start": int(start), "stop": int(stop)}
+    total = predictor.num_steps(**wanted)
+    for done, result in enumerate(predictor.propagate(**wanted), start=1):
         for object_id, logits in zip(result.object_ids, result.logits, strict=True):
             if object_id in result.given:  # a mask prompt stays as it is
                 logits = np.where(result.given[object_id], np.float32(np.inf), np.float32(0))
