@@ -260,7 +260,7 @@ def test_exclude_shift_and_keys(desk):
     assert d.viewer.layers.selection.active is d.widget.boxes_layer
     d.settle()
     assert_same(d.labels[2], d.expected(2))
-    colours = d.widget.points_layer.border_color
+    colours = d.widget.points_layer.face_color
     assert (colours[0] == colours[2]).all()
     assert (colours[0] != colours[1]).any()
 

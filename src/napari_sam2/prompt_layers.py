@@ -114,8 +114,8 @@ class PromptLayers:
             features=features | {"label": np.empty(0, object)},
             feature_defaults={"object": 1, "axis": _NO_AXIS, "label": POSITIVE},
             size=max(frame_shape) / 25,
-            border_width=0.2,
-            canvas_size_limits=(9, 15),
+            border_width=0.15,
+            canvas_size_limits=(10, 16),
             **image_transform(image),
         )
         self.boxes: Shapes = Shapes(
@@ -137,8 +137,8 @@ class PromptLayers:
         points.feature_defaults = {"object": object_id, "axis": axis, "label": label}
         boxes.feature_defaults = {"object": object_id, "axis": axis}
         with points.block_update_properties(), boxes.block_update_properties():
-            points.current_face_color = colour
-            points.current_border_color = _SIGN_COLOUR[label]
+            points.current_face_color = _SIGN_COLOUR[label]
+            points.current_border_color = colour
             points.current_symbol = _SYMBOL[label]
             boxes.current_edge_color = colour
 
@@ -158,11 +158,14 @@ class PromptLayers:
                     self._add(view, object_id, frame, said, colour_of(object_id))
 
     def colour(self, colour_of: Colours) -> None:
-        """Give every mark its object's colour; clicks show their sign by border and symbol."""
+        """Give every mark its object's colour; clicks show their sign by filling and symbol.
+
+        By the filling, since napari paints the border of a selected click, the last one, blue.
+        """
         if len(self.points.data):
             labels = [_sign(value) for value in _column(self.points, "label")]
-            self.points.face_color = [colour_of(i) for i in _objects(self.points)]
-            self.points.border_color = [_SIGN_COLOUR[label] for label in labels]
+            self.points.face_color = [_SIGN_COLOUR[label] for label in labels]
+            self.points.border_color = [colour_of(i) for i in _objects(self.points)]
             self.points.symbol = [_SYMBOL[label] for label in labels]
         if len(self.boxes.data):
             self.boxes.edge_color = [colour_of(i) for i in _objects(self.boxes)]

@@ -257,6 +257,11 @@ class Session:
         """All sequences with prompts, as frames."""
         return tuple(self.view_of(key) for key in self._sequences if self.prompts_of(key))
 
+    @property
+    def prompted_objects(self) -> frozenset[int]:
+        """Ids of all objects that have prompts in any sequence."""
+        return frozenset(i for key in self._sequences for i in self.prompts_of(key))
+
     def view_of(self, key: SequenceKey) -> SequenceView:
         """A sequence of the image, as frames."""
         return self.view if key == self.view.key else self._make_view(key)

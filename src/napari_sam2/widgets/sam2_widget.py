@@ -565,6 +565,11 @@ class SAM2Widget(QWidget):
             self.panel.say("Open an image (File > Open); it then appears above.")
         elif not self._model.is_loaded and self._worker.is_busy:
             self.panel.say(self._loading())
+        elif not self._work.session.prompts and self._work.session.prompted_objects:
+            self.panel.say(
+                "The objects are marked elsewhere (another axis or position). To follow them "
+                "through these slices too, mark them here."
+            )
         elif not self._work.session.prompts:
             self.panel.say(
                 f"Press Include and click on {self._name()}, or press Box and drag a box around "
@@ -579,12 +584,15 @@ class SAM2Widget(QWidget):
         rows = []
         if work is not None:
             prompts, masks = work.session.prompts, work.session.masks
+            elsewhere = work.session.prompted_objects
             for object_id, name in work.session.objects.items():
                 said = prompts.get(object_id, {}).values()
                 count = sum(len(one.points) + (one.box is not None) for one in said)
                 slices = len(masks.get(object_id, {}))
-                text = f"{name}   {_count(count, 'prompt')}, {_count(slices, 'slice')}"
-                rows.append((object_id, text, work.colour_of(object_id)))
+                text = f"{_count(count, 'prompt')}, {_count(slices, 'slice')}"
+                if not count and object_id in elsewhere:
+                    text = "marked in other slices"
+                rows.append((object_id, f"{name}   {text}", work.colour_of(object_id)))
         self.panel.show_objects(rows)
         if self.panel.object != chosen:
             self._on_object_chosen()
