@@ -21,11 +21,14 @@ from napari_sam2.io import Volume, read_volume, write_labels
 from napari_sam2.segmentation import Box, segment
 
 OBJECTS: dict[int, tuple[str, Box]] = {
-    1: ("left lateral ventricle", (92, (90.0, 73.0, 149.0, 98.0))),
-    2: ("right lateral ventricle", (92, (90.0, 99.0, 149.0, 124.0))),
-    3: ("cerebellum", (30, (38.0, 42.0, 106.0, 156.0))),
+    1: ("cerebellum and brain stem", (24, (46.0, 45.0, 114.0, 151.0))),
+    2: ("left temporal lobe", (32, (115.0, 38.0, 159.0, 80.0))),
+    3: ("right temporal lobe", (32, (115.0, 115.0, 159.0, 158.0))),
 }
 """Object id -> name, and its box: slice, (y0, x0, y1, x1). The template's x grows to the right."""
+
+SLICES = (4, 48)
+"""Where the three can be told from the rest of the brain by their outlines."""
 
 _COLOURS = {1: "#ff5555", 2: "#55aaff", 3: "#ffcc33"}
 
@@ -65,9 +68,10 @@ def make_files(out: Path, model: str = "nano", device: str = "auto") -> tuple[Pa
         from sam2_engine.weights import load_model
 
         network = load_model(model, device=device)
-    with _timed(f"Follow {len(OBJECTS)} objects through {volume.shape[0]} slices"):
+    first, last = SLICES
+    with _timed(f"Follow {len(OBJECTS)} objects through {last - first + 1} slices"):
         boxes = {object_id: box for object_id, (_, box) in OBJECTS.items()}
-        labels = segment(volume, boxes=boxes, model=network, progress=_show_progress)
+        labels = segment(volume, boxes=boxes, slices=SLICES, model=network, progress=_show_progress)
     with _timed(f"Write {labels_file.name}"):
         write_labels(labels_file, labels, volume, overwrite=True)
     with _timed(f"Draw {picture.name}"):
@@ -75,7 +79,7 @@ def make_files(out: Path, model: str = "nano", device: str = "auto") -> tuple[Pa
     print()
     for object_id, (name, box) in OBJECTS.items():
         millilitres = np.count_nonzero(labels == object_id) * np.prod(volume.spacing) / 1000
-        print(f"{name:24} {millilitres:6.1f} ml, from a box on slice {box[0]}")
+        print(f"{name:26} {millilitres:6.1f} ml, from a box on slice {box[0]}")
     return image, labels_file, picture
 
 
@@ -87,8 +91,8 @@ def draw(path: Path, volume: Volume, labels: np.ndarray) -> None:
     figure = Figure(figsize=(14, 9.4), facecolor="black", layout="constrained")
     axes = figure.subplots(3, 5).ravel()
     black, white = np.percentile(volume.array, (0.5, 99.5))
-    views = [(0, z) for z in (20, 30, 40, 84, 88, 92, 95, 98, 102, 106)]
-    views += [(1, 64), (1, 100), (1, 120), (2, 87), (2, 109)]
+    views = [(0, z) for z in (8, 14, 20, 24, 28, 32, 36, 40, 44, 48)]
+    views += [(1, 70), (1, 100), (1, 138), (2, 60), (2, 120)]
     spacing = np.array(volume.spacing)
     for ax, (axis, index) in zip(axes, views, strict=True):
         vertical, horizontal = (n for n in range(3) if n != axis)
