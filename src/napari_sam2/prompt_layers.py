@@ -28,7 +28,7 @@ POSITIVE, NEGATIVE = "positive", "negative"
 
 _NO_AXIS = -1  # stands for a 2-D image's sequence in the column `axis`
 _SIGN_COLOUR = {POSITIVE: (0.2, 0.9, 0.3, 1.0), NEGATIVE: (1.0, 0.2, 0.2, 1.0)}
-_SYMBOL = {POSITIVE: "disc", NEGATIVE: "x"}
+_SYMBOL = {POSITIVE: "disc", NEGATIVE: "diamond"}
 # Bright, told apart by people who do not see all colours (Okabe and Ito's, lightened), and rare
 # in images, which are mostly grey.
 _OBJECT_COLOURS = (
@@ -115,7 +115,8 @@ class PromptLayers:
             feature_defaults={"object": 1, "axis": _NO_AXIS, "label": POSITIVE},
             size=max(frame_shape) / 25,
             border_width=0.15,
-            canvas_size_limits=(10, 16),
+            # A lower limit other than 0 makes napari show a dot where a slice has no click.
+            canvas_size_limits=(0, 15),
             **image_transform(image),
         )
         self.boxes: Shapes = Shapes(

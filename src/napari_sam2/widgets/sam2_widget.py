@@ -453,6 +453,9 @@ class SAM2Widget(QWidget):
         """The sequence follows the viewer: its slider's axis, and where other sliders are."""
         if self._work is None or self._work.image not in self._viewer.layers:
             return
+        points = self.points_layer
+        if points is not None and points.mode == "add":
+            points.selected_data = set()  # Delete must not take a click that is out of sight
         dims, session = self._viewer.dims, self._work.session
         if dims.ndim < self._work.image.ndim:  # the image is about to go
             return
