@@ -24,9 +24,9 @@ from sam2_engine.training.augment import intensity, motion_grid, normalise, samp
 from sam2_engine.training.synthetic import synthetic_clip
 
 SHARES = {
-    "hippocampus": 0.20,
+    "hippocampus": 0.24,
     "sarcoma": 0.17,
-    "em_neurites": 0.12,
+    "em_neurites": 0.10,
     "nuclei2d": 0.18,
     "cells2d": 0.08,
     "axons2d": 0.05,
@@ -171,7 +171,7 @@ class ClipSampler:
         while True:
             name = self.names[rng.choice(len(self.names), p=self.shares)]
             if name == "synthetic":
-                drawn = self._synthetic(rng, frames, max_objects)
+                drawn: tuple[Tensor, Tensor] | None = self._synthetic(rng, frames, max_objects)
             else:
                 group = self.groups[name]
                 drawn = self._real(rng, group[rng.integers(len(group))], frames, max_objects)
@@ -194,7 +194,9 @@ class ClipSampler:
         if source.volume and rng.random() < 0.35:
             axis = int(rng.integers(1, 3))
         areas = source.areas(axis)
-        chosen = _walk(rng, _first_frame(rng, areas, frames), areas.shape[1], frames)
+        area = areas[0] if frames == 1 or rng.random() < 0.3 else areas[rng.integers(len(areas))]
+        least = 0 if frames == 1 or source.instances else 0.3 * area.max()
+        chosen = _walk(rng, int(rng.choice(np.flatnonzero(area > least))), area, frames)
         images, labels = np.moveaxis(source.images, axis, 0), np.moveaxis(source.labels, axis, 0)
         images, labels = images[chosen], labels[chosen]
 
@@ -265,9 +267,9 @@ def _visible(labels: np.ndarray, instances: bool) -> list[tuple[int, ...]]:
     """The objects on a frame, each as the ids that make it: every id and, if they are classes,
     all as one.
     """
-    ids = [(int(i),) for i in np.unique(labels) if i != 0]
+    ids: list[tuple[int, ...]] = [(int(i),) for i in np.unique(labels) if i != 0]
     if not instances and len(ids) > 1:
-        ids.append(tuple(i for (i,) in ids))
+        ids.append(tuple(i for own in ids for i in own))
     return ids
 
 
@@ -312,28 +314,29 @@ def _masks(
     return stacked if len(stacked) else None
 
 
-def _first_frame(rng: np.random.Generator, areas: np.ndarray, frames: int) -> int:
-    """A frame to prompt: any with an object for a single image, where it is large for a clip."""
-    area = areas[0] if frames == 1 or rng.random() < 0.3 else areas[rng.integers(len(areas))]
-    least = 0 if frames == 1 or len(areas) == 1 else 0.3 * area.max()
-    return int(rng.choice(np.flatnonzero(area > least)))
+def _walk(rng: np.random.Generator, start: int, area: np.ndarray, frames: int) -> np.ndarray:
+    """Frames of a clip: from ``start`` in one direction with uneven steps, often past the object's
+    end.
 
+    Args:
+        area: (T,) pixels of the object on each frame of its sequence.
 
-def _walk(rng: np.random.Generator, start: int, length: int, frames: int) -> np.ndarray:
-    """``frames`` indices from ``start`` in one direction with uneven steps; the last is repeated
-    at the end.
+    Returns:
+        (frames,) indices; the last frame of the sequence is repeated where it ends first.
     """
-    if frames == 1 or length == 1:
+    if frames == 1 or len(area) == 1:
         return np.full(frames, start)
     direction = int(rng.choice((-1, 1)))
     largest = int(rng.choice((1, 2, 3, 4), p=(0.4, 0.3, 0.2, 0.1)))
-    largest = min(largest, max(1, length // frames))
+    ahead = area[start::direction]
+    end = int(np.argmin(ahead > 0)) if (ahead == 0).any() else 0
+    if end and rng.random() < 0.75:
+        largest = max(1, min(5, round(end * rng.uniform(1.5, 3.5) / frames)))
     steps = rng.integers(1, largest + 1, frames - 1)
-    room = length - 1 - start if direction > 0 else start
-    if room < steps.sum() * 0.6:
+    if len(ahead) - 1 < steps.sum() * 0.6:
         direction = -direction
     path = start + direction * np.concatenate([[0], np.cumsum(steps)])
-    return np.clip(path, 0, length - 1)
+    return np.clip(path, 0, len(area) - 1)
 
 
 class BatchDataset(Dataset[Batch]):

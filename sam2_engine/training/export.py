@@ -37,9 +37,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("checkpoint", help="checkpoint.pt or a finished stage's file")
     parser.add_argument("out", help="the safetensors file to write")
+    parser.add_argument(
+        "--visible-above",
+        type=float,
+        default=0.0,
+        help="object score from which an object counts as visible, chosen on training data",
+    )
     options = parser.parse_args(arguments)
     try:
-        export(options.checkpoint, options.out)
+        export(options.checkpoint, options.out, options.visible_above)
     except (OSError, ValueError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

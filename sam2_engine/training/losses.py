@@ -15,12 +15,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the four terms, as published."""
+    """Weights of the four terms; the defaults are the published ones."""
 
     focal: float = 20.0
     dice: float = 1.0
     iou: float = 1.0
     object_score: float = 1.0
+    absent: float = 1.0
+    """How many times an absent object counts in the object score; absence is rare in clips."""
 
 
 PUBLISHED = LossWeights()
@@ -93,6 +95,7 @@ def mask_losses(
     score = F.binary_cross_entropy_with_logits(
         object_score.squeeze(1), present.float(), reduction="none"
     )
+    score = torch.where(present, score, weights.absent * score)
     return present * (shape + weights.iou * iou_error) + weights.object_score * score
 
 

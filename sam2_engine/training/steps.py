@@ -18,7 +18,8 @@ from sam2_engine.training.data import Batch
 from sam2_engine.training.losses import PUBLISHED, LossWeights, mask_iou, mask_losses
 from sam2_engine.training.prompts import PADDING, corrective_click, first_prompts
 
-_LOSS_SIZE = 128
+_TRACKING = LossWeights(object_score=2.0, absent=8.0)
+"""Clips are short: objects are absent in a tenth of their frames, but in half of a whole volume."""
 _LOGIT_LIMIT = 32.0  # earlier logits are clamped so before they are fed back
 
 
@@ -28,6 +29,11 @@ class StepResult:
 
     loss: Tensor
     report: dict[str, float]
+
+    def __add__(self, other: StepResult) -> StepResult:
+        report = self.report | other.report
+        report["loss"] = self.report["loss"] + other.report["loss"]
+        return StepResult(self.loss + other.loss, report)
 
 
 @dataclass
@@ -45,7 +51,7 @@ class _Meter:
     def __init__(
         self,
         weights: Tensor,
-        loss_size: int = _LOSS_SIZE,
+        loss_size: int,
         loss_weights: LossWeights = PUBLISHED,
     ) -> None:
         self.weights = weights  # (N,)
@@ -60,6 +66,7 @@ class _Meter:
         truth: Tensor,
         objects: Tensor | None = None,
         factor: float = 1.0,
+        loss_weights: LossWeights | None = None,
     ) -> None:
         """Count the answer for some objects; ``truth`` is (K, S, S) bool for those."""
         weights = self.weights if objects is None else self.weights[objects]
@@ -68,7 +75,7 @@ class _Meter:
             decoded.ious,
             decoded.object_score,
             truth,
-            self.loss_weights,
+            loss_weights or self.loss_weights,
             self.loss_size,
         )
         self.terms.append(factor * (losses * weights).sum() / self.weights.sum())
@@ -121,7 +128,12 @@ def image_step(model: SAM2, batch: Batch, generator: torch.Generator) -> StepRes
     """Single images: a click or a box, then up to two corrective clicks."""
     features = model.encode_image(batch.images[:, 0]).select(batch.clip)
     return _prompt_and_correct(
-        model, features, batch.masks[:, 0], _Meter(_object_weights(batch.clip)), generator, 0.6
+        model,
+        features,
+        batch.masks[:, 0],
+        _Meter(_object_weights(batch.clip), model.image_size // 2),
+        generator,
+        0.6,
     )
 
 
@@ -129,18 +141,20 @@ def clip_step(model: SAM2, batch: Batch, generator: torch.Generator) -> StepResu
     """Clips with memory: prompt the first frame, track, and sometimes correct a later frame."""
     frames = batch.images.shape[1]
     encoded = model.encode_image(batch.images.flatten(0, 1))
-    meter = _Meter(_object_weights(batch.clip))
+    meter = _Meter(_object_weights(batch.clip), model.image_size // 2)
     features = [encoded.select(batch.clip * frames + t) for t in range(frames)]
 
     first = _first_answer(model, features[0], batch.masks[:, 0], meter, generator)
     prompted = {0: (_remember(model, features[0], first, binarise=True), first.pointer)}
     tracked: dict[int, tuple[Tensor, Tensor]] = {}
+    visible: list[Tensor] = []
     corrected = int(torch.randint(1, 2 * frames, (), generator=generator))
     for t in range(1, frames):
         conditioned = _attend(model, features[t], t, prompted, tracked, batch.sequence_length)
         decoded = model.decode_masks(features[t], conditioned, multimask=True)
         truth = batch.masks[:, t]
-        meter.add(f"track{min(t, 7)}", decoded, truth, factor=2.0 / (frames - 1))
+        meter.add(f"track{t}", decoded, truth, factor=2.0 / (frames - 1), loss_weights=_TRACKING)
+        visible.append(decoded.object_score[:, 0] > 0)
         answer = _Answer(decoded.low_res, decoded.object_score, decoded.pointer)
         if t == corrected:
             answer = _correct_tracked(model, features[t], answer, truth, meter, generator)
@@ -149,10 +163,14 @@ def clip_step(model: SAM2, batch: Batch, generator: torch.Generator) -> StepResu
             tracked[t] = (_remember(model, features[t], answer, binarise=False), answer.pointer)
     result = meter.result()
     tracks = [value for name, value in result.report.items() if name.startswith("track")]
-    present = batch.masks[:, 1:].flatten(2).any(2)
     result.report = {name: v for name, v in result.report.items() if not name.startswith("track")}
     result.report["track"] = sum(tracks) / len(tracks)
+    present = batch.masks[:, 1:].flatten(2).any(2)
     result.report["absent"] = float((~present).float().mean())
+    said = torch.stack(visible, 1)
+    result.report["seen"] = float(said[present].float().mean()) if present.any() else 1.0
+    if not present.all():
+        result.report["ended"] = float((~said[~present]).float().mean())
     return result
 
 

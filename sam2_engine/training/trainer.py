@@ -60,6 +60,8 @@ class Stage:
     """Most objects of a clip."""
     frames: tuple[int, int] = (1, 1)
     """Least and greatest number of frames of a clip."""
+    images: int = 0
+    """Single images beside the clips, so that prompts are not forgotten."""
     size: int | None = None
     """Side of the input, the model's own if None. Smaller frames teach much of the same, and
     quicker.
@@ -69,12 +71,12 @@ class Stage:
 STAGES: dict[str, tuple[Stage, ...]] = {
     "nano": (
         Stage("geometry", GEOMETRY, minutes=7, learning_rate=1.5e-3, batch=32, size=128),
-        Stage("small images", IMAGES, minutes=12, batch=8, objects=8, size=128),
-        Stage("images", IMAGES, minutes=14, learning_rate=8e-4, batch=6, objects=8),
+        Stage("small images", IMAGES, minutes=8, batch=8, objects=8, size=128),
+        Stage("images", IMAGES, minutes=10, learning_rate=8e-4, batch=6, objects=8),
         Stage(
             "small clips",
             CLIPS,
-            minutes=16,
+            minutes=18,
             learning_rate=8e-4,
             trunk_rate=0.0,
             batch=4,
@@ -85,12 +87,13 @@ STAGES: dict[str, tuple[Stage, ...]] = {
         Stage(
             "clips",
             CLIPS,
-            minutes=25,
-            learning_rate=4e-4,
-            trunk_rate=0.3,
-            batch=2,
-            objects=4,
-            frames=(4, 8),
+            minutes=31,
+            learning_rate=7e-4,
+            trunk_rate=0.0,
+            batch=1,
+            objects=6,
+            frames=(3, 7),
+            images=4,
         ),
     ),
 }
@@ -262,17 +265,23 @@ class Trainer:
         model = with_input_size(self.model, size)
         if stage.kind == GEOMETRY:
             return lambda: geometry_step(model, self.generator, stage.batch)
-        dataset = BatchDataset(
-            ClipSampler(self.sources, size),
-            self.seed * 1000 + self.progress.stage,
-            stage.frames,
-            stage.batch,
-            stage.objects,
-            self.rank,
+        sampler = ClipSampler(self.sources, size)
+        seed = self.seed * 1000 + self.progress.stage
+
+        def ready(seed: int, frames: tuple[int, int], count: int) -> Iterator[Batch]:
+            dataset = BatchDataset(sampler, seed, frames, count, stage.objects, self.rank)
+            return batches(dataset, self.progress.step, self.workers)
+
+        main = ready(seed, stage.frames, stage.batch)
+        if stage.kind == IMAGES:
+            return lambda: image_step(model, next(main), self.generator)
+        if not stage.images:
+            return lambda: clip_step(model, next(main), self.generator)
+        beside = ready(seed + 500, (1, 1), stage.images)
+        return lambda: (
+            clip_step(model, next(main), self.generator)
+            + image_step(model, next(beside), self.generator)
         )
-        ready: Iterator[Batch] = batches(dataset, self.progress.step, self.workers)
-        step = image_step if stage.kind == IMAGES else clip_step
-        return lambda: step(model, next(ready), self.generator)
 
     def _update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -372,24 +381,33 @@ def new_model(name: str, imagenet: bool = True) -> SAM2:
         from sam2_engine.training.trunk import load_imagenet_trunk
 
         load_imagenet_trunk(model.image_encoder.trunk)
-    _calibrate_neck(model)
+    _calibrate(model)
     return model
 
 
 @torch.no_grad()
-def _calibrate_neck(model: SAM2, spread: float = 0.5) -> None:
-    """Scale the neck so that features start as small as the position encodings that they are
-    added to.
+def _calibrate(model: SAM2, spread: float = 0.5) -> None:
+    """Make what starts at random start small.
+
+    Image features get a spread below that of the position encodings they are added to, and memory
+    attention starts as little more than the features themselves, on the same scale.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn((4, 3, 8, 8), generator=generator)
     images = F.interpolate(images, size=(model.image_size,) * 2, mode="bicubic")
     model.eval()
     encoder = model.image_encoder
-    for lateral, level in zip(encoder.neck.convs, reversed(encoder.trunk(images)), strict=True):
-        scale = spread / lateral(level).std()
-        lateral.conv.weight.mul_(scale)
-        lateral.conv.bias.mul_(scale)
+    levels = encoder.trunk(images)
+    for lateral, level in zip(encoder.neck.convs, reversed(levels), strict=True):
+        conv = lateral.get_submodule("conv")
+        scale = spread / conv(level).std()
+        for parameter in conv.parameters():
+            parameter.mul_(scale)
+    for name, parameter in model.memory_attention.named_parameters():
+        if "out_proj." in name or "linear2." in name:
+            parameter.mul_(0.2)
+        elif name == "norm.weight":
+            parameter.fill_(spread)
 
 
 def load_average(path: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
