@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
+import tifffile
 import torch
 
-pytest.importorskip("skimage")
-nibabel = pytest.importorskip("nibabel")
-tifffile = pytest.importorskip("tifffile")
-
-from benchmarks import cases, classical, memory, quality, report  # noqa: E402
-from sam2_engine.model import SAM2  # noqa: E402
-from sam2_engine.model.config import ConvStage, ConvTrunkConfig, ModelConfig  # noqa: E402
+from benchmarks import cases, classical, memory, quality, report
+from sam2_engine.model import SAM2
+from sam2_engine.model.config import ConvStage, ConvTrunkConfig, ModelConfig
 
 
 def rectangle(shape: tuple[int, ...], *sides: slice) -> np.ndarray:

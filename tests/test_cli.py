@@ -12,6 +12,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import tifffile
 from models import small_model
 from test_io import DATA, OBLIQUE, STORED, assert_same_grid, itk_series, needs_data, write_series
@@ -20,8 +21,6 @@ from napari_sam2 import PromptError, read_volume, segment
 from napari_sam2.cli import main
 from sam2_engine.model import SAM2
 from sam2_engine.weights import save_model
-
-sitk = pytest.importorskip("SimpleITK")
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk
 import tifffile
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
 
 from napari_sam2.io import ReadError, Volume, WriteError, check_target, read_volume, write_labels
 
-sitk = pytest.importorskip("SimpleITK")
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="no ../shared/data")
 RNG = np.random.default_rng(0)
