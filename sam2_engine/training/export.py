@@ -20,11 +20,20 @@ _LICENCES = (
 )
 
 
-def export(checkpoint: str | Path, out: str | Path) -> None:
-    """Write the averaged weights of a checkpoint as float16 safetensors, which ``load_model``
-    reads.
+_SCORE_BIAS = "sam_mask_decoder.pred_obj_score_head.layers.2.bias"
+
+
+def export(checkpoint: str | Path, out: str | Path, visible_above: float = 0.0) -> None:
+    """Write the averaged weights of a checkpoint as float16 safetensors for ``load_model``.
+
+    Args:
+        visible_above: object score from which an object counts as visible. Objects are absent from
+            few frames of a short clip and from half of a whole volume, so the score of a model that
+            trained briefly is too high; choose it on training data. It goes into a bias, and the
+            file's own threshold is 0 again.
     """
     config, average = load_average(checkpoint)
+    average[_SCORE_BIAS] = average[_SCORE_BIAS] - visible_above
     model = SAM2(config)
     model.load_state_dict(average)
     save_model(model, out, torch.float16, licences=_LICENCES, trained_by="sam2_engine.training")
