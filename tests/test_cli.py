@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -447,7 +448,11 @@ def test_stopped_in_the_middle(tmp_path: Path, checkpoint: str, number: int) -> 
     (tmp_path / "out.nii").write_bytes(b"old")
     command = [sys.executable, "-m", "napari_sam2", "segment", "long.nii", "-o", "out.nii"]
     command += ["--point", "1:400,22,22", "--model", checkpoint, "--overwrite", "--device", "cpu"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+    # A test run in the background of a script has Ctrl-C switched off, which children inherit.
+    attentive = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=attentive
+    ) as process:
         assert process.stderr is not None
         begun = b""
         deadline = time.monotonic() + 90
