@@ -7,6 +7,8 @@
 
 # Another environment's settings must not leak into ours.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
+# Torch's threads wait asleep: spinning is many times slower on a busy machine.
+export OMP_WAIT_POLICY ?= PASSIVE
 bin := $(CURDIR)/.venv/bin
 
 demo: setup

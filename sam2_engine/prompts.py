@@ -61,7 +61,7 @@ class Prompt:
                     "A mask is a frame's whole answer: give it alone, without points or a box. "
                     "To correct an earlier answer with points, give its logits as mask_input."
                 )
-            area = np.array(mask) != 0
+            area = np.asarray(mask) != 0
             if area.shape != frame_shape:
                 raise ValueError(f"The mask is {area.shape}, but the frames are {frame_shape}.")
 
