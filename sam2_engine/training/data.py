@@ -331,7 +331,8 @@ def _walk(rng: np.random.Generator, start: int, area: np.ndarray, frames: int) -
     ahead = area[start::direction]
     end = int(np.argmin(ahead > 0)) if (ahead == 0).any() else 0
     if end and rng.random() < 0.75:
-        largest = max(1, min(5, round(end * rng.uniform(1.5, 3.5) / frames)))
+        mean = end * rng.uniform(1.2, 3.0) / (frames - 1)
+        largest = int(np.clip(round(2 * mean - 1), 1, 8))
     steps = rng.integers(1, largest + 1, frames - 1)
     if len(ahead) - 1 < steps.sum() * 0.6:
         direction = -direction

@@ -18,8 +18,9 @@ from sam2_engine.training.data import Batch
 from sam2_engine.training.losses import PUBLISHED, LossWeights, mask_iou, mask_losses
 from sam2_engine.training.prompts import PADDING, corrective_click, first_prompts
 
-_TRACKING = LossWeights(object_score=2.0, absent=8.0)
-"""Clips are short: objects are absent in a tenth of their frames, but in half of a whole volume."""
+_TRACKING = LossWeights(object_score=2.0, absent=3.0)
+"""Clips are short: objects are absent in a quarter of their frames, but in half of a whole
+volume."""
 _LOGIT_LIMIT = 32.0  # earlier logits are clamped so before they are fed back
 
 
@@ -120,7 +121,6 @@ def with_input_size(model: SAM2, side: int) -> SAM2:
         setattr(view.sam_prompt_encoder, name, part)
     for name, parameter in model.named_parameters(recurse=False):
         setattr(view, name, parameter)
-    view.training = True  # train() would set the shared BatchNorm off again
     return view
 
 

@@ -70,30 +70,41 @@ class Stage:
 
 STAGES: dict[str, tuple[Stage, ...]] = {
     "nano": (
-        Stage("geometry", GEOMETRY, minutes=7, learning_rate=1.5e-3, batch=32, size=128),
-        Stage("small images", IMAGES, minutes=8, batch=8, objects=8, size=128),
-        Stage("images", IMAGES, minutes=10, learning_rate=8e-4, batch=6, objects=8),
+        Stage("geometry", GEOMETRY, minutes=4, learning_rate=1.5e-3, batch=32, size=128),
+        Stage("small images", IMAGES, minutes=18, batch=12, objects=12, size=128),
         Stage(
             "small clips",
             CLIPS,
-            minutes=18,
+            minutes=26,
             learning_rate=8e-4,
-            trunk_rate=0.0,
-            batch=4,
-            objects=4,
-            frames=(3, 7),
+            trunk_rate=0.3,
+            batch=3,
+            objects=5,
+            frames=(3, 8),
+            images=4,
             size=128,
+        ),
+        Stage(
+            "short clips",
+            CLIPS,
+            minutes=20,
+            learning_rate=7e-4,
+            trunk_rate=0.3,
+            batch=1,
+            objects=6,
+            frames=(2, 4),
+            images=5,
         ),
         Stage(
             "clips",
             CLIPS,
-            minutes=31,
-            learning_rate=7e-4,
+            minutes=36,
+            learning_rate=5e-4,
             trunk_rate=0.0,
             batch=1,
             objects=6,
-            frames=(3, 7),
-            images=4,
+            frames=(4, 8),
+            images=2,
         ),
     ),
 }
@@ -422,13 +433,8 @@ def load_average(path: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def _freeze(model: SAM2, whole_trunk: bool) -> None:
-    """Training mode, but BatchNorm keeps its statistics, and the trunk (or its part up to stride
-    4) its weights.
-    """
+    """Training mode, but the trunk (or its part up to stride 4) keeps its weights."""
     model.train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
     trunk = model.image_encoder.trunk
     trunk.requires_grad_(not whole_trunk)
     if isinstance(trunk, ConvTrunk):
