@@ -144,7 +144,9 @@ class ModelRun:
     def __init__(self, model: SAM2, frames: NDArray[Any], kind: str, truths: Sequence[Masks]):
         self.kind = kind
         self.truths = truths
-        self.predictor = SequencePredictor(model, frames, cache_bytes=CACHE_BYTES)
+        self.predictor = SequencePredictor(
+            model, frames, cache_bytes=CACHE_BYTES, refine_clicks=True
+        )
         self.masks = [np.zeros(truth.shape, np.bool_) for truth in truths]
         self.low_res: dict[tuple[int, int], NDArray[np.float32]] = {}  # by object and frame
         started = time.perf_counter()

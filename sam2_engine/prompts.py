@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -80,6 +81,22 @@ class Prompt:
     def num_tokens(self) -> int:
         """Points that the model sees, a box counting as two."""
         return len(self.points) + (2 if self.box is not None else 0)
+
+    def rounds(self) -> Iterator[Prompt]:
+        """The prompt as it grew: what shows the object, then one more click in each round.
+
+        What shows it is a box, an earlier answer with the first click, or all clicks up to the
+        first that lies inside.
+        """
+        inside = np.flatnonzero(self.labels == 1)
+        if self.box is not None or not len(self.points):
+            begin = 0
+        elif self.mask_input is not None:
+            begin = 1
+        else:
+            begin = int(inside[0]) + 1 if len(inside) else len(self.points)
+        for end in range(begin, len(self.points) + 1):
+            yield replace(self, points=self.points[:end], labels=self.labels[:end])
 
 
 def _check_inside(yx: NDArray[np.float32], shape: tuple[int, int], what: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
@@ -196,6 +196,7 @@ class SequencePredictor:
         max_prompted_frames: int | None = 8,
         cache_bytes: int = 1 << 30,
         fill_holes: int = 0,
+        refine_clicks: bool = False,
     ) -> None:
         """
         Args:
@@ -208,6 +209,9 @@ class SequencePredictor:
             cache_bytes: budget for image features.
             fill_holes: fill holes and remove specks of up to so many pixels in the stride-4
                 masks; 0 leaves masks as they are.
+            refine_clicks: take the clicks on a frame one after the other, each correcting the
+                mask that the earlier ones gave, as a person places them and as published for
+                clicks in separate calls; else all at once, as published for one call.
         """
         self.model = model
         self.source = FrameSource(frames, model.image_size, window, fit)
@@ -215,6 +219,7 @@ class SequencePredictor:
         self.features = FeatureCache(partial(_encode, model, self.source), cache_bytes)
         self._max_prompted = max_prompted_frames
         self._fill_holes = fill_holes
+        self._refine_clicks = refine_clicks
         self._prompts: dict[int, dict[int, Prompt]] = {}
         self._prompted_frames: dict[int, _PromptedFrame] = {}
         self._paused: dict[tuple[int, int, int], _Runner] = {}
@@ -489,14 +494,23 @@ class SequencePredictor:
         """Decode prompts without memory, together where they have the same form."""
         if not prompts:
             return {}
-        groups: dict[tuple[bool, int, bool], list[int]] = defaultdict(list)
-        for i, p in prompts.items():
-            groups[p.mask is None, p.num_tokens, p.mask_input is None].append(i)
+        rounds = {i: list(p.rounds()) if self._refine_clicks else [p] for i, p in prompts.items()}
         features = self.features[frame]
         answers: dict[int, _Answer] = {}
-        for members in groups.values():
-            decoded = self._decode_group(features, [prompts[i] for i in members])
-            answers.update(zip(members, self._split(decoded), strict=True))
+        for turn in range(max(map(len, rounds.values()))):
+            groups: dict[tuple[bool, int, bool], list[int]] = defaultdict(list)
+            asked: dict[int, Prompt] = {}
+            for i, own in rounds.items():
+                if turn >= len(own):
+                    continue
+                p = own[turn]
+                if turn:
+                    p = replace(p, mask_input=answers[i].low_res[0, 0].cpu().float().numpy())
+                asked[i] = p
+                groups[p.mask is None, p.num_tokens, p.mask_input is None].append(i)
+            for members in groups.values():
+                decoded = self._decode_group(features, [asked[i] for i in members])
+                answers.update(zip(members, self._split(decoded), strict=True))
         return answers
 
     def _decode_group(self, features: ImageFeatures, prompts: Sequence[Prompt]) -> Decoded:

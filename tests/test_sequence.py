@@ -216,6 +216,28 @@ def test_a_correction_is_kept_and_reaches_the_frames_around() -> None:
     assert {5, 6, 7} <= changed and 0 not in changed
 
 
+def test_refined_clicks_correct_the_mask_of_the_earlier_ones() -> None:
+    box, clicks, signs = (10, 10, 40, 60), [(25, 20), (30, 50)], [1, 0]
+    step = predictor()
+    step.set_prompts(1, 3, box=box)
+    for count in (1, 2):
+        earlier = step.predict(3).low_res[0]
+        step.set_prompts(
+            1, 3, points=clicks[:count], labels=signs[:count], box=box, mask_input=earlier
+        )
+    at_once = predictor(refine_clicks=True)
+    at_once.set_prompts(1, 3, points=clicks, labels=signs, box=box)
+    at_once.set_prompts(2, 3, points=[(50, 70)])
+    at_once.set_prompts(3, 3, points=[*clicks, (12, 12)], labels=[0, 1, 1])
+    together = at_once.predict(3)
+    np.testing.assert_allclose(together.low_res[0], step.predict(3).low_res[0], atol=1e-5)
+    first = predictor()
+    first.set_prompts(3, 3, points=clicks, labels=[0, 1])  # up to the first inside
+    earlier = first.predict(3).low_res[0]
+    first.set_prompts(3, 3, points=[*clicks, (12, 12)], labels=[0, 1, 1], mask_input=earlier)
+    np.testing.assert_allclose(together.low_res[2], first.predict(3).low_res[0], atol=1e-5)
+
+
 def test_a_mask_prompt_is_the_answer_to_the_pixel() -> None:
     p = predictor()
     p.set_prompts(4, 5, mask=disc())

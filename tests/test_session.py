@@ -32,7 +32,9 @@ def session(volume):
 
 def predictor(session):
     """A predictor with all prompts of a session, which it knows nothing else of."""
-    fresh = SequencePredictor(small_model(), session.view, window=session.window)
+    fresh = SequencePredictor(
+        small_model(), session.view, window=session.window, refine_clicks=True
+    )
     for object_id, frames in session.prompts.items():
         for frame, said in frames.items():
             fresh.set_prompts(
@@ -169,18 +171,21 @@ def test_propagation_is_what_the_engine_gives(session, axis):
 def test_masks_do_not_depend_on_the_order_of_prompts(volume):
     prompts = [(1, (2, 16, 16), 1), (1, (2, 3, 3), 0), (2, (1, 26, 37), 1), (2, (4, 26, 34), 1)]
     results = []
-    for order in list(itertools.permutations(prompts))[::7]:
+    # Clicks on one slice correct each other in their order, which is part of the prompt.
+    orders = [
+        o for o in itertools.permutations(prompts) if o.index(prompts[0]) < o.index(prompts[1])
+    ]
+    for order in orders[::4]:
         session = Session(volume, small_model(), window=(0, 250))
         for object_id in (1, 2):
             session.add_object(object_id=object_id)
-        for object_id, point, label in sorted(order, key=lambda p: p[0] * (order[0][0] * 2 - 3)):
+        for object_id, point, label in order:
             for frame in session.add_points(object_id, [point], [label]):
                 session.preview(frame)
         results.append(run(session).copy())
-    assert len(results) == 4
-    # The order of the points on one frame is part of the prompt; sums in floats may differ by it.
+    assert len(results) == 3
     for result in results[1:]:
-        assert (result != results[0]).mean() < 0.001
+        np.testing.assert_array_equal(result, results[0])
 
 
 def test_direction_leaves_the_other_side_alone(session):

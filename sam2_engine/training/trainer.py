@@ -70,7 +70,7 @@ class Stage:
 
 STAGES: dict[str, tuple[Stage, ...]] = {
     "nano": (
-        Stage("geometry", GEOMETRY, minutes=4, learning_rate=1.5e-3, batch=32, size=128),
+        Stage("geometry", GEOMETRY, minutes=6, learning_rate=1.5e-3, batch=32, size=128),
         Stage("small images", IMAGES, minutes=18, batch=12, objects=12, size=128),
         Stage(
             "small clips",
@@ -347,6 +347,7 @@ class Trainer:
             ],
             lr=1e-3,
             betas=(0.9, 0.99),
+            fused=True,
         )
 
     def _set_learning_rate(self, stage: Stage, share: float) -> None:

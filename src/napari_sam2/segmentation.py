@@ -107,7 +107,9 @@ def segment(
     from sam2_engine.sequence import SequencePredictor
 
     network = _load(model, device) if isinstance(model, str | PathLike) else model
-    predictor = SequencePredictor(network, np.moveaxis(array, axis, 0), window=window)
+    predictor = SequencePredictor(
+        network, np.moveaxis(array, axis, 0), window=window, refine_clicks=True
+    )
     for (object_id, frame), prompt in prompts.items():
         predictor.set_prompts(
             object_id,

@@ -494,8 +494,10 @@ class _Engine:
             and task.window == self._source[2]
         ):
             return
-        self._tracker = SequencePredictor(model, task.view, window=task.window)
-        self._preview = SequencePredictor(model, task.view, window=self._tracker.source.window)
+        self._tracker = SequencePredictor(model, task.view, window=task.window, refine_clicks=True)
+        self._preview = SequencePredictor(
+            model, task.view, window=self._tracker.source.window, refine_clicks=True
+        )
         self._preview.features = self._tracker.features
         self._source = source
 
