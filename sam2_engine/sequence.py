@@ -32,6 +32,7 @@ Direction = Literal["both", "forward", "backward"]
 _FORWARD, _BACKWARD = 1, -1
 _STEPS = {"both": (_FORWARD, _BACKWARD), "forward": (_FORWARD,), "backward": (_BACKWARD,)}
 _MASK_INPUT_LIMIT = 32.0
+_ABSENT = -1024.0  # the published logit of an object that is not there
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,8 @@ class _Sweep:
     object_id: int
     origin: int
     frames: range
+    sees: tuple[int, ...]
+    """The prompted frames whose memories it starts with."""
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -140,6 +143,8 @@ class _Runner:
     bank: MemoryBank
     next: int
     """The frame that comes next."""
+    absent: int = 0
+    """On how many frames in a row, up to now, the object has not been found."""
 
     def is_due(self, frame: int) -> bool:
         return frame == self.next and frame in self.sweep.frames
@@ -193,7 +198,8 @@ class SequencePredictor:
         *,
         window: Window | None = None,
         fit: Fit = "stretch",
-        max_prompted_frames: int | None = 8,
+        max_prompted_frames: int | Literal["adjacent"] | None = 8,
+        end_after: int | None = None,
         cache_bytes: int = 1 << 30,
         fill_holes: int = 0,
         refine_clicks: bool = False,
@@ -206,6 +212,10 @@ class SequencePredictor:
                 by default the 0.5 and 99.5 percentiles of sampled frames.
             fit: "stretch" frames to the model's square as published, or "pad" to keep the aspect.
             max_prompted_frames: prompted frames that a tracked frame sees, the nearest; None: all.
+                "adjacent": the last one before it and the first one after it, so that a prompt
+                changes no frame beyond the prompted frames next to it.
+            end_after: once an object has not been found on so many frames in a row, it is taken
+                to have ended, and is absent from the frames beyond without being looked for.
             cache_bytes: budget for image features.
             fill_holes: fill holes and remove specks of up to so many pixels in the stride-4
                 masks; 0 leaves masks as they are.
@@ -217,7 +227,9 @@ class SequencePredictor:
         self.source = FrameSource(frames, model.image_size, window, fit)
         # Without a reference to self, a predictor that is let go frees its features at once.
         self.features = FeatureCache(partial(_encode, model, self.source), cache_bytes)
-        self._max_prompted = max_prompted_frames
+        self._adjacent = max_prompted_frames == "adjacent"
+        self._max_prompted = None if max_prompted_frames == "adjacent" else max_prompted_frames
+        self._end_after = end_after
         self._fill_holes = fill_holes
         self._refine_clicks = refine_clicks
         self._prompts: dict[int, dict[int, Prompt]] = {}
@@ -389,7 +401,10 @@ class SequencePredictor:
                 last = 0
             else:
                 last = (before + origin) // 2 + 1 if both else before + 1
-            yield _Sweep(object_id, origin, range(origin + step, last + step, step))
+            other = after if step == _FORWARD else before
+            adjacent = (origin,) if other is None else (origin, other)
+            sees = adjacent if self._adjacent else tuple(frames)
+            yield _Sweep(object_id, origin, range(origin + step, last + step, step), sees)
 
     # -- tracking ------------------------------------------------------------------------------
 
@@ -417,15 +432,14 @@ class SequencePredictor:
 
     def _resume(self, sweep: _Sweep, ids: tuple[int, ...], first_wanted: int) -> _Runner:
         """A runner at the sweep's origin, or where an earlier call left the same sweep."""
-        state = self._state(sweep.object_id, ids)
+        state = self._state(sweep, ids)
         paused = self._paused.pop(sweep.key, None)
         if paused is not None and paused.state == state:
             behind = (first_wanted - paused.next) * sweep.frames.step >= 0
             if behind:
-                return _Runner(sweep, state, paused.bank, paused.next)
+                return replace(paused, sweep=sweep)
         memories = {
-            frame: self._prompted_frame(frame).memories[sweep.object_id]
-            for frame in self._prompts[sweep.object_id]
+            frame: self._prompted_frame(frame).memories[sweep.object_id] for frame in sweep.sees
         }
         bank = MemoryBank(
             self.model.config, len(self), sweep.frames.step, memories, self._max_prompted
@@ -437,23 +451,28 @@ class SequencePredictor:
         if runner.next != runner.sweep.frames[0] and runner.next in runner.sweep.frames:
             self._paused[runner.sweep.key] = runner
 
-    def _state(self, object_id: int, ids: tuple[int, ...]) -> tuple[Any, ...]:
+    def _state(self, sweep: _Sweep, ids: tuple[int, ...]) -> tuple[Any, ...]:
         """All that the object's memories follow from, but for the frames and the model."""
-        frames = sorted(self._prompts[object_id])
+        frames = sorted(sweep.sees)
         return ids, tuple((frame, *self._prompts_on(frame).items()) for frame in frames)
 
     @torch.inference_mode()
     def _track(self, frame: int, runners: Sequence[_Runner]) -> dict[int, _Answer]:
         """Track objects to a frame, together where their memories are equally many."""
+        answers: dict[int, _Answer] = {}
+        for runner in runners:
+            if self._has_ended(runner):
+                answers[runner.sweep.object_id] = self._absent()
+                runner.next += runner.sweep.frames.step
+        runners = [runner for runner in runners if not self._has_ended(runner)]
         if not runners:
-            return {}
+            return answers
         features = self.features[frame]
         groups: dict[tuple[int, int], list[tuple[_Runner, Tensor, Tensor]]] = defaultdict(list)
         for runner in runners:
             tokens, place, num_pointers = self.model.memory_tokens(*runner.bank.recall(frame))
             groups[tokens.shape[1], num_pointers].append((runner, tokens, place))
 
-        answers: dict[int, _Answer] = {}
         for (_, num_pointers), members in groups.items():
             tokens = torch.cat([tokens for _, tokens, _ in members])
             places = torch.cat([place for _, _, place in members])
@@ -467,7 +486,24 @@ class SequencePredictor:
                 answers[runner.sweep.object_id] = answer
                 runner.bank.add(frame, memory)
                 runner.next += runner.sweep.frames.step
+                if self._end_after is not None:
+                    is_found = bool((answer.low_res > 0).any())
+                    runner.absent = 0 if is_found else runner.absent + 1
         return answers
+
+    def _has_ended(self, runner: _Runner) -> bool:
+        return self._end_after is not None and runner.absent >= self._end_after
+
+    def _absent(self) -> _Answer:
+        """The answer on a frame beyond an object's end."""
+        config, device = self.model.config, self.model.device
+        side = config.image_size // 4
+        return _Answer(
+            low_res=torch.full((1, 1, side, side), _ABSENT, device=device),
+            iou=torch.zeros(1, device=device),
+            object_score=torch.full((1, 1), _ABSENT, device=device),
+            pointer=torch.zeros((1, config.d_model), device=device),
+        )
 
     # -- prompted frames -----------------------------------------------------------------------
 

@@ -216,6 +216,27 @@ def test_a_correction_is_kept_and_reaches_the_frames_around() -> None:
     assert {5, 6, 7} <= changed and 0 not in changed
 
 
+def test_adjacent_prompts_reach_no_further_than_their_neighbours() -> None:
+    p = predictor(max_prompted_frames="adjacent")
+    for frame in (0, 4, 8):
+        p.set_prompts(1, frame, points=[(25 + frame, 20 + frame)])
+    first = collect(p.propagate())
+    p.set_prompts(1, 8, points=[(50, 70)])
+    second = collect(p.propagate())
+    changed = {t for t in range(LENGTH) if not np.array_equal(first[t, 1], second[t, 1])}
+    assert changed and min(changed) > 4 and {7, 8, 9} <= changed
+
+
+def test_an_object_that_has_ended_is_not_looked_for_any_more() -> None:
+    never_there = small_model(obj_bias=-50.0)
+    p = SequencePredictor(never_there, movie(), end_after=2)
+    p.set_prompts(1, 6, mask=disc())
+    results = list(p.propagate())
+    assert len(results) == p.num_steps() == LENGTH
+    assert [r.frame for r in results if r.mask(1).any()] == [6]
+    assert p.features.encoded == 1 + 2 + 2, "two frames to each side were enough"
+
+
 def test_refined_clicks_correct_the_mask_of_the_earlier_ones() -> None:
     box, clicks, signs = (10, 10, 40, 60), [(25, 20), (30, 50)], [1, 0]
     step = predictor()
