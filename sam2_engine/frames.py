@@ -13,16 +13,22 @@ from torch.nn import functional as F
 
 Fit = Literal["stretch", "pad"]
 Window = tuple[float, float]
+"""The intensities shown as black and as white."""
+Windows = Window | tuple[Window, ...]
+"""One window, or one for each channel."""
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _SAMPLED_FRAMES = 16
 _SAMPLED_PIXELS = 1 << 16
-_PERCENTILES = (0.5, 99.5)
 
 
 class Frames(Protocol):
-    """Anything with a length whose items are (H, W) or (H, W, 3) arrays of one shape."""
+    """Anything with a length whose items are (H, W) or (H, W, C) arrays of one shape, C 1 to 4.
+
+    Three channels are red, green and blue, and a fourth is left out; of two, the first is magenta
+    and the second green.
+    """
 
     def __len__(self) -> int: ...
 
@@ -33,22 +39,24 @@ class Frames(Protocol):
 class Geometry:
     """How (H, W) frames lie in the model's S x S input.
 
-    "stretch" squashes them to the square, as published; "pad" keeps the aspect and leaves the
-    right or lower part of the square empty.
+    "stretch" squashes them to the square, as published; "pad" keeps the aspect that they have
+    with pixels of `pixel_size`, and leaves the right or lower part of the square empty.
     """
 
     frame_shape: tuple[int, int]
     image_size: int
     fit: Fit = "stretch"
+    pixel_size: tuple[float, float] = (1.0, 1.0)
+    """Height and width of a pixel, in any unit."""
 
     @property
     def filled(self) -> tuple[int, int]:
         """Height and width of the part of the square that the frame fills."""
         if self.fit == "stretch":
             return self.image_size, self.image_size
-        scale = self.image_size / max(self.frame_shape)
-        height, width = (max(1, round(size * scale)) for size in self.frame_shape)
-        return height, width
+        extent = np.array(self.frame_shape) * self.pixel_size
+        height, width = np.rint(extent * self.image_size / extent.max()).clip(1).astype(int)
+        return int(height), int(width)
 
     def to_model(self, yx: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, 2) y, x in frame pixels -> (N, 2) x, y in model pixels."""
@@ -80,27 +88,34 @@ class FrameSource:
     """Frames in the model's terms: one intensity window, its size, ImageNet's statistics."""
 
     def __init__(
-        self, frames: Frames, image_size: int, window: Window | None = None, fit: Fit = "stretch"
+        self,
+        frames: Frames,
+        image_size: int,
+        window: Windows | None = None,
+        fit: Fit = "stretch",
+        pixel_size: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         """Look at the first frame for the shape, and at some more for the window if none is given.
 
         Raises:
-            ValueError: no frames, frames that are not 2-D or RGB, or an unknown fit.
+            ValueError: no frames, frames that are not 2-D or colours, an unknown fit, a window
+                that is empty, or pixels without a size.
         """
         if len(frames) == 0:
             raise ValueError("The sequence has no frames.")
         if fit not in ("stretch", "pad"):
             raise ValueError(f'fit must be "stretch" or "pad", not {fit!r}.')
         self._frames = frames
+        if not (np.isfinite(pixel_size).all() and min(pixel_size) > 0):
+            raise ValueError(f"A pixel has a height and a width above 0, not {pixel_size}.")
         first = self._read(0)
         self._raw_shape = first.shape
-        self.geometry = Geometry((first.shape[0], first.shape[1]), image_size, fit)
+        shape = first.shape[0], first.shape[1]
+        self.geometry = Geometry(shape, image_size, fit, pixel_size)
         if window is None:
             window = sample_window(frames)
-        low, high = float(window[0]), float(window[1])
-        if not (np.isfinite(low) and np.isfinite(high) and low < high):
-            raise ValueError(f"The intensity window must be low < high, not {low:g} to {high:g}.")
-        self.window: Window = (low, high)
+        channels = first.shape[2] if first.ndim == 3 else 1
+        self.window = _checked_windows(window, channels)
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -118,11 +133,14 @@ class FrameSource:
                 f"Frame {index} is {frame.shape}, but the first is {self._raw_shape}; "
                 "all frames of a sequence must have one shape."
             )
-        low, high = self.window
-        scaled = (frame.astype(np.float32) - low) / (high - low)
+        values = frame.astype(_exact(frame.dtype))
+        low, high = np.moveaxis(np.array(self.window), -1, 0)
+        scaled = (values - low.astype(values.dtype)) / (high - low).astype(values.dtype)
         scaled = np.nan_to_num(scaled, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1)
-        image = torch.from_numpy(scaled)
+        image = torch.from_numpy(scaled.astype(np.float32))
         image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
+        if len(image) == 2:
+            image = image[[0, 1, 0]]
         image = self.geometry.image_to_model(image[None])[0].expand(3, -1, -1)
         mean = torch.tensor(_IMAGENET_MEAN)[:, None, None]
         std = torch.tensor(_IMAGENET_STD)[:, None, None]
@@ -132,10 +150,10 @@ class FrameSource:
         frame = np.asarray(self._frames[index])
         if frame.ndim == 3 and frame.shape[2] == 4:
             frame = frame[..., :3]  # the alpha channel says nothing of the object
-        if frame.ndim not in (2, 3) or (frame.ndim == 3 and frame.shape[2] != 3):
+        if frame.ndim not in (2, 3) or (frame.ndim == 3 and frame.shape[2] not in (1, 2, 3)):
             raise ValueError(
                 f"Frame {index} has shape {frame.shape}; a frame is (height, width), "
-                "or (height, width, 3) for colours."
+                "or (height, width, channels) with 2 or 3 channels for colours."
             )
         if not frame.size:
             raise ValueError(f"Frame {index} has no pixels.")
@@ -146,20 +164,42 @@ class FrameSource:
         return frame
 
 
-def sample_window(frames: Frames) -> Window:
-    """The 0.5 and 99.5 percentiles of up to 16 frames spread over the sequence."""
+def sample_window(frames: Frames, percentiles: tuple[float, float] = (0.5, 99.5)) -> Window:
+    """Percentiles of up to 16 frames spread over the sequence, of all channels together."""
     picked = np.unique(np.linspace(0, len(frames) - 1, _SAMPLED_FRAMES).round().astype(int))
     samples = []
     for index in picked:
-        values = np.asarray(frames[int(index)]).astype(np.float32).ravel()
+        frame = np.asarray(frames[int(index)])
+        values = frame.astype(_exact(frame.dtype)).ravel()
         samples.append(values[:: max(1, values.size // _SAMPLED_PIXELS)])
     values = np.concatenate(samples)
     values = values[np.isfinite(values)]
     if not values.size:
         return 0.0, 1.0
-    low, high = (float(value) for value in np.percentile(values, _PERCENTILES))
+    low, high = (float(value) for value in np.percentile(values, percentiles))
     if low < high:
         return low, high
     # Nearly all is background: the few pixels that differ are the picture.
     low, high = float(values.min()), float(values.max())
     return (low, high) if low < high else (low, low + 1.0)
+
+
+def _exact(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The smallest type of float in which neighbouring values of a type stay apart."""
+    return np.result_type(dtype, np.float32)
+
+
+def _checked_windows(windows: Windows, channels: int) -> Windows:
+    """As floats: (low, high), or as many of them as there are channels."""
+    pairs = np.array(windows, float)
+    if pairs.shape not in ((2,), (channels, 2)):
+        raise ValueError(
+            f"{windows} is no intensity window: give (low, high), or one for each channel; "
+            f"the frames have {channels}."
+        )
+    for low, high in pairs.reshape(-1, 2):
+        if not (np.isfinite(low) and np.isfinite(high) and low < high):
+            raise ValueError(f"The intensity window must be low < high, not {low:g} to {high:g}.")
+    if pairs.ndim == 1:
+        return float(pairs[0]), float(pairs[1])
+    return tuple((float(low), float(high)) for low, high in pairs)

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from sam2_engine.features import FeatureCache
-from sam2_engine.frames import Fit, Frames, FrameSource, Geometry, Window
+from sam2_engine.frames import Fit, Frames, FrameSource, Geometry, Windows
 from sam2_engine.holes import fill_small_holes
 from sam2_engine.memory import Memory, MemoryBank
 from sam2_engine.model import SAM2, Decoded, ImageFeatures
@@ -196,8 +196,9 @@ class SequencePredictor:
         model: SAM2,
         frames: Frames,
         *,
-        window: Window | None = None,
+        window: Windows | None = None,
         fit: Fit = "stretch",
+        pixel_size: tuple[float, float] = (1.0, 1.0),
         max_prompted_frames: int | Literal["adjacent"] | None = 8,
         end_after: int | None = None,
         cache_bytes: int = 1 << 30,
@@ -207,10 +208,12 @@ class SequencePredictor:
         """
         Args:
             model: in eval mode, on the device to compute on.
-            frames: len() and [i] -> (H, W) or (H, W, 3) of any number type, read one at a time.
-            window: intensities shown to the model as black and white, for the whole sequence;
-                by default the 0.5 and 99.5 percentiles of sampled frames.
+            frames: len() and [i] -> (H, W) or (H, W, C) of any number type, read one at a time;
+                three channels C are red, green and blue, and two are magenta and green.
+            window: intensities shown to the model as black and white, for the whole sequence,
+                or one for each channel; by default the 0.5 and 99.5 percentiles of sampled frames.
             fit: "stretch" frames to the model's square as published, or "pad" to keep the aspect.
+            pixel_size: height and width of a pixel in any unit, for the aspect.
             max_prompted_frames: prompted frames that a tracked frame sees, the nearest; None: all.
                 "adjacent": the last one before it and the first one after it, so that a prompt
                 changes no frame beyond the prompted frames next to it.
@@ -224,7 +227,7 @@ class SequencePredictor:
                 clicks in separate calls; else all at once, as published for one call.
         """
         self.model = model
-        self.source = FrameSource(frames, model.image_size, window, fit)
+        self.source = FrameSource(frames, model.image_size, window, fit, pixel_size)
         # Without a reference to self, a predictor that is let go frees its features at once.
         self.features = FeatureCache(partial(_encode, model, self.source), cache_bytes)
         self._adjacent = max_prompted_frames == "adjacent"

@@ -445,7 +445,7 @@ def test_bad_sequences_and_calls_are_refused() -> None:
     with pytest.raises(ValueError, match="no frames"):
         predictor(np.zeros((0, 5, 5)))
     with pytest.raises(ValueError, match="shape"):
-        predictor(np.zeros((3, 5, 5, 2)))
+        predictor(np.zeros((3, 5, 5, 5)))
     with pytest.raises(ValueError, match="window"):
         predictor(window=(3, 3))
     p = predictor()

@@ -1,0 +1,84 @@
+"""Frames in the model's terms: their aspect, their channels and their intensity windows."""
+
+import numpy as np
+import pytest
+import torch
+
+from sam2_engine.frames import FrameSource, Geometry, sample_window
+
+
+def grey_levels(source: FrameSource, frame: int = 0) -> torch.Tensor:
+    """(3, S, S) as the model sees a frame, back from ImageNet's statistics to 0 to 1."""
+    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    return source[frame] * std + mean
+
+
+def test_padding_keeps_the_aspect_of_pixels_that_are_not_square() -> None:
+    geometry = Geometry((30, 100), 128, "pad", (3, 0.8))  # 90 mm x 80 mm
+    assert geometry.filled == (128, 114)
+    np.testing.assert_allclose(geometry.to_model(np.array([[15, 50]], np.float32)), [[57, 64]])
+    mask = torch.zeros(1, 1, 30, 100)
+    mask[..., 10:20, 20:80] = 1
+    logits = torch.nn.functional.avg_pool2d(geometry.mask_to_model(mask), 4) * 20 - 10
+    back = geometry.logits_to_frame(logits)[0, 0] > 0
+    assert (back == (mask[0, 0] > 0)).float().mean() > 0.97
+
+
+def test_a_disc_in_millimetres_is_a_disc_for_the_model() -> None:
+    y, x = np.mgrid[:30, :100]
+    disc = ((y - 15) * 3.0) ** 2 + ((x - 50) * 0.8) ** 2 < 30**2
+    source = FrameSource(disc[None], 128, (0, 1), "pad", (3, 0.8))
+    seen = grey_levels(source)[0] > 0.5
+    rows, columns = seen.any(1).sum(), seen.any(0).sum()
+    assert abs(int(rows) - int(columns)) <= 4
+    stretched = grey_levels(FrameSource(disc[None], 128, (0, 1), "stretch", (3, 0.8)))[0] > 0.5
+    assert int(stretched.any(0).sum()) > int(stretched.any(1).sum()) + 8
+
+
+@pytest.mark.parametrize("size", [(0, 1), (-1, 1), (np.nan, 1)])
+def test_pixels_without_a_size_are_refused(size: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="height and a width"):
+        FrameSource(np.zeros((1, 4, 4)), 32, (0, 1), "pad", size)
+
+
+def test_two_channels_are_magenta_and_green() -> None:
+    frames = np.zeros((1, 8, 8, 2), np.uint16)
+    frames[..., 0], frames[..., 1] = 50, 4000
+    image = grey_levels(FrameSource(frames, 32, ((0, 100), (0, 4000))))
+    for channel, level in enumerate((0.5, 1.0, 0.5)):
+        assert torch.allclose(image[channel], torch.tensor(level), atol=1e-5)
+
+
+def test_each_channel_has_its_own_window() -> None:
+    frames = np.zeros((1, 8, 8, 3), np.float32)
+    frames[:] = 1, 20, 300
+    image = grey_levels(FrameSource(frames, 32, ((0, 4), (10, 30), (0, 300))))
+    for channel, level in enumerate((0.25, 0.5, 1.0)):
+        assert torch.allclose(image[channel], torch.tensor(level), atol=1e-5)
+
+
+def test_windows_for_other_channels_than_there_are_are_refused() -> None:
+    with pytest.raises(ValueError, match="the frames have 3"):
+        FrameSource(np.zeros((1, 8, 8, 3)), 32, ((0, 4), (10, 30)))
+    with pytest.raises(ValueError, match="low < high, not 5 to 5"):
+        FrameSource(np.zeros((1, 8, 8, 2)), 32, ((0, 4), (5, 5)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "offset"),
+    [("int32", 2**30), ("uint32", 2**31), ("int64", 2**40), ("float64", 1e9), ("uint16", 60000)],
+)
+def test_a_narrow_window_far_from_zero_keeps_its_grey_levels(dtype: str, offset: float) -> None:
+    ramp = (np.arange(32 * 32).reshape(1, 32, 32) + offset).astype(dtype)
+    low, high = offset, offset + 1023
+    image = grey_levels(FrameSource(ramp, 32, (low, high)))[0]
+    assert torch.allclose(image.ravel(), torch.linspace(0, 1, 1024), atol=1e-4)
+    sampled = sample_window(ramp)
+    assert sampled[0] == pytest.approx(low + 5, abs=1)
+    assert sampled[1] == pytest.approx(high - 5, abs=1)
+
+
+def test_other_percentiles_can_be_sampled() -> None:
+    ramp = np.arange(101, dtype=np.uint8).reshape(1, 1, 101)
+    assert sample_window(ramp, (10, 90)) == (10, 90)
