@@ -33,7 +33,11 @@ def session(volume):
 def predictor(session):
     """A predictor with all prompts of a session, which it knows nothing else of."""
     fresh = SequencePredictor(
-        small_model(), session.view, window=session.window, refine_clicks=True
+        small_model(),
+        session.view,
+        window=session.window,
+        refine_clicks=True,
+        max_prompted_frames="adjacent",
     )
     for object_id, frames in session.prompts.items():
         for frame, said in frames.items():
@@ -68,8 +72,7 @@ def assert_same(labels, expected):
 
 
 def run(session, **how):
-    for _ in session.propagate(**how):
-        pass
+    session.propagate(**how)
     return session.labels
 
 
@@ -162,7 +165,7 @@ def test_propagation_is_what_the_engine_gives(session, axis):
     one, two = session.add_object(), session.add_object()
     session.add_points(one, [(2, 16, 16), (2, 2, 16)], labels=[1, 0])
     session.add_points(two, [(3, 26, 36)])
-    steps = list(session.propagate())
+    steps = list(session.propagation())
     assert [step.done for step in steps] == list(range(1, steps[-1].total + 1))
     assert_same(session.labels, propagated(session))
     assert session.labels.any(axis=tuple(a for a in range(3) if a != axis)).all()
@@ -199,7 +202,7 @@ def test_direction_leaves_the_other_side_alone(session):
 def test_a_stopped_propagation_keeps_what_it_has(session):
     one = session.add_object()
     session.add_points(one, [(0, 14, 16)])
-    steps = session.propagate()
+    steps = session.propagation()
     frames = [next(steps).frame, next(steps).frame]
     steps.close()
     assert sorted(session.masks[one]) == frames == [0, 1]

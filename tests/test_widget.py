@@ -115,7 +115,11 @@ class Desk:
     def expected(self, frame=None):
         """Labels that the engine gives for the session's prompts: of a preview, or of all."""
         predictor = SequencePredictor(
-            small_model(), self.session.view, window=self.session.window, refine_clicks=True
+            small_model(),
+            self.session.view,
+            window=self.session.window,
+            refine_clicks=True,
+            max_prompted_frames="adjacent",
         )
         for object_id, frames in self.session.prompts.items():
             for at, said in frames.items():

@@ -160,19 +160,18 @@ class SAM2Widget(QWidget):
         if self._work is None or self._is_running:
             return
         work, session = self._work, self._work.session
-        task = session.task()
-        if not task.prompts:
+        task = session.task(direction=self.panel.direction.currentData())
+        if not task.anchors:
             self.panel.fail(
                 "There is no prompt yet to start from: click on an object or draw a box around it."
             )
             return
         self._add_layers(work)
-        direction = self.panel.direction.currentData()
         self._running = session
         self.panel.show_progress(0, 0)
         self.panel.say("Following the objects …" if self._model.is_loaded else self._loading())
         self._worker.run(
-            lambda: session.compute_propagation(task, direction),
+            lambda: session.compute_propagation(task),
             each=lambda step: self._on_step(session, task, step),
             done=lambda stopped: self._on_run_done(session, task, stopped),
             failed=self._on_run_failed,
@@ -532,7 +531,7 @@ class SAM2Widget(QWidget):
             return
         found = [
             f"{self._name(i)} is on {len(session.masks.get(i, ()))} of {len(task.view)} slices"
-            for i in task.prompts
+            for i in task.anchors
         ]
         self.panel.say(
             f"Done: {'; '.join(found[:3])}{'; …' if len(found) > 3 else ''}. Where a slice is "
@@ -561,7 +560,8 @@ class SAM2Widget(QWidget):
 
     def _name(self, object_id: int | None = None) -> str:
         session = self.session
-        return session.objects.get(object_id or self.panel.object, "") if session else ""
+        info = session.objects.get(object_id or self.panel.object) if session else None
+        return info.name if info else ""
 
     def _say_what_next(self) -> None:
         if self._work is None:
@@ -588,14 +588,14 @@ class SAM2Widget(QWidget):
         if work is not None:
             prompts, masks = work.session.prompts, work.session.masks
             elsewhere = work.session.prompted_objects
-            for object_id, name in work.session.objects.items():
+            for object_id, info in work.session.objects.items():
                 said = prompts.get(object_id, {}).values()
                 count = sum(len(one.points) + (one.box is not None) for one in said)
                 slices = len(masks.get(object_id, {}))
                 text = f"{_count(count, 'prompt')}, {_count(slices, 'slice')}"
                 if not count and object_id in elsewhere:
                     text = "marked in other slices"
-                rows.append((object_id, f"{name}   {text}", work.colour_of(object_id)))
+                rows.append((object_id, f"{info.name}   {text}", work.colour_of(object_id)))
         self.panel.show_objects(rows)
         if self.panel.object != chosen:
             self._on_object_chosen()

@@ -1,0 +1,152 @@
+"""Undo and redo: a journal of cells that hold immutable values.
+
+Only what has changed is kept: a cell's value before and after, which the journal shares with the
+session. So hundreds of steps cost little more than the masks that they replaced.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+V = TypeVar("V")
+_LIMIT = 200
+
+
+class Cells(Generic[V]):
+    """A table of immutable values: place -> frame -> value. Every change goes to the history."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._values: dict[Hashable, dict[int, V]] = defaultdict(dict)
+
+    def at(self, place: Hashable) -> Mapping[int, V]:
+        """Frame -> value of one place."""
+        return self._values.get(place, {})
+
+    def get(self, place: Hashable, frame: int) -> V | None:
+        return self._values.get(place, {}).get(frame)
+
+    def set(self, place: Hashable, frame: int, value: V | None) -> None:
+        """Change a cell; None empties it."""
+        before = self.get(place, frame)
+        if before is not value:
+            self._history.note(self, place, frame, before, value)
+            self.put(place, frame, value)
+
+    def put(self, place: Hashable, frame: int, value: V | None) -> None:
+        """Change a cell without a note of it: to undo, and to load."""
+        if value is not None:
+            self._values[place][frame] = value
+        elif place in self._values:
+            self._values[place].pop(frame, None)
+            if not self._values[place]:
+                del self._values[place]
+
+    @property
+    def places(self) -> tuple[Hashable, ...]:
+        return tuple(self._values)
+
+    def snapshot(self) -> dict[Hashable, dict[int, V]]:
+        """All values as they are now; quick, for the values are shared."""
+        return {place: dict(values) for place, values in self._values.items()}
+
+
+@dataclass(eq=False)
+class Change:
+    """What one step of undo takes back."""
+
+    label: str
+    """For people: "Click", "Propagate"."""
+    token: object = None
+    cells: dict[tuple[Cells[Any], Hashable, int], tuple[Any, Any]] = field(default_factory=dict)
+    """Cell -> its value before and after."""
+
+
+class History:
+    """The changes that can be taken back, and those that can be made again."""
+
+    def __init__(self, limit: int = _LIMIT) -> None:
+        """limit: older changes are forgotten beyond so many."""
+        self._done: deque[Change] = deque(maxlen=limit)
+        self._undone: list[Change] = []
+        self._open: Change | None = None
+
+    @contextmanager
+    def change(self, label: str, token: object = None) -> Iterator[None]:
+        """All that changes inside is one step; inside another change, it is part of that.
+
+        token: a change goes on with the last one where both have the same token.
+        """
+        if self._open is not None:
+            yield
+            return
+        last = self._done[-1] if self._done else None
+        goes_on = token is not None and last is not None and last.token is token
+        self._open = last if goes_on and last is not None else Change(label, token)
+        try:
+            yield
+        finally:
+            change, self._open = self._open, None
+            if change.cells:
+                self._undone.clear()
+                if not goes_on:
+                    self._done.append(change)
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """What changes inside follows from the last change and is taken back with it."""
+        if self._open is not None or not self._done:
+            with self.change("Preview"):
+                yield
+            return
+        self._open = self._done[-1]
+        try:
+            yield
+        finally:
+            self._open = None
+
+    def note(self, cells: Cells[Any], place: Hashable, frame: int, before: Any, after: Any) -> None:
+        """A cell is about to change."""
+        if self._open is None:
+            raise RuntimeError("A change was made outside of History.change.")
+        first = self._open.cells.get((cells, place, frame), (before, None))[0]
+        self._open.cells[cells, place, frame] = first, after
+
+    @property
+    def undo_label(self) -> str | None:
+        """What `undo` takes back; None if there is nothing."""
+        return self._done[-1].label if self._done else None
+
+    @property
+    def redo_label(self) -> str | None:
+        """What `redo` makes again; None if there is nothing."""
+        return self._undone[-1].label if self._undone else None
+
+    def undo(self) -> Change | None:
+        """Take the last change back and return it; None if there is nothing."""
+        if not self._done:
+            return None
+        change = self._done.pop()
+        for (cells, place, frame), (before, _) in change.cells.items():
+            cells.put(place, frame, before)
+        self._undone.append(change)
+        return change
+
+    def redo(self) -> Change | None:
+        """Make the change again that was last taken back; None if there is nothing."""
+        if not self._undone:
+            return None
+        change = self._undone.pop()
+        for (cells, place, frame), (_, after) in change.cells.items():
+            cells.put(place, frame, after)
+        self._done.append(change)
+        return change
+
+    def clear(self) -> None:
+        """Forget everything; the present state cannot be taken back any more."""
+        self._done.clear()
+        self._undone.clear()

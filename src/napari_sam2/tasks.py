@@ -1,0 +1,254 @@
+"""What a session asks of the model, and how it is computed: in any one thread."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_sam2.sequence_view import SequenceView, Window
+from napari_sam2.slice_data import Basis, ObjectMask, SlicePrompts
+
+if TYPE_CHECKING:
+    from sam2_engine.model import SAM2
+    from sam2_engine.sequence import SequencePredictor
+
+Anchors = Mapping[int, SlicePrompts]
+"""Frame -> what masks of one object follow from."""
+
+
+class LazyModel:
+    """A model by name, loaded when it is first needed."""
+
+    def __init__(self, model: SAM2 | str = "nano", device: str = "auto") -> None:
+        """model: a name of `sam2_engine.list_models()`, a checkpoint's path, or a loaded model."""
+        self.name = model if isinstance(model, str) else "model"
+        self.device = device
+        self.downloaded: tuple[int, int | None] | None = None
+        """Bytes downloaded and bytes in all, during a download."""
+        self._loaded = None if isinstance(model, str) else model
+        self._lock = threading.Lock()
+        self._checksum = ""
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._loaded is not None
+
+    def get(self) -> SAM2:
+        """The model, after a download if need be. Raises what `sam2_engine.load_model` raises."""
+        with self._lock:
+            if self._loaded is None:
+                from sam2_engine.weights import load_model
+
+                try:
+                    self._loaded = load_model(
+                        self.name, device=self.device, progress=self._on_progress
+                    )
+                finally:
+                    self.downloaded = None
+            return self._loaded
+
+    @property
+    def checksum(self) -> str:
+        """A sum over all weights, wherever they came from; empty while they are not loaded."""
+        if self._loaded is not None and not self._checksum:
+            total = hashlib.sha256()
+            for name, tensor in sorted(self._loaded.state_dict().items()):
+                total.update(name.encode())
+                total.update(tensor.detach().cpu().float().numpy().tobytes())
+            self._checksum = total.hexdigest()
+        return self._checksum
+
+    def _on_progress(self, done: int, total: int | None) -> None:
+        self.downloaded = done, total
+
+
+@dataclass(frozen=True)
+class Source:
+    """What masks follow from besides frames and prompts."""
+
+    model: LazyModel
+    window: Window | None
+    end_after: int | None
+    """Frames in a row without an object after which it is taken to have ended."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What was asked of the model, as it stood then."""
+
+    view: SequenceView
+    source: Source
+    anchors: Mapping[int, Anchors]
+    """By object."""
+    wanted: Mapping[int, Sequence[range]]
+    """By object: the frames to be computed, in ascending runs."""
+
+    def basis(self, object_id: int, frame: int) -> Basis:
+        """What the object's mask on a frame follows from."""
+        return basis(self.source, self.anchors[object_id], frame)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What the model found on one frame."""
+
+    frame: int
+    masks: Mapping[int, ObjectMask | None]
+    """By object; None where the object is not seen."""
+    done: int = 1
+    total: int = 1
+    """This is step `done` of `total`."""
+
+
+def basis(source: Source, anchors: Anchors, frame: int) -> Basis:
+    """What an object's mask on a frame follows from: the prompts on it, else those around it."""
+    if frame in anchors:
+        return source, anchors[frame]
+    frames = sorted(anchors)
+    place = bisect_left(frames, frame)
+    around = frames[max(0, place - 1) : place + 1] if place else frames[:1]
+    return source, *(anchors[f] for f in around)
+
+
+def runs(frames: Iterable[int]) -> list[range]:
+    """Frames in ascending order -> the runs of frames that follow each other."""
+    found: list[range] = []
+    for frame in frames:
+        if found and found[-1].stop == frame:
+            found[-1] = range(found[-1].start, frame + 1)
+        else:
+            found.append(range(frame, frame + 1))
+    return found
+
+
+class Engine:
+    """The predictors of the sequence that was last asked for. Not for two threads at once."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = ()
+        self._preview: SequencePredictor
+        self._tracker: SequencePredictor
+        self._said: dict[tuple[int, int], SlicePrompts] = {}
+
+    def preview(self, task: Task, frame: int) -> Step:
+        """The masks of all objects that are prompted on a frame, from these prompts alone."""
+        self._prepare(task)
+        here = {i: {frame: own[frame]} for i, own in task.anchors.items() if frame in own}
+        self._preview.clear_prompts()
+        _set_prompts(self._preview, here, {}, task.view)
+        if not here:
+            return Step(frame, {})
+        return Step(frame, _masks_of(self._preview.predict(frame)))
+
+    def encode(self, task: Task, frame: int) -> None:
+        """Look at a frame, so that the first click on it is answered at once."""
+        self._prepare(task)
+        self._tracker.features[frame]
+
+    def is_encoded(self, task: Task, frame: int) -> bool:
+        """Whether a click on a frame would be answered at once."""
+        return self._is_prepared(task) and frame in self._tracker.features
+
+    def propagate(self, task: Task) -> Iterator[Step]:
+        """The masks that are wanted, one frame at a time."""
+        self._prepare(task)
+        tracker = self._tracker
+        self._said = _set_prompts(tracker, task.anchors, self._said, task.view)
+        together: dict[range, list[int]] = defaultdict(list)
+        for object_id, wanted in task.wanted.items():
+            for run in wanted:
+                together[run].append(object_id)
+        total = sum(
+            tracker.num_steps(ids, start=run[0], stop=run[-1]) for run, ids in together.items()
+        )
+        done = 0
+        for run, ids in sorted(together.items(), key=lambda pair: pair[0].start):
+            for result in tracker.propagate(ids, start=run[0], stop=run[-1]):
+                done += 1
+                yield Step(result.frame, _masks_of(result), done, total)
+
+    def _is_prepared(self, task: Task) -> bool:
+        return len(self._key) == 2 and self._key[0] is task.view and self._key[1] == task.source
+
+    def _prepare(self, task: Task) -> None:
+        """Two predictors that share their image features: previews may come between the steps
+        of a propagation, whose own prompts must not change meanwhile."""
+        from sam2_engine.sequence import SequencePredictor
+
+        if self._is_prepared(task):
+            return
+        model, source = task.source.model.get(), task.source
+        self._tracker = SequencePredictor(
+            model,
+            task.view,
+            window=source.window,
+            refine_clicks=True,
+            max_prompted_frames="adjacent",
+            end_after=source.end_after,
+        )
+        self._preview = SequencePredictor(
+            model, task.view, window=self._tracker.source.window, refine_clicks=True
+        )
+        self._preview.features = self._tracker.features
+        self._key, self._said = (task.view, source), {}
+
+
+def _set_prompts(
+    predictor: SequencePredictor,
+    anchors: Mapping[int, Anchors],
+    known: Mapping[tuple[int, int], SlicePrompts],
+    view: SequenceView,
+) -> dict[tuple[int, int], SlicePrompts]:
+    """Give a predictor these prompts and no others. Returns them by object and frame.
+
+    known: those that it has, which are left as they are, so that it can go on where it was.
+    """
+    wanted = {(i, frame): said for i, own in anchors.items() for frame, said in own.items()}
+    for object_id, frame in known.keys() - wanted.keys():
+        predictor.clear_prompts(object_id, frame)
+    for (object_id, frame), said in wanted.items():
+        if known.get((object_id, frame)) is said:
+            continue
+        if said.mask is not None:
+            predictor.set_prompts(object_id, frame, mask=said.mask.on_frame(view.frame_shape))
+            continue
+        logits = said.mask_input
+        if logits is not None:
+            logits = _resized(logits, predictor.model.image_size // 4)
+        predictor.set_prompts(
+            object_id,
+            frame,
+            points=said.points if len(said.points) else None,
+            labels=said.labels if len(said.points) else None,
+            box=said.box,
+            mask_input=logits,
+        )
+    return wanted
+
+
+def _masks_of(result: Any) -> dict[int, ObjectMask | None]:
+    """A predictor's FrameResult as masks."""
+    logits = result.logits
+    return {
+        object_id: ObjectMask.of_logits(logits[n], result.low_res[n], result.iou[n])
+        for n, object_id in enumerate(result.object_ids)
+    }
+
+
+def _resized(logits: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Logits that another model gave, at the size that this model takes."""
+    if logits.shape == (side, side):
+        return logits
+    from scipy.ndimage import zoom
+
+    scale = side / np.array(logits.shape)
+    resized: NDArray[np.float32] = zoom(logits, scale, order=1, grid_mode=True, mode="nearest")
+    return resized
