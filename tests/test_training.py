@@ -24,9 +24,11 @@ from sam2_engine.training.prompts import (
     corrective_click,
     first_prompts,
 )
+from sam2_engine.training.regions import grow_bodies
 from sam2_engine.training.steps import clip_step, geometry_step, image_step
 from sam2_engine.training.synthetic import synthetic_clip
 from sam2_engine.training.trainer import CLIPS, GEOMETRY, IMAGES, Stage, Trainer
+from sam2_engine.weights import load_model
 
 SIDE = 64
 TINY = ModelConfig(
@@ -220,7 +222,7 @@ def test_masks_follow_the_image_through_the_augmentation() -> None:
     too noisy.
     """
     sampler = ClipSampler([ball_volume()], SIDE)
-    sampler.shares = np.array([1.0, 0.0])
+    sampler.shares = np.array([1.0, 0.0, 0.0])
     good = total = 0
     for seed in range(12):
         images, masks = sampler.clip(np.random.default_rng(seed), 2, 3)
@@ -229,6 +231,22 @@ def test_masks_follow_the_image_through_the_augmentation() -> None:
             total += 1
             good += bool((inside.mean() - outside.mean()).abs() > 0.1)
     assert good >= 0.6 * total
+
+
+def test_bodies_are_grown_where_an_edge_is() -> None:
+    """A ball that nobody has labelled is found as far as it reaches; noise alone holds no body."""
+    source = ball_volume()
+    truth = (source.labels == 1).repeat(3, axis=1).repeat(3, axis=2).astype(np.float32)
+    noise = np.random.default_rng(0).normal(0, 0.02, truth.shape).astype(np.float32)
+    image, middle = 0.3 + 0.5 * truth + noise, int(truth.sum((1, 2)).argmax())
+    clip, inside = image[middle:], truth[middle:] > 0
+    found = [grow_bodies(np.random.default_rng(seed), clip, 4) for seed in range(12)]
+    bodies = [b for masks in found for b in masks if (b[0] & inside[0]).sum() > b[0].sum() / 2]
+    assert len(bodies) >= 3
+    overlap = [2 * (b & inside).sum() / (b.sum() + inside.sum()) for b in bodies]
+    assert np.median(overlap) > 0.8
+    for seed in range(5):
+        assert not len(grow_bodies(np.random.default_rng(seed), 0.5 + 5 * noise, 4))
 
 
 def test_the_same_number_gives_the_same_batch() -> None:
@@ -340,6 +358,17 @@ def test_a_checkpoint_of_other_stages_is_refused(tmp_path) -> None:
     Trainer(tiny_model(), STAGES[:1], tmp_path, []).run()
     with pytest.raises(ValueError, match="another folder"):
         Trainer(tiny_model(), STAGES[1:], tmp_path, []).resume()
+
+
+def test_training_goes_on_from_a_trained_model(tmp_path) -> None:
+    """The heads of a trained model know where a prompt is, so only clips are trained."""
+    arguments = ["--from", "nano", "--out", str(tmp_path), "--steps", "1", "--minutes", "1"]
+    assert main(arguments) == 0
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["stages"] == ["small clips", "clips"]
+    given = load_model("nano", device="cpu", dtype="float32").state_dict()
+    change = max(float((state["model"][name] - value).abs().max()) for name, value in given.items())
+    assert 0 < change < 1e-3
 
 
 def test_the_command_says_what_is_wrong(tmp_path, capsys) -> None:

@@ -14,7 +14,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from sam2_engine.training.data import load_sources
-from sam2_engine.training.trainer import STAGES, Trainer, new_model, scaled
+from sam2_engine.training.trainer import CLIPS, STAGES, Trainer, new_model, scaled
+from sam2_engine.weights import load_model
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,6 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--config", default="nano", choices=sorted(STAGES), help="what to train")
     add("--out", required=True, help="folder of the checkpoint and the log")
+    add(
+        "--from",
+        dest="start",
+        help="a trained model to go on from, a name or a file; only stages with clips follow",
+    )
     add("--minutes", type=float, help="how long all stages last together")
     add("--steps", type=int, help="stop after so many steps; run again to go on")
     add("--seed", type=int, default=0)
@@ -67,9 +73,14 @@ def _train(rank: int, options: argparse.Namespace) -> int:
     torch.manual_seed(options.seed)
     try:
         stages = STAGES[options.config]
+        if options.start:
+            stages = tuple(stage for stage in stages if stage.kind == CLIPS)
         if options.minutes:
             stages = scaled(stages, options.minutes)
-        model = new_model(options.config, imagenet=not options.random_trunk)
+        if options.start:
+            model = load_model(options.start, device="cpu", dtype="float32")
+        else:
+            model = new_model(options.config, imagenet=not options.random_trunk)
         sources = load_sources(options.data) if options.data else []
         trainer = Trainer(model, stages, options.out, sources, options.seed, options.workers, rank)
         resumed = trainer.resume()

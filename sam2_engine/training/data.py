@@ -2,7 +2,8 @@
 
 A clip is a short sequence of frames with the masks of the objects that are seen on its first frame,
 where they will be prompted. It comes from a volume (any axis, either direction), from a time-lapse,
-from a single image set in motion, or from ``synthetic``. It often runs past the end of its objects,
+from a single image set in motion, from bodies in volumes that nobody has labelled (``regions``),
+or from ``synthetic``. It often runs past the end of its objects,
 so that their absence is learnt.
 """
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sam2_engine.training.augment import intensity, motion_grid, normalise, sample_images
+from sam2_engine.training.regions import grow_bodies
 from sam2_engine.training.synthetic import synthetic_clip
 
 SHARES = {
@@ -33,7 +35,8 @@ SHARES = {
 }
 """How often each data set is drawn; others get ``OTHER_SHARE`` each, what is left is synthetic."""
 OTHER_SHARE = 0.1
-SYNTHETIC_SHARE = 0.20
+SYNTHETIC_SHARE = 0.18
+BODIES_SHARE = 0.14  # what nobody has labelled in the volumes
 _MIN_AREA = 14  # pixels of the model's input: below that nobody could click
 
 
@@ -148,7 +151,7 @@ def window(image: np.ndarray) -> np.ndarray:
 
 
 class ClipSampler:
-    """Draws random clips of given length from sources and synthetic scenes."""
+    """Draws random clips of given length from sources, bodies in them, and synthetic scenes."""
 
     def __init__(self, sources: list[Source], side: int) -> None:
         self.side = side
@@ -156,9 +159,11 @@ class ClipSampler:
         for source in sources:
             if source.labels.any():
                 self.groups.setdefault(source.group, []).append(source)
-        self.names = [*self.groups, "synthetic"]
+        self.volumes = [source for source in sources if source.volume and not source.instances]
+        self.names = [*self.groups, "synthetic", "bodies"]
         shares = np.array(
-            [SHARES.get(name, OTHER_SHARE) for name in self.groups] + [SYNTHETIC_SHARE]
+            [SHARES.get(name, OTHER_SHARE) for name in self.groups]
+            + [SYNTHETIC_SHARE, BODIES_SHARE if self.volumes else 0.0]
         )
         self.shares = shares / shares.sum()
 
@@ -172,6 +177,8 @@ class ClipSampler:
             name = self.names[rng.choice(len(self.names), p=self.shares)]
             if name == "synthetic":
                 drawn: tuple[Tensor, Tensor] | None = self._synthetic(rng, frames, max_objects)
+            elif name == "bodies":
+                drawn = self._bodies(rng, frames, max_objects)
             else:
                 group = self.groups[name]
                 drawn = self._real(rng, group[rng.integers(len(group))], frames, max_objects)
@@ -186,6 +193,27 @@ class ClipSampler:
     ) -> tuple[Tensor, Tensor]:
         scene = synthetic_clip(rng, frames, self.side, max_objects)
         return torch.from_numpy(scene.images)[:, None], torch.from_numpy(scene.masks)
+
+    def _bodies(
+        self, rng: np.random.Generator, frames: int, max_objects: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """Bodies of like intensity in any volume; half of the time not of a hippocampus, which are
+        most.
+        """
+        groups = sorted({source.group for source in self.volumes})
+        group = groups[rng.integers(len(groups))]
+        own = [source for source in self.volumes if source.group == group]
+        images = own[rng.integers(len(own))].images
+        if rng.random() < 0.25:
+            images = np.moveaxis(images, int(rng.integers(1, 3)), 0)
+        chosen = _walk(rng, int(rng.integers(len(images))), np.ones(len(images)), frames)
+        half = math.exp(rng.uniform(math.log(0.25), math.log(1.1)))
+        x, y = rng.uniform(-1, 1, 2) * max(0.0, 1 - half)
+        grid = motion_grid(rng, frames, self.side, (x, y), (half, half), 0.0, 0.0)
+        tensor = torch.from_numpy(np.ascontiguousarray(images[chosen])).float()[:, None]
+        tensor = sample_images(tensor, grid, "border")
+        masks = grow_bodies(rng, tensor[:, 0].numpy(), max_objects)
+        return (tensor, torch.from_numpy(masks)) if len(masks) else None
 
     def _real(
         self, rng: np.random.Generator, source: Source, frames: int, max_objects: int
