@@ -307,6 +307,39 @@ class Session:
             self._say(object_id, frame, replace(known, mask=ObjectMask.given(given)))
         self.objects_changed.emit()
 
+    def take_painting(self, frame: int) -> list[int]:
+        """Take over what someone has painted into `labels` on a frame, as by `paint`.
+
+        Objects gain and lose the pixels that changed hands. What is locked or approved stays as
+        it was. Returns the objects whose masks have changed.
+        """
+        self._check_frame(frame)
+        now = np.array(self.labels[self.view.index(frame)])
+        shown = self._composed(self.view, frame, *self.objects)
+        differs = now != shown
+        if not differs.any():
+            return []
+        fixed = {i for i in self.objects if self._is_fixed(i, frame)}
+        differs &= ~np.isin(shown, list(fixed))
+        changed = []
+        with self.history.change("Paint"):
+            for object_id in np.unique([now[differs], shown[differs]]).tolist():
+                if object_id not in self.objects or object_id in fixed:
+                    continue
+                own = self._shown((self.view.key, object_id), frame)
+                shape = self.view.frame_shape
+                mask = np.zeros(shape, np.bool_) if own is None else own.on_frame(shape)
+                mask[differs] = now[differs] == object_id
+                self.paint(object_id, frame, mask)
+                changed.append(object_id)
+        self._write(self.view, [frame], *self.objects)
+        return changed
+
+    def _is_fixed(self, object_id: int, frame: int) -> bool:
+        """Whether an object is locked, or its mask on a frame approved or locked."""
+        kept = self._kept.get((self.view.key, object_id), frame)
+        return self.objects[object_id].locked or kept is not None
+
     def unpaint(self, object_id: int, frame: int) -> None:
         """Take back what was painted by hand; clicks and boxes on the frame count again."""
         self._check_unlocked(object_id, frame)
@@ -680,28 +713,32 @@ class Session:
 
         Only pixels of objects with a mask on the frame, and of the objects `also`, are touched.
         """
-        key = view.key
         for frame in frames:
-            found: dict[int, ObjectMask] = {}
-            for object_id in self._objects.at(_ALL):
-                mask = self._shown((key, object_id), frame)
-                if mask is not None:
-                    found[object_id] = mask
             index = view.index(frame)
-            labels = np.array(self.labels[index])
-            labels[np.isin(labels, [*also, *found])] = 0
-            free = labels == 0
-            best = np.zeros(labels.shape, np.float16)
-            for object_id in sorted(found, key=lambda i: (not self._is_kept((key, i), frame), i)):
-                mask = found[object_id]
-                logits = mask.logits
-                if self._is_kept((key, object_id), frame):
-                    logits = np.where(logits > 0, np.float16(np.inf), np.float16(0))
-                wins = (logits > best[mask.area]) & free[mask.area]
-                labels[mask.area][wins] = object_id
-                best[mask.area][wins] = logits[wins]
-            self.labels[index] = labels
+            self.labels[index] = self._composed(view, frame, *also)
             self.masks_changed.emit(index)
+
+    def _composed(self, view: SequenceView, frame: int, *also: int) -> NDArray[Any]:
+        """(H, W) what `labels` hold on a frame, by `_write`'s rules."""
+        key = view.key
+        found: dict[int, ObjectMask] = {}
+        for object_id in self._objects.at(_ALL):
+            mask = self._shown((key, object_id), frame)
+            if mask is not None:
+                found[object_id] = mask
+        labels = np.array(self.labels[view.index(frame)])
+        labels[np.isin(labels, [*also, *found])] = 0
+        free = labels == 0
+        best = np.zeros(labels.shape, np.float16)
+        for object_id in sorted(found, key=lambda i: (not self._is_kept((key, i), frame), i)):
+            mask = found[object_id]
+            logits = mask.logits
+            if self._is_kept((key, object_id), frame):
+                logits = np.where(logits > 0, np.float16(np.inf), np.float16(0))
+            wins = (logits > best[mask.area]) & free[mask.area]
+            labels[mask.area][wins] = object_id
+            best[mask.area][wins] = logits[wins]
+        return labels
 
     def _is_kept(self, place: Place, frame: int) -> bool:
         """Whether a person has given, approved or locked the mask on a frame."""
