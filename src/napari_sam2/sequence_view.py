@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Window = tuple[float, float]
+Windows = Window | tuple[Window, ...]
+"""The intensities shown as black and white, or these for each channel."""
 ELSEWHERE, OUTSIDE = -1, -2
+MOST_CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Up to three channels of an image that the model sees as one picture in colours."""
+
+    axis: int
+    """The axis of the image along which the channels lie."""
+    indices: tuple[int, ...]
+    """Three are red, green and blue; of two, the first is magenta and the second green."""
 
 
 @dataclass(frozen=True)
@@ -20,40 +33,71 @@ class SequenceKey:
     axis: int | None
     """The axis along which the frames follow each other; None for a 2-D image, one frame."""
     position: tuple[int | None, ...]
-    """One entry per axis: the fixed index, or None for `axis` and the two axes of a frame."""
+    """One entry per axis: the fixed index, or None for `axis` and the two axes of a frame.
+
+    0 for the axis of channels that are seen together.
+    """
 
     @classmethod
-    def along(cls, axis: int | None, ndim: int) -> SequenceKey:
+    def along(cls, axis: int | None, ndim: int, channel_axis: int | None = None) -> SequenceKey:
         """Along an axis of an image, its frames the last two other axes, all others at index 0.
 
         axis: by default the third from the end; none in a 2-D image.
         """
-        if ndim == 2:
-            return cls(None, (None, None))
-        axis = ndim - 3 if axis is None else range(ndim)[axis]
-        free = {axis, *[other for other in range(ndim) if other != axis][-2:]}
+        others = [other for other in range(ndim) if other != channel_axis]
+        if len(others) == 2:
+            axis = None
+        else:
+            axis = others[-3] if axis is None else range(ndim)[axis]
+        free = {axis, *[other for other in others if other != axis][-2:]}
         return cls(axis, tuple(None if other in free else 0 for other in range(ndim)))
 
     @classmethod
-    def of_viewer(cls, layer: Any, order: Sequence[int], point: Sequence[float]) -> SequenceKey:
-        """The sequence that a viewer shows of a layer: the slider's axis, as the axes are rolled.
+    def of_viewer(
+        cls,
+        layer: Any,
+        order: Sequence[int],
+        point: Sequence[float],
+        axis: int | None = None,
+        channel_axis: int | None = None,
+    ) -> SequenceKey:
+        """The sequence that a viewer shows of a layer, as its axes are rolled.
 
         layer: a napari image layer. order: viewer.dims.order. point: viewer.dims.point, in world
         coordinates; axes that are neither shown nor the sequence are taken where it lies.
+        axis: one of `sequence_axes`, by default the first. channel_axis: of channels that are
+        seen together.
         """
-        added = len(order) - layer.ndim  # axes that other layers add in front
-        axes = [axis - added for axis in order if axis >= added]
-        hidden = axes[:-2]
-        if not hidden:
-            return cls(None, (None, None))
         shape = image_shape(layer)
-        axis = next((a for a in hidden if shape[a] > 1), hidden[0])
+        possible = sequence_axes(layer, order, channel_axis)
+        if axis not in possible:
+            axis = possible[0] if possible else None
+        shown = _axes_of(layer, order, channel_axis)[-2:]
         here = np.rint(layer.world_to_data(point))
-        position = tuple(
-            int(np.clip(here[a], 0, shape[a] - 1)) if a in hidden and a != axis else None
-            for a in range(layer.ndim)
-        )
-        return cls(axis, position)
+
+        def index(a: int) -> int | None:
+            if a == axis or a in shown:
+                return None
+            return 0 if a == channel_axis else int(np.clip(here[a], 0, shape[a] - 1))
+
+        return cls(axis, tuple(index(a) for a in range(layer.ndim)))
+
+
+def sequence_axes(
+    layer: Any, order: Sequence[int], channel_axis: int | None = None
+) -> tuple[int, ...]:
+    """The axes of an image layer that frames can follow each other along, the likeliest first.
+
+    They are those with a slider in a viewer with these dims.order; axes of one slice and axes that
+    are labelled as channels come last.
+    """
+    shape = image_shape(layer)
+    hidden = _axes_of(layer, order, channel_axis)[:-2]
+
+    def is_unlikely(axis: int) -> bool:
+        return shape[axis] == 1 or str(layer.axis_labels[axis]).lower() in ("c", "channel")
+
+    return tuple(sorted(hidden, key=is_unlikely))
 
 
 class SequenceView:
@@ -62,42 +106,104 @@ class SequenceView:
     Frames keep the array's own order of axes, however the viewer turns them.
     """
 
-    def __init__(self, data: Any, key: SequenceKey | None = None, *, rgb: bool = False) -> None:
-        """data: any array, never read as a whole. rgb: whether its last axis holds colours.
-
-        Raises ValueError where the image has fewer than two axes, or the key is for another one.
+    def __init__(
+        self,
+        image: Any,
+        key: SequenceKey | None = None,
+        *,
+        rgb: bool = False,
+        channels: Channels | None = None,
+        spacing: Sequence[float] | None = None,
+    ) -> None:
         """
-        self.data = data
-        self.rgb = rgb
-        self.shape: tuple[int, ...] = tuple(data.shape[:-1] if rgb else data.shape)
-        if len(self.shape) < 2:
-            raise ValueError(f"An image needs two axes or more; this one has {len(self.shape)}.")
-        self.key = key or SequenceKey.along(None, len(self.shape))
+        Args:
+            image: a napari image layer (of a multiscale one, the full resolution is taken), any
+                array, or a list of up to three of either, of one shape, to be seen in colours.
+                Arrays are never read as a whole.
+            key: which frames; by default along the third axis from the end.
+            rgb: whether an array's last axis holds colours. A layer knows by itself.
+            channels: channels of one array, to be seen in colours.
+            spacing: size of an array's element along each axis, in one unit. A layer knows by
+                itself.
+
+        Raises ValueError where the image has fewer than two axes, images that belong together
+        differ, or the key or the channels are for another image.
+        """
+        images = list(image) if isinstance(image, list | tuple) else [image]
+        if not 1 <= len(images) <= MOST_CHANNELS:
+            raise ValueError(
+                f"{len(images)} images were given; the model sees up to {MOST_CHANNELS} together."
+            )
+        self.layers: tuple[Any, ...] = tuple(one for one in images if is_layer(one))
+        """The image layers, if they are layers."""
+        self._arrays = [_array_of(one) for one in images]
+        self.rgb = bool(images[0].rgb) if self.layers else rgb
+        """Whether a frame is a picture in colours as it is."""
+        self.channels = channels
+        full = tuple(int(size) for size in self._arrays[0].shape)
+        self._extent = full[:-1] if self.rgb else full
+        self._check_images(images, full)
+
+        channel_axis = None if channels is None else channels.axis
+        self.shape: tuple[int, ...] = tuple(
+            1 if axis == channel_axis else size for axis, size in enumerate(self._extent)
+        )
+        """Of the image and its labels: without colours, and 1 along the channels' axis."""
+        self.key = key or SequenceKey.along(None, len(self.shape), channel_axis)
         free = [axis for axis, index in enumerate(self.key.position) if index is None]
         self.plane = tuple(axis for axis in free if axis != self.key.axis)
         """The axes of a frame's rows and columns."""
-        if len(self.key.position) != len(self.shape) or len(self.plane) != 2:
+        if (
+            len(self.key.position) != len(self.shape)
+            or len(self.plane) != 2
+            or channel_axis in free
+        ):
             raise ValueError(f"{self.key} is no sequence of an image of shape {self.shape}.")
+        steps = np.ones(len(self.shape)) if spacing is None else spacing
+        if self.layers:
+            steps = _steps(self.layers[0])
+        self.pixel_size = float(steps[self.plane[0]]), float(steps[self.plane[1]])
+        """Height and width of a pixel in the world, as the layer was placed then."""
 
     @classmethod
     def of_layer(cls, layer: Any, key: SequenceKey | None = None) -> SequenceView:
-        """Of a napari image layer; of a multiscale one, the full resolution."""
-        return cls(layer.data[0] if layer.multiscale else layer.data, key, rgb=layer.rgb)
+        return cls(layer, key)
 
     @property
     def frame_shape(self) -> tuple[int, int]:
         """Rows and columns of a frame."""
         return self.shape[self.plane[0]], self.shape[self.plane[1]]
 
+    @property
+    def num_channels(self) -> int:
+        """Channels that are seen together; 1 for a grey picture and for one in colours."""
+        return len(self._arrays) if self.channels is None else len(self.channels.indices)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of a frame."""
+        return np.result_type(*(array.dtype for array in self._arrays))
+
     def __len__(self) -> int:
         return 1 if self.key.axis is None else self.shape[self.key.axis]
 
     def __getitem__(self, frame: int) -> NDArray[Any]:
-        """(H, W), or (H, W, 3) for colours; IndexError past the end."""
+        """(H, W), or (H, W, C) for colours and for channels; IndexError past the end."""
         if not 0 <= frame < len(self):
             raise IndexError(f"There is no slice {frame}; there are {len(self)}, from 0.")
-        array = np.asarray(self.data[self.index(frame)])
-        return array[..., :3] if self.rgb else array
+        if self.num_channels == 1:
+            array = self.channel(0, frame)
+            return array[..., :3] if self.rgb else array
+        return np.stack([self.channel(n, frame) for n in range(self.num_channels)], axis=-1)
+
+    def channel(self, number: int, frame: int) -> NDArray[Any]:
+        """(H, W) of one of `num_channels`, or (H, W, 3 or 4) for colours."""
+        index = self.index(frame)
+        if self.channels is None:
+            return np.asarray(self._arrays[number][index])
+        at = list(index)
+        at[self.channels.axis] = self.channels.indices[number]
+        return np.asarray(self._arrays[0][tuple(at)])
 
     def index(self, frame: int) -> tuple[int | slice, ...]:
         """What picks a frame's pixels from an array of `shape`."""
@@ -109,8 +215,9 @@ class SequenceView:
     def split(self, positions: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """(N, D) positions in the array -> the frame of each, and its (N, 2) y, x on that frame.
 
-        A position belongs to the nearest frame. Instead of a frame, ELSEWHERE stands where a
-        position lies in another sequence, and OUTSIDE where it lies outside the image.
+        A position belongs to the nearest frame, and to all channels. Instead of a frame, ELSEWHERE
+        stands where a position lies in another sequence, and OUTSIDE where it lies outside the
+        image.
         """
         at = np.asarray(positions, float).reshape(-1, len(self.shape))
         nearest = np.rint(at)
@@ -118,26 +225,67 @@ class SequenceView:
         if self.key.axis is not None:
             frames = np.clip(nearest[:, self.key.axis], 0, len(self) - 1).astype(np.int64)
         for axis, fixed in enumerate(self.key.position):
-            if fixed is not None:
+            if fixed is not None and (self.channels is None or axis != self.channels.axis):
                 frames[nearest[:, axis] != fixed] = ELSEWHERE
-        frames[~((at >= -0.5) & (at <= np.array(self.shape) - 0.5)).all(axis=1)] = OUTSIDE
+        frames[~((at >= -0.5) & (at <= np.array(self._extent) - 0.5)).all(axis=1)] = OUTSIDE
         return frames, at[:, self.plane]
 
     def join(self, frame: int, yx: ArrayLike) -> NDArray[np.float64]:
-        """(N, 2) y, x on a frame -> (N, D) positions in the array; the opposite of `split`."""
+        """(N, 2) y, x on a frame -> (N, D) positions in the array; the opposite of `split`.
+
+        Along the channels' axis they lie in the middle.
+        """
         points = np.asarray(yx, float).reshape(-1, 2)
         at = np.empty((len(points), len(self.shape)))
         at[:] = [0 if fixed is None else fixed for fixed in self.key.position]
+        if self.channels is not None:
+            at[:, self.channels.axis] = (self._extent[self.channels.axis] - 1) / 2
         if self.key.axis is not None:
             at[:, self.key.axis] = frame
         at[:, self.plane] = points
         return at
 
+    def _check_images(self, images: Sequence[Any], full: tuple[int, ...]) -> None:
+        if len(self._extent) < 2:
+            raise ValueError(f"An image needs two axes or more; this one has {len(self._extent)}.")
+        if self.layers and len(self.layers) != len(images):
+            raise ValueError("Give layers or arrays, not both.")
+        for n, array in enumerate(self._arrays[1:], start=1):
+            if tuple(array.shape) != full:
+                raise ValueError(
+                    f"Images that are seen together need one shape; the first is {full}, "
+                    f"another is {tuple(array.shape)}."
+                )
+            if self.layers and not _is_in_one_place(self.layers[0], self.layers[n]):
+                raise ValueError(
+                    f'"{self.layers[n].name}" lies elsewhere than "{self.layers[0].name}"; give '
+                    "both layers the same scale, translation, rotation and shear."
+                )
+        if self.rgb and (len(images) > 1 or self.channels is not None):
+            raise ValueError("A picture in colours has its channels already; give it alone.")
+        if self.channels is None:
+            return
+        axis, indices = self.channels.axis, self.channels.indices
+        if len(images) > 1:
+            raise ValueError("Give channels of one image, or several images, not both.")
+        if not 0 <= axis < len(full) or len(full) < 3:
+            raise ValueError(f"There is no axis {axis} of channels in an image of shape {full}.")
+        if not 1 <= len(indices) <= MOST_CHANNELS:
+            raise ValueError(
+                f"{len(indices)} channels were chosen; the model sees 1 to {MOST_CHANNELS}."
+            )
+        if not all(0 <= index < full[axis] for index in indices):
+            raise ValueError(f"The image has {full[axis]} channels, from 0; chosen: {indices}.")
+
+
+def is_layer(image: Any) -> bool:
+    """Whether this is a napari image layer, and not an array."""
+    return hasattr(image, "contrast_limits")
+
 
 def image_shape(layer: Any) -> tuple[int, ...]:
     """Size of an image layer's array at full resolution, without colours."""
-    shape: Iterable[int] = (layer.data[0] if layer.multiscale else layer.data).shape
-    return tuple(shape)[: layer.ndim]
+    return tuple(_array_of(layer).shape)[: layer.ndim]
 
 
 def window_of(layer: Any) -> Window | None:
@@ -150,3 +298,29 @@ def window_of(layer: Any) -> Window | None:
         return (0.0, float(np.iinfo(dtype).max)) if dtype.kind in "ui" else (0.0, 1.0)
     low, high = (float(value) for value in layer.contrast_limits)
     return (low, high) if np.isfinite((low, high)).all() and low < high else None
+
+
+def _array_of(image: Any) -> Any:
+    if is_layer(image):
+        return image.data[0] if image.multiscale else image.data
+    return image
+
+
+def _axes_of(layer: Any, order: Sequence[int], channel_axis: int | None) -> list[int]:
+    """The layer's axes in the viewer's order, without the channels'."""
+    added = len(order) - layer.ndim  # axes that other layers add in front
+    return [axis - added for axis in order if axis >= added and axis - added != channel_axis]
+
+
+def _steps(layer: Any) -> NDArray[np.float64]:
+    """(D,) how far apart neighbours along each axis of a layer's data lie in the world."""
+    origin = np.array(layer.data_to_world(np.zeros(layer.ndim)))
+    ends = [layer.data_to_world(step) for step in np.eye(layer.ndim)]
+    return np.linalg.norm(np.array(ends) - origin, axis=1)
+
+
+def _is_in_one_place(first: Any, second: Any) -> bool:
+    corners = np.vstack([np.zeros(first.ndim), np.diag(image_shape(first))])
+    return np.allclose(
+        [first.data_to_world(at) for at in corners], [second.data_to_world(at) for at in corners]
+    )

@@ -1,0 +1,94 @@
+"""Where positions in one layer's data lie in another's, and labels of any grid on a frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from napari.layers import Labels, Layer
+
+    from napari_sam2.sequence_view import SequenceView
+
+_TILE = 512  # pixels; labels are read for so many rows and columns of a frame at a time
+_OBLIQUE_TILE = 64  # where rows and columns run across several axes: less lies between
+_ROUNDING = 1e-6  # of a pixel: where a position lies between two, it goes to the later one
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The affine map from positions in one layer's data to positions in another's."""
+
+    matrix: NDArray[np.float64]
+    """(E, D)"""
+    offset: NDArray[np.float64]
+    """(E,)"""
+
+    def __call__(self, positions: ArrayLike) -> NDArray[np.float64]:
+        """(N, D) positions in the source -> (N, E) in the target."""
+        at = np.asarray(positions, float).reshape(-1, self.matrix.shape[1])
+        moved: NDArray[np.float64] = at @ self.matrix.T + self.offset
+        return moved
+
+
+def align(source: Layer, target: Layer) -> Alignment:
+    """By way of the world: scale, translate, rotate, shear, affine and units of both layers.
+
+    As in the viewer, the last axes belong together where one layer has more of them.
+    """
+
+    def moved(position: NDArray[np.float64]) -> NDArray[np.float64]:
+        world = np.array(source.data_to_world(position), float) * _units_ratio(source, target)
+        return np.array(target.world_to_data(world), float)
+
+    offset = moved(np.zeros(source.ndim))
+    columns = [moved(step) - offset for step in np.eye(source.ndim)]
+    return Alignment(np.stack(columns, axis=1), offset)
+
+
+def labels_on(view: SequenceView, labels: Labels, frame: int) -> NDArray[Any]:
+    """A labels layer of any shape and transform on a frame of an image layer.
+
+    Returns (H, W) of the layer's data type: the nearest label of each pixel, and 0 where the layer
+    ends. Only what lies on the frame is read.
+    Raises ValueError where the view is of an array, which lies nowhere in the world.
+    """
+    if not view.layers:
+        raise ValueError("The image is an array without a place; give its labels as an array.")
+    data = labels.data[0] if labels.multiscale else labels.data
+    corners = view.join(frame, [(0, 0), (1, 0), (0, 1)])
+    origin, below, beside = align(view.layers[0], labels)(corners)
+    down, right = below - origin, beside - origin
+    is_grid = np.allclose(down * right, 0, atol=_ROUNDING)
+    size = _TILE if is_grid else _OBLIQUE_TILE
+    height, width = view.frame_shape
+    found = np.zeros((height, width), data.dtype)
+    for top, left in product(range(0, height, size), range(0, width, size)):
+        tile = found[top : top + size, left : left + size]
+        y, x = np.mgrid[top : top + tile.shape[0], left : left + tile.shape[1]]
+        at = origin + y[..., None] * down + x[..., None] * right
+        nearest = np.floor(at + 0.5 + _ROUNDING).astype(np.int64)
+        is_inside = ((nearest >= 0) & (nearest < data.shape)).all(axis=-1)
+        if not is_inside.any():
+            continue
+        nearest = nearest[is_inside]
+        low, high = nearest.min(axis=0), nearest.max(axis=0) + 1
+        block = np.asarray(data[tuple(slice(a, b) for a, b in zip(low, high, strict=True))])
+        tile[is_inside] = block[tuple((nearest - low).T)]
+    return found
+
+
+def _units_ratio(source: Layer, target: Layer) -> NDArray[np.float64]:
+    """(D,) the units of the source's axes in those of the target's; 1 where it has none."""
+    from pint import get_application_registry
+
+    base = get_application_registry().get_base_units
+    ratio = np.ones(source.ndim)
+    common = min(source.ndim, target.ndim)
+    pairs = zip(source.units[-common:], target.units[-common:], strict=True)
+    ratio[-common:] = [base(one)[0] / base(other)[0] for one, other in pairs]
+    return ratio
