@@ -9,7 +9,7 @@ would not compute alike, so the order of calls never shows in the result.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -143,11 +143,19 @@ class _Runner:
     bank: MemoryBank
     next: int
     """The frame that comes next."""
+    last: int
+    """The last frame that is wanted now."""
     absent: int = 0
     """On how many frames in a row, up to now, the object has not been found."""
 
+    @property
+    def ahead(self) -> range:
+        """The frames up to the last that is wanted."""
+        step = self.sweep.frames.step
+        return range(self.next, self.last + step, step)
+
     def is_due(self, frame: int) -> bool:
-        return frame == self.next and frame in self.sweep.frames
+        return frame == self.next and frame in self.ahead
 
 
 @dataclass(frozen=True)
@@ -158,31 +166,24 @@ class _Pass:
     sweeps: list[_Sweep]
     shown: Mapping[int, list[int]]
     """Frames whose prompted objects are part of the results of this pass, with their ids."""
-    wanted: range
+    wanted: Mapping[int, frozenset[int]]
+    """Frames of each object that give a result."""
 
     @property
     def yielded(self) -> set[int]:
         """Frames that give a result."""
-        tracked = {t for sweep in self.sweeps for t in sweep.frames if t in self.wanted}
+        tracked = {t for sweep in self.sweeps for t in self.wanted_of(sweep)}
         return tracked | set(self.shown)
 
-    def first_wanted(self, sweep: _Sweep) -> int:
-        """The first frame of a sweep that gives a result."""
-        return next(t for t in sweep.frames if t in self.wanted)
+    def wanted_of(self, sweep: _Sweep) -> list[int]:
+        """The frames of a sweep that give a result, in its order."""
+        wanted = self.wanted[sweep.object_id]
+        return [t for t in sweep.frames if t in wanted]
 
     def frames(self, runners: Sequence[_Runner]) -> Iterator[int]:
         """Every frame that has to be computed, in the order of the pass."""
-        ahead = {
-            t
-            for runner in runners
-            for t in runner.sweep.frames
-            if (t - runner.next) * self.step >= 0 and (self._end - t) * self.step >= 0
-        }
+        ahead = {t for runner in runners for t in runner.ahead}
         return iter(sorted(ahead | set(self.shown), reverse=self.step == _BACKWARD))
-
-    @property
-    def _end(self) -> int:
-        return self.wanted[-1] if self.step == _FORWARD else self.wanted[0]
 
 
 class SequencePredictor:
@@ -320,6 +321,7 @@ class SequencePredictor:
         direction: Direction = "both",
         start: int | None = None,
         stop: int | None = None,
+        only: Mapping[int, Collection[int]] | None = None,
     ) -> Iterator[FrameResult]:
         """Track objects through the sequence, one frame at a time.
 
@@ -333,6 +335,7 @@ class SequencePredictor:
         Args:
             objects: ids, by default all that have prompts.
             start, stop: first and last frame wanted, both included; by default all.
+            only: the frames wanted of each object; by default all of `start` to `stop`.
 
         Yields:
             A FrameResult with the objects that the frame belongs to.
@@ -340,7 +343,7 @@ class SequencePredictor:
         Raises:
             ValueError: no such object, frame or direction; raised by the call itself.
         """
-        ids, passes = self._plan(objects, direction, start, stop)
+        ids, passes = self._plan(objects, direction, start, stop, only)
         return self._run(ids, passes)
 
     def num_steps(
@@ -349,9 +352,10 @@ class SequencePredictor:
         direction: Direction = "both",
         start: int | None = None,
         stop: int | None = None,
+        only: Mapping[int, Collection[int]] | None = None,
     ) -> int:
         """How many results the same call of propagate yields."""
-        _, passes = self._plan(objects, direction, start, stop)
+        _, passes = self._plan(objects, direction, start, stop, only)
         return sum(len(one.yielded) for one in passes)
 
     # -- planning ------------------------------------------------------------------------------
@@ -362,6 +366,7 @@ class SequencePredictor:
         direction: Direction,
         start: int | None,
         stop: int | None,
+        only: Mapping[int, Collection[int]] | None,
     ) -> tuple[tuple[int, ...], list[_Pass]]:
         if direction not in _STEPS:
             raise ValueError(
@@ -371,21 +376,22 @@ class SequencePredictor:
         stop = len(self) - 1 if stop is None else int(stop)
         self._check_frame(start)
         self._check_frame(stop)
-        wanted = range(start, stop + 1)
         ids = self._chosen(objects)
+        between = range(start, stop + 1)
+        wanted = {i: frozenset(between if only is None else {*between} & {*only[i]}) for i in ids}
         passes: list[_Pass] = []
         for step in _STEPS[direction]:
             sweeps = [
                 sweep
                 for i in ids
                 for sweep in self._sweeps(i, step, both=direction == "both")
-                if any(frame in wanted for frame in sweep.frames)
+                if any(frame in wanted[i] for frame in sweep.frames)
             ]
             shown: dict[int, list[int]] = defaultdict(list)
             if not passes:  # prompted frames are shown once, in the first pass
                 for i in ids:
                     for frame in self._prompts[i]:
-                        if frame in wanted:
+                        if frame in wanted[i]:
                             shown[frame].append(i)
             passes.append(_Pass(step, sweeps, shown, wanted))
         return ids, passes
@@ -417,7 +423,7 @@ class SequencePredictor:
         given = {i: dict(self._prompts[i]) for i in ids}
         runs = []
         for one in passes:
-            resumed = [self._resume(sweep, ids, one.first_wanted(sweep)) for sweep in one.sweeps]
+            resumed = [self._resume(sweep, ids, one.wanted_of(sweep)) for sweep in one.sweeps]
             runs.append((one, resumed))
         for one, runners in runs:
             try:
@@ -426,28 +432,29 @@ class SequencePredictor:
                         i: self._prompted_frame(frame).answers[i] for i in one.shown.get(frame, [])
                     }
                     active = [runner for runner in runners if runner.is_due(frame)]
-                    answers |= self._track(frame, active)
-                    if frame in one.yielded:
+                    tracked = self._track(frame, active)
+                    answers |= {i: a for i, a in tracked.items() if frame in one.wanted[i]}
+                    if answers:
                         yield self._result(frame, answers, given)
             finally:
                 for runner in runners:
                     self._pause(runner)
 
-    def _resume(self, sweep: _Sweep, ids: tuple[int, ...], first_wanted: int) -> _Runner:
+    def _resume(self, sweep: _Sweep, ids: tuple[int, ...], wanted: Sequence[int]) -> _Runner:
         """A runner at the sweep's origin, or where an earlier call left the same sweep."""
         state = self._state(sweep, ids)
         paused = self._paused.pop(sweep.key, None)
         if paused is not None and paused.state == state:
-            behind = (first_wanted - paused.next) * sweep.frames.step >= 0
+            behind = (wanted[0] - paused.next) * sweep.frames.step >= 0
             if behind:
-                return replace(paused, sweep=sweep)
+                return replace(paused, sweep=sweep, last=wanted[-1])
         memories = {
             frame: self._prompted_frame(frame).memories[sweep.object_id] for frame in sweep.sees
         }
         bank = MemoryBank(
             self.model.config, len(self), sweep.frames.step, memories, self._max_prompted
         )
-        return _Runner(sweep, state, bank, sweep.frames[0])
+        return _Runner(sweep, state, bank, sweep.frames[0], wanted[-1])
 
     def _pause(self, runner: _Runner) -> None:
         """Keep a sweep that was begun and not finished."""

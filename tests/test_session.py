@@ -47,7 +47,7 @@ def predictor(session):
                 points=said.points if len(said.points) else None,
                 labels=said.labels if len(said.points) else None,
                 box=said.box,
-                mask_input=said.mask_input,
+                mask_input=None if said.corrects is None else said.corrects.logits(),
             )
     return fresh
 
@@ -265,18 +265,18 @@ def test_clicks_on_a_tracked_slice_correct_its_mask(session):
 
     session.add_points(one, [(3, 30, 8)], labels=[0])
     said = session.prompts[one][3]
-    np.testing.assert_array_equal(said.mask_input, tracked.low_res.astype(np.float32))
+    assert said.corrects is tracked.coarse
     session.preview(3)
     np.testing.assert_array_equal(session.labels[3], predictor(session).predict(3).labels())
     assert (session.labels[3] != before[3]).any()
 
     session.add_points(one, [(3, 17, 16)])
-    np.testing.assert_array_equal(session.prompts[one][3].mask_input, said.mask_input)
+    assert session.prompts[one][3].corrects is said.corrects
     run(session)  # prompts alone give the same again
     np.testing.assert_array_equal(session.labels, propagated(session))
 
     session.add_box(one, 3, (8, 8, 26, 24))
-    assert session.prompts[one][3].mask_input is None, "a box starts over"
+    assert session.prompts[one][3].corrects is None, "a box starts over"
 
     session.set_prompts(one, 3)
     np.testing.assert_array_equal(session.labels[3], before[3])
@@ -287,7 +287,7 @@ def test_clicks_on_the_first_slice_start_from_nothing(session):
     session.add_points(one, [(1, 15, 16)])
     run(session)
     session.add_points(one, [(1, 2, 2)], labels=[0])
-    assert session.prompts[one][1].mask_input is None
+    assert session.prompts[one][1].corrects is None
 
 
 def test_an_answer_to_prompts_that_have_changed_is_dropped(session):

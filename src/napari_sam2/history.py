@@ -46,13 +46,14 @@ class Cells(Generic[V]):
             if not self._values[place]:
                 del self._values[place]
 
-    @property
-    def places(self) -> tuple[Hashable, ...]:
-        return tuple(self._values)
+    def clear(self) -> None:
+        """Empty all cells without a note of it."""
+        self._values.clear()
 
-    def snapshot(self) -> dict[Hashable, dict[int, V]]:
-        """All values as they are now; quick, for the values are shared."""
-        return {place: dict(values) for place, values in self._values.items()}
+    @property
+    def places(self) -> tuple[Any, ...]:
+        """Where there are values."""
+        return tuple(self._values)
 
 
 @dataclass(eq=False)

@@ -13,6 +13,7 @@ it, and a script calls it alike.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,19 +22,34 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from psygnal import Signal
 
+from napari_sam2.alignment import labels_on
 from napari_sam2.history import Cells, Change, History
-from napari_sam2.sequence_view import SequenceKey, SequenceView, Window, window_of
-from napari_sam2.slice_data import Box, Found, Keep, Kept, ObjectInfo, ObjectMask, SlicePrompts
-from napari_sam2.tasks import Engine, LazyModel, Source, Step, Task, runs
+from napari_sam2.output import Entry, Output
+from napari_sam2.sequence_view import Channels, SequenceKey, SequenceView, Windows
+from napari_sam2.slice_data import (
+    Box,
+    Found,
+    Keep,
+    Kept,
+    ObjectFacts,
+    ObjectInfo,
+    ObjectMask,
+    ObjectState,
+    Place,
+    Scribble,
+    SessionState,
+    SlicePrompts,
+)
+from napari_sam2.tasks import Engine, LazyModel, Source, Step, Task, basis
+from napari_sam2.windows import window_for
 
 if TYPE_CHECKING:
     from sam2_engine.model import SAM2
 
 Direction = Literal["both", "forward", "backward"]
-Place = tuple[SequenceKey, int]
-"""A sequence and an object: where a cell's frame belongs."""
 
 _ALL = "objects"  # the one place of the table of objects
+_EDITS = {"name": "Rename", "colour": "Colour", "hidden": "Hide", "locked": "Lock"}
 
 
 class NothingToDo(ValueError):
@@ -68,40 +84,42 @@ class Session:
         model: LazyModel | SAM2 | str = "nano",
         *,
         device: str = "auto",
-        window: Window | None = None,
+        window: Windows | None = None,
         rgb: bool = False,
+        channels: Channels | None = None,
+        spacing: Sequence[float] | None = None,
         labels: Any = None,
+        overwrite: bool = False,
         end_after: int | None = None,
     ) -> None:
         """
         Args:
-            image: a napari image layer, or an array (..., y, x), read frame by frame.
+            image: a napari image layer, an array (..., y, x), or a list of up to three of either
+                that are seen in colours; read frame by frame.
             model: a name, a checkpoint's path, or a loaded model.
             device: "auto", "cpu", "cuda" or "mps", for a model that is yet to be loaded.
-            window: intensities shown to the model as black and white; by default the layer's
-                contrast limits, and for an array percentiles of the sequence.
-            rgb: whether an array's last axis holds colours.
-            labels: where masks are written: an integer array of the image's shape, such as a zarr
-                array on disk. What it holds already belongs to others and is never overwritten.
+            window: intensities shown to the model as black and white, or these for each channel;
+                by default the layer's contrast limits, and for an array percentiles of the
+                sequence. See `window_for`.
+            rgb, channels, spacing: as for `SequenceView`.
+            labels, overwrite: as for `write_to`; by default a new array.
             end_after: slices in a row without an object after which it is taken to have ended;
                 None to look for it to the last slice.
+
+        Raises ValueError where image or labels cannot be used; the message says why.
         """
-        is_layer = hasattr(image, "contrast_limits")
-        self._make_view: Callable[[SequenceKey | None], SequenceView] = (
-            (lambda key: SequenceView.of_layer(image, key))
-            if is_layer
-            else (lambda key: SequenceView(image, key, rgb=rgb))
+        self.image = image
+        self._make_view: Callable[[SequenceKey | None], SequenceView] = lambda key: SequenceView(
+            image, key, rgb=rgb, channels=channels, spacing=spacing
         )
-        self.window = window_of(image) if window is None and is_layer else window
+        self.view = self._make_view(None)
+        """The sequence that prompts are set in, as frames."""
+        self.window = window_for(self.view) if window is None and self.view.layers else window
         """Change it at any time; masks that follow from another one are out of date."""
         self.model = model if isinstance(model, LazyModel) else LazyModel(model, device)
         """Change it at any time; masks that follow from another one are out of date."""
         self.end_after = end_after
         """Change it at any time, as `model`."""
-        self.view = self._make_view(None)
-        """The sequence that prompts are set in, as frames."""
-        self.labels: Any = _checked_labels(labels, self.view.shape)
-        """Object ids in the shape of the image, without colours; 0 is background."""
         self.history = History()
         self._views = {self.view.key: self.view}
         self._objects: Cells[ObjectInfo] = Cells(self.history)
@@ -110,6 +128,8 @@ class Session:
         self._kept: Cells[Kept] = Cells(self.history)
         self._tracked: Cells[Found] = Cells(self.history)
         """What was found on frames that got prompts afterwards: what these correct."""
+        self._output = Output(self.view.shape, labels, overwrite)
+        self._single: dict[int, Output] = {}
         self._last_id = 0
         self._engine = Engine()
 
@@ -121,11 +141,21 @@ class Session:
         return dict(sorted(self._objects.at(_ALL).items()))
 
     def add_object(self, name: str = "", object_id: int | None = None) -> int:
-        """A new object without prompts. Returns its id, by default one that never was."""
+        """A new object without prompts. Returns its id.
+
+        object_id: by default one that never was, neither here nor in the labels. With the id of
+        something that the labels hold already, its masks take the place of that, slice by slice.
+        Raises ValueError where the id cannot be used.
+        """
         if object_id is None:
-            object_id = self._last_id + 1
+            object_id = max(self._last_id, *self._output.others, 0) + 1
         if object_id < 1 or object_id in self.objects:
             raise ValueError(f"An object needs a new positive id; {object_id} cannot be used.")
+        if object_id > self._output.largest_id:
+            raise ValueError(
+                f"The labels are {self.labels.dtype}, which hold ids up to "
+                f"{self._output.largest_id}, not {object_id}. Write to labels of a larger type."
+            )
         self._last_id = max(self._last_id, object_id)
         with self.history.change("New object"):
             self._objects.set(_ALL, object_id, ObjectInfo(name or f"Object {object_id}"))
@@ -135,9 +165,28 @@ class Session:
     def edit_object(self, object_id: int, **changes: Any) -> None:
         """Change an object's name, colour (RGB, 0 to 1), or whether it is hidden or locked."""
         self._check_object(object_id)
-        with self.history.change("Lock" if "locked" in changes else "Edit object"):
+        label = next((_EDITS[name] for name in changes if name in _EDITS), "Edit object")
+        with self.history.change(label):
             self._objects.set(_ALL, object_id, replace(self.objects[object_id], **changes))
+        if "locked" in changes:  # a locked mask goes first where masks overlap
+            self._write_object(object_id)
         self.objects_changed.emit()
+
+    def facts(self, object_id: int) -> ObjectFacts:
+        """What a list of objects says of one, in the sequence that is shown."""
+        self._check_object(object_id)
+        place = self.view.key, object_id
+        masks = self.masks_of(object_id)
+        scores = [mask.iou for mask in masks.values() if mask.coarse is not None]
+        return ObjectFacts(
+            info=self.objects[object_id],
+            prompts=sum(said.count for said in self._prompts.at(place).values()),
+            slices=len(masks),
+            first=min(masks, default=None),
+            last=max(masks, default=None),
+            score=float(np.mean(scores)) if scores else None,
+            stale=len(self.stale(object_id)),
+        )
 
     def remove_object(self, object_id: int) -> None:
         """Take away an object with its prompts and masks, in every sequence.
@@ -178,7 +227,7 @@ class Session:
                     if union is not None:
                         self._found.set(first, frame, Found(union, ()))
                 self._clear(second)
-                self._write(view, sorted(frames), other)
+                self._write(view, sorted(frames))
             self._objects.set(_ALL, other, None)
         self.objects_changed.emit()
         self.prompts_replaced.emit()
@@ -224,30 +273,35 @@ class Session:
         *,
         points: ArrayLike = (),
         labels: ArrayLike | None = None,
-        box: Box | None = None,
+        box: Sequence[float] | None = None,
+        scribbles: Iterable[tuple[ArrayLike, int]] = (),
+        lassos: Iterable[ArrayLike] = (),
     ) -> None:
         """Say all there is to say of an object on a frame; with nothing, take back what was said.
 
-        Points on a frame whose mask was tracked correct that mask; a box starts over. On a frame
-        that is painted, approved or locked, prompts wait until it is free again.
-        Masks that lose their prompt are taken back; `preview` or `propagate` makes new ones.
+        Points and scribbles on a frame whose mask was tracked correct that mask; a box or a lasso
+        starts over. On a frame that is painted, approved or locked, prompts wait until it is free
+        again. Masks that lose their prompt are taken back; `preview` or `propagate` makes new ones.
 
         Args:
             points: (N, 2) y, x on the frame.
             labels: (N,) 1 on the object, 0 beside it; all 1 by default.
             box: y0, x0, y1, x1.
+            scribbles: (path, label) each; a path is (N, 2) y, x, a label as above.
+            lassos: polygons around the object or parts of it, each (N, 2) y, x with N of 3 or more.
+
+        Raises LockedError where the object is locked.
         """
-        self._check_object(object_id)
+        self._check_unlocked(object_id)
         self._check_frame(frame)
-        yx = np.array(points, float).reshape(-1, 2)
-        signs = np.ones(len(yx), np.int64) if labels is None else np.array(labels, np.int64)
-        if signs.shape != (len(yx),):
-            raise ValueError(f"{len(yx)} points have {signs.size} labels; give each point one.")
         own = self._prompts.get((self.view.key, object_id), frame)
-        painted = None if own is None else own.mask
-        said = None
-        if len(yx) or box is not None or painted is not None:
-            said = SlicePrompts(yx, signs, box, mask=painted)
+        said = SlicePrompts(
+            *_points(points, labels),
+            box=None if box is None else _box(box),
+            scribbles=tuple(_scribble(path, label) for path, label in scribbles),
+            lassos=tuple(_lasso(polygon) for polygon in lassos),
+            mask=None if own is None else own.mask,
+        )
         with self.history.change("Prompt"):
             self._say(object_id, frame, said)
         self.objects_changed.emit()
@@ -260,35 +314,47 @@ class Session:
         points: (N, D) positions in the image's array, (z, y, x) in a volume.
         labels: (N,) 1 on the object, 0 beside it; all 1 by default.
         """
-        self._check_object(object_id)
+        self._check_unlocked(object_id)
         frames, yx = self.view.split(points)
-        signs = np.ones(len(yx), np.int64) if labels is None else np.array(labels, np.int64)
-        if signs.shape != (len(yx),):
-            raise ValueError(f"{len(yx)} points have {signs.size} labels; give each point one.")
+        yx, signs = _points(yx, labels)
         if (frames < 0).any():
             lost = np.asarray(points, float).reshape(len(frames), -1)[frames < 0][0]
             raise ValueError(f"The point {lost.tolist()} lies outside the image or its sequence.")
         changed = [int(frame) for frame in np.unique(frames)]
         with self.history.change("Prompt"):
             for frame in changed:
-                known = self._said(object_id, frame)
-                here = frames == frame
-                self.set_prompts(
-                    object_id,
-                    frame,
+                known, here = self._said(object_id, frame), frames == frame
+                more = replace(
+                    known,
                     points=np.concatenate((known.points, yx[here])),
                     labels=np.concatenate((known.labels, signs[here])),
-                    box=known.box,
                 )
+                self._say(object_id, frame, more)
+        self.objects_changed.emit()
         return changed
 
     def add_box(self, object_id: int, frame: int, box: Sequence[float]) -> None:
         """Draw a box, y0, x0, y1, x1, around the object on a frame; it replaces an earlier one."""
-        self._check_object(object_id)
-        known = self._said(object_id, frame)
-        y0, x0, y1, x1 = (float(value) for value in box)
-        corners = min(y0, y1), min(x0, x1), max(y0, y1), max(x0, x1)
-        self.set_prompts(object_id, frame, points=known.points, labels=known.labels, box=corners)
+        self._add(object_id, frame, lambda known: replace(known, box=_box(box)))
+
+    def add_scribble(self, object_id: int, frame: int, path: ArrayLike, label: int = 1) -> None:
+        """Draw a line, (N, 2) y, x, on the object on a frame; beside it with the label 0."""
+        new = _scribble(path, label)
+        self._add(object_id, frame, lambda known: replace(known, scribbles=(*known.scribbles, new)))
+
+    def add_lasso(self, object_id: int, frame: int, polygon: ArrayLike) -> None:
+        """Draw a polygon, (N, 2) y, x, around the object or a part of it on a frame."""
+        new = _lasso(polygon)
+        self._add(object_id, frame, lambda known: replace(known, lassos=(*known.lassos, new)))
+
+    def _add(
+        self, object_id: int, frame: int, more: Callable[[SlicePrompts], SlicePrompts]
+    ) -> None:
+        self._check_unlocked(object_id)
+        self._check_frame(frame)
+        with self.history.change("Prompt"):
+            self._say(object_id, frame, more(self._said(object_id, frame)))
+        self.objects_changed.emit()
 
     def paint(self, object_id: int, frame: int, mask: ArrayLike) -> None:
         """Give an object's mask on a frame by hand; from then on nothing else changes it.
@@ -304,7 +370,8 @@ class Session:
             )
         known = self._said(object_id, frame)
         with self.history.change("Paint"):
-            self._say(object_id, frame, replace(known, mask=ObjectMask.given(given)))
+            painted = replace(known, mask=ObjectMask.given(given))
+            self._say(object_id, frame, painted, claimed=[object_id])
         self.objects_changed.emit()
 
     def take_painting(self, frame: int) -> list[int]:
@@ -315,7 +382,7 @@ class Session:
         """
         self._check_frame(frame)
         now = np.array(self.labels[self.view.index(frame)])
-        shown = self._composed(self.view, frame, *self.objects)
+        shown = self._output.expected(self.view, frame, self.objects)
         differs = now != shown
         if not differs.any():
             return []
@@ -332,7 +399,7 @@ class Session:
                 mask[differs] = now[differs] == object_id
                 self.paint(object_id, frame, mask)
                 changed.append(object_id)
-        self._write(self.view, [frame], *self.objects)
+        self._write(self.view, [frame], claimed=self.objects)
         return changed
 
     def _is_fixed(self, object_id: int, frame: int) -> bool:
@@ -346,46 +413,70 @@ class Session:
         known = self._said(object_id, frame)
         if known.mask is None:
             return
-        rest = replace(known, mask=None)
         with self.history.change("Unpaint"):
-            self._say(object_id, frame, rest if rest.count else None)
+            self._say(object_id, frame, replace(known, mask=None))
         self.objects_changed.emit()
         self.prompts_replaced.emit()
 
     def take_labels(
-        self, labels: Any, object_ids: Iterable[int] | None = None, frames: Iterable[int] = ()
+        self,
+        labels: Any,
+        object_ids: Iterable[int] | None = None,
+        frames: Iterable[int] | None = None,
     ) -> list[int]:
-        """Take masks of an existing labels array as if painted by hand. Returns the objects.
+        """Take masks of existing labels as if painted by hand. Returns the objects.
 
-        labels: integers in the shape of the image. object_ids: which of them; by default all.
-        frames: the slices of the sequence to take; by default, for each object, its largest one.
+        The masks start propagations from there. Objects keep their ids, and are made where there
+        are none with these.
+
+        Args:
+            labels: integers in the shape of the image, or a napari labels layer of any shape and
+                place, which needs an image layer; read frame by frame.
+            object_ids: which of them; by default all.
+            frames: the slices of the sequence to take; by default, for each object, the one where
+                it is largest.
+
+        Raises LockedError where something locked or approved would change; nothing is taken then.
         """
-        if tuple(labels.shape) != self.view.shape:
-            raise ValueError(
-                f"The labels have shape {tuple(labels.shape)}, the image {self.view.shape}."
-            )
+        read = self._reader(labels)
         chosen = None if object_ids is None else {int(i) for i in object_ids}
-        wanted = sorted(set(frames))
-        best: dict[int, tuple[int, int]] = {}
-        taken: dict[tuple[int, int], NDArray[np.bool_]] = {}
-        for frame in wanted or range(len(self.view)):
-            here = np.asarray(labels[self.view.index(frame)])
+        wanted = None if frames is None else sorted({int(frame) for frame in frames})
+        taken: dict[tuple[int, int], ObjectMask] = {}
+        largest: dict[int, tuple[int, int]] = {}
+        for frame in range(len(self.view)) if wanted is None else wanted:
+            self._check_frame(frame)
+            here = read(frame)
             ids, counts = np.unique(here[here > 0], return_counts=True)
             for object_id, count in zip(ids.tolist(), counts.tolist(), strict=True):
                 if chosen is not None and object_id not in chosen:
                     continue
-                if wanted:
-                    taken[object_id, frame] = here == object_id
-                elif count > best.get(object_id, (0, 0))[0]:
-                    best[object_id] = count, frame
-        for object_id, (_, frame) in best.items():
-            taken[object_id, frame] = np.asarray(labels[self.view.index(frame)]) == object_id
+                best, best_frame = largest.get(object_id, (0, None))
+                if wanted is None and count <= best:
+                    continue
+                if wanted is None and best_frame is not None:
+                    del taken[object_id, best_frame]
+                taken[object_id, frame] = ObjectMask.given(here == object_id)
+                largest[object_id] = count, frame
+        for object_id, frame in taken:
+            if object_id in self.objects:
+                self._check_unlocked(object_id, frame)
         with self.history.change("Take labels"):
             for (object_id, frame), mask in taken.items():
                 if object_id not in self.objects:
                     self.add_object(object_id=object_id)
-                self.paint(object_id, frame, mask)
-        return sorted({object_id for object_id, _ in taken})
+                self._say(object_id, frame, replace(self._said(object_id, frame), mask=mask))
+        self.objects_changed.emit()
+        return sorted(largest)
+
+    def _reader(self, labels: Any) -> Callable[[int], NDArray[Any]]:
+        """Frame -> (H, W) of a labels layer or of an array in the shape of the image."""
+        if hasattr(labels, "data_to_world"):
+            return lambda frame: labels_on(self.view, labels, frame)
+        if tuple(labels.shape) != self.view.shape:
+            raise ValueError(
+                f"The labels have shape {tuple(labels.shape)}, the image {self.view.shape}."
+            )
+        return lambda frame: np.asarray(labels[self.view.index(frame)])
 
     # -- what is kept --------------------------------------------------------------------------
 
@@ -393,32 +484,39 @@ class Session:
         """Approve or lock an object's masks on frames as they are; nothing writes them any more.
 
         A frame without a mask is kept as one where the object is not.
+
+        how: "approved" for masks that someone has looked at, "locked" for the rest.
         """
         self._check_object(object_id)
+        frames = sorted(set(frames))
         place = self.view.key, object_id
         with self.history.change("Approve" if how == "approved" else "Lock"):
             for frame in frames:
                 self._check_frame(frame)
                 mask = self._shown(place, frame) or ObjectMask.given(np.zeros((1, 1)))
                 self._kept.set(place, frame, Kept(how, SlicePrompts(mask=mask)))
-                self._write(self.view, [frame])
+            self._write(self.view, frames)
         self.objects_changed.emit()
 
     def release(self, object_id: int, frames: Iterable[int]) -> None:
-        """Take back what `keep` did; the masks stay as they are until they are computed again."""
+        """Take back what `keep` did; the masks stay as they are until they are computed again.
+
+        Where an object has nothing else that its masks follow from, a mask that is released
+        counts as painted by hand, so that it is not lost.
+        """
         self._check_object(object_id)
         place = self.view.key, object_id
+        changed = sorted(set(frames) & self._kept.at(place).keys())
         with self.history.change("Unlock"):
-            for frame in frames:
-                kept = self._kept.get(place, frame)
-                if kept is None:
-                    continue
-                mask = kept.prompts.mask
-                said = self._prompts.get(place, frame)
-                if self._found.get(place, frame) is None and mask is not None and said is None:
-                    self._found.set(place, frame, Found(mask if mask.logits.size else None, ()))
+            for frame in changed:
+                kept = self._kept.at(place)[frame]
                 self._kept.set(place, frame, None)
-                self._write(self.view, [frame])
+                mask = kept.prompts.mask
+                if not self._anchors(object_id):
+                    self._say(object_id, frame, replace(self._said(object_id, frame), mask=mask))
+                elif self._found.get(place, frame) is None and mask is not None:
+                    self._found.set(place, frame, Found(None if mask.is_empty else mask, ()))
+            self._write(self.view, changed)
         self.objects_changed.emit()
 
     def kept(self, object_id: int) -> Mapping[int, Keep]:
@@ -435,19 +533,138 @@ class Session:
         """Make the change again that was last taken back. Returns what it is, or None."""
         return self._restored(self.history.redo())
 
+    # -- saving --------------------------------------------------------------------------------
+
+    def snapshot(self) -> SessionState:
+        """All there is to save, but for the labels and the history.
+
+        It takes no time and shares its values with the session, which never change: it can be
+        written in another thread while the session goes on.
+        """
+        sequences: dict[Place, ObjectState] = {}
+        tables: tuple[Cells[Any], ...] = (self._prompts, self._kept, self._found, self._tracked)
+        places = {place for table in tables for place in table.places}
+        for place in sorted(places, key=repr):
+            key, object_id = place
+            found = self._found.at(place)
+            is_current = self._currency(object_id, key)
+            sequences[place] = ObjectState(
+                prompts=dict(self._prompts.at(place)),
+                kept=dict(self._kept.at(place)),
+                found={frame: one.mask for frame, one in found.items()},
+                current=frozenset(frame for frame in found if is_current(frame)),
+                tracked={frame: one.mask for frame, one in self._tracked.at(place).items()},
+            )
+        return SessionState(
+            self.objects, sequences, self.view.key, self.window, self.end_after, self._last_id
+        )
+
+    def restore(self, state: SessionState, trust: bool = True) -> None:
+        """Take over a saved state in place of the present one. The history begins anew.
+
+        What the labels hold under the ids of its objects is taken as written from this state.
+
+        trust: take masks that were up to date as up to date now; False where image or model are
+            others than they were.
+        """
+        self._output.clear()
+        for output in self._single.values():
+            output.clear()
+        tables: tuple[Cells[Any], ...] = (
+            self._objects, self._prompts, self._found, self._kept, self._tracked
+        )  # fmt: skip
+        for table in tables:
+            table.clear()
+        self.window, self.end_after, self._last_id = state.window, state.end_after, state.last_id
+        self._output.claim(state.objects)
+        for object_id, info in state.objects.items():
+            self._objects.put(_ALL, object_id, info)
+        for (key, object_id), saved in state.sequences.items():
+            place = key, object_id
+            for frame, said in saved.prompts.items():
+                self._prompts.put(place, frame, said)
+            for frame, kept in saved.kept.items():
+                self._kept.put(place, frame, kept)
+            for frame, mask in saved.tracked.items():
+                self._tracked.put(place, frame, Found(mask, ()))
+            anchors = self._anchors(object_id, key)
+            for frame, mask in saved.found.items():
+                is_current = trust and frame in saved.current
+                found = Found(mask, basis(self._source, anchors, frame) if is_current else ())
+                self._found.put(place, frame, found)
+        frames: dict[SequenceKey, set[int]] = defaultdict(set)
+        for key, object_id in state.sequences:
+            frames[key] |= self._shown_frames((key, object_id))
+        for key, changed in frames.items():
+            self._write(self.view_of(key), sorted(changed), claimed=state.objects)
+        self.history.clear()
+        self.view = self.view_of(state.shown)
+        self.objects_changed.emit()
+        self.prompts_replaced.emit()
+
     # -- masks ---------------------------------------------------------------------------------
+
+    @property
+    def labels(self) -> Any:
+        """Object ids in the shape of the image, without colours; 0 is background.
+
+        Where objects overlap, what a person keeps goes first, then the larger logit.
+        """
+        return self._output.labels
+
+    def write_to(self, labels: Any = None, overwrite: bool = False) -> None:
+        """Write masks to another array; the present one gets back what it held before.
+
+        Args:
+            labels: integers in the shape of the image, such as a zarr array on disk; by default a
+                new array. It is read once, for the ids in it, which belong to others.
+            overwrite: whether masks cover what belongs to others; it comes back where they go.
+
+        Raises ValueError where the array cannot hold the masks; nothing has changed then.
+        """
+        output = Output(self.view.shape, labels, overwrite)
+        largest = max(self.objects, default=0)
+        if largest > output.largest_id:
+            raise ValueError(
+                f"The labels are {output.labels.dtype}, which hold ids up to {output.largest_id}, "
+                f"not {largest}. Write to labels of a larger type."
+            )
+        taken = sorted(output.others & self.objects.keys())
+        if taken:
+            raise ValueError(
+                f"The labels hold something under the id {taken[0]} already, which is the id of "
+                f"{self.objects[taken[0]].name}. Write to other labels."
+            )
+        self._output.clear()
+        self._output = output
+        for object_id in self.objects:
+            self._write_object(object_id)
+
+    def labels_of(self, object_id: int, labels: Any = None) -> Any:
+        """One object alone, whole also where others cover it, kept up to date from now on.
+
+        labels: where to write it, as for `write_to`; by default a new array at the first call.
+        Returns an array in the shape of the image: the object's id, and 0 elsewhere.
+        """
+        self._check_object(object_id)
+        if object_id not in self._single or labels is not None:
+            if object_id in self._single:
+                self._single[object_id].clear()
+            self._single[object_id] = Output(self.view.shape, labels)
+            self._write_object(object_id)
+        return self._single[object_id].labels
 
     @property
     def masks(self) -> Mapping[int, Mapping[int, ObjectMask]]:
         """Object -> frame -> mask, of the sequence that is shown."""
-        found = {}
-        for object_id in self.objects:
-            place = self.view.key, object_id
-            frames = {f: self._shown(place, f) for f in sorted(self._shown_frames(place))}
-            known = {f: mask for f, mask in frames.items() if mask is not None}
-            if known:
-                found[object_id] = known
-        return found
+        found = {object_id: self.masks_of(object_id) for object_id in self.objects}
+        return {object_id: masks for object_id, masks in found.items() if masks}
+
+    def masks_of(self, object_id: int) -> Mapping[int, ObjectMask]:
+        """Frame -> mask of one object, whole, in the sequence that is shown."""
+        place = self.view.key, object_id
+        frames = {f: self._shown(place, f) for f in sorted(self._shown_frames(place))}
+        return {f: mask for f, mask in frames.items() if mask is not None}
 
     def stale(self, object_id: int) -> list[int]:
         """Frames whose masks follow from prompts, a window or a model that are others by now."""
@@ -468,6 +685,7 @@ class Session:
         objects: Iterable[int] | None = None,
         start: int | None = None,
         stop: int | None = None,
+        to: int | None = None,
         progress: Callable[[Step], None] | None = None,
     ) -> None:
         """Follow objects through the sequence. Only what is not up to date is computed.
@@ -475,13 +693,14 @@ class Session:
         Args:
             direction: "forward" leaves out what lies before the first slice with prompts,
                 "backward" what lies behind the last.
-            objects: ids; by default all that have prompts.
+            objects: ids; by default all that have prompts. Locked ones are left out.
             start, stop: first and last slice wanted, both included; by default all.
+            to: only to this slice, from the slice with prompts that is nearest to it.
             progress: called after every slice.
 
         Raises NothingToDo without prompts; what `sam2_engine.load_model` raises.
         """
-        for step in self.propagation(direction, objects, start, stop):
+        for step in self.propagation(direction, objects, start, stop, to):
             if progress is not None:
                 progress(step)
 
@@ -491,18 +710,26 @@ class Session:
         objects: Iterable[int] | None = None,
         start: int | None = None,
         stop: int | None = None,
+        to: int | None = None,
     ) -> Iterator[Step]:
         """As `propagate`, one slice at a time; each is shown as it comes.
 
         Close the generator to stop; what has been found is kept.
         """
-        return self._carry_out(self.task(objects, direction, start, stop))
+        return self._carry_out(self.task(objects, direction, start, stop, to))
 
-    def update(self, objects: Iterable[int] | None = None) -> None:
-        """Compute the masks anew that are out of date, and no others: after a correction, the
-        slices up to the next ones with prompts."""
-        for _ in self._carry_out(self.task(objects, only_stale=True)):
-            pass
+    def update(
+        self,
+        objects: Iterable[int] | None = None,
+        progress: Callable[[Step], None] | None = None,
+    ) -> None:
+        """Compute the masks anew that are out of date, and no others.
+
+        After a correction these are the slices up to the next ones with prompts, or to the end.
+        """
+        for step in self._carry_out(self.task(objects, only_stale=True)):
+            if progress is not None:
+                progress(step)
 
     # The above in parts, so that the model can work in another thread: `task` and `accept` are
     # quick and belong to the thread that sets prompts; `compute_...` take long and touch nothing
@@ -514,9 +741,10 @@ class Session:
         direction: Direction = "both",
         start: int | None = None,
         stop: int | None = None,
+        to: int | None = None,
         only_stale: bool = False,
     ) -> Task:
-        """What there is to compute now.
+        """What there is to compute now; arguments as for `propagate`.
 
         only_stale: leave out frames that nothing was ever computed on.
         """
@@ -524,20 +752,26 @@ class Session:
             raise ValueError(f"direction must be both, forward or backward, not {direction!r}.")
         first = 0 if start is None else int(start)
         last = len(self.view) - 1 if stop is None else int(stop)
-        self._check_frame(first)
-        self._check_frame(last)
-        chosen = self.objects if objects is None else set(objects)
+        for frame in (first, last, first if to is None else to):
+            self._check_frame(frame)
+        chosen = set(self.objects) if objects is None else set(objects)
+        for object_id in chosen:
+            self._check_object(object_id)
         anchors, wanted = {}, {}
         for object_id, info in self.objects.items():
             own = self._anchors(object_id)
-            if object_id not in chosen or info.locked or not own:
+            if not own:
                 continue
             anchors[object_id] = own
+            if object_id not in chosen or info.locked:
+                continue
             low = max(first, min(own)) if direction == "forward" else first
             high = min(last, max(own)) if direction == "backward" else last
+            if to is not None:
+                near = min(own, key=lambda frame: (abs(frame - to), frame))
+                low, high = max(low, min(near, to)), min(high, max(near, to))
             wanted[object_id] = self._wanted(object_id, range(low, high + 1), only_stale)
-        source = Source(self.model, self.window, self.end_after)
-        return Task(self.view, source, anchors, wanted)
+        return Task(self.view, self._source, anchors, wanted)
 
     def compute_preview(self, task: Task, frame: int) -> Step:
         """The masks of all objects with prompts on a frame, from these prompts alone."""
@@ -545,7 +779,7 @@ class Session:
 
     def compute_propagation(self, task: Task) -> Iterator[Step]:
         """The masks of all objects on the frames that are wanted."""
-        if not task.anchors:
+        if not task.wanted:
             raise NothingToDo(
                 "No object has a prompt yet: click on an object or draw a box around it first."
             )
@@ -562,10 +796,9 @@ class Session:
     def accept(self, task: Task, step: Step) -> None:
         """Take over what was found, except where prompts have changed since it was asked for."""
         key = task.view.key
-        is_preview = step.total == 1
-        group = self.history.following() if is_preview else self.history.change("Propagate", task)
-        with group:
-            taken = []
+        history = self.history
+        with history.following() if step.is_preview else history.change("Propagate", task):
+            is_new = False
             for object_id, mask in step.masks.items():
                 info = self.objects.get(object_id)
                 if info is None or info.locked:
@@ -578,8 +811,9 @@ class Session:
                     continue  # a person's own mask is the answer
                 found = Found(mask, task.basis(object_id, step.frame))
                 self._found.set((key, object_id), step.frame, found)
-                taken.append(object_id)
-            self._write(task.view, [step.frame] if taken else [], *taken)
+                is_new = True
+            if is_new:
+                self._write(task.view, [step.frame])
 
     # -- helpers -------------------------------------------------------------------------------
 
@@ -616,12 +850,16 @@ class Session:
         said = {f: one for f, one in self._prompts.at(place).items() if one.usable}
         return said | {f: kept.prompts for f, kept in self._kept.at(place).items()}
 
-    def _currency(self, object_id: int) -> Callable[[int], bool]:
+    @property
+    def _source(self) -> Source:
+        return Source(self.model, self.window, self.end_after)
+
+    def _currency(self, object_id: int, key: SequenceKey | None = None) -> Callable[[int], bool]:
         """A test whether what was found on a frame follows from what there is now."""
-        anchors = self._anchors(object_id)
+        anchors = self._anchors(object_id, key)
         frames = sorted(anchors)
-        source = Source(self.model, self.window, self.end_after)
-        found = self._found.at((self.view.key, object_id))
+        source = self._source
+        found = self._found.at((key or self.view.key, object_id))
 
         def is_current(frame: int) -> bool:
             if frame not in found or not frames:
@@ -634,11 +872,11 @@ class Session:
 
         return is_current
 
-    def _wanted(self, object_id: int, frames: range, only_stale: bool) -> list[range]:
+    def _wanted(self, object_id: int, frames: range, only_stale: bool) -> frozenset[int]:
         anchors = self._anchors(object_id)
         found = self._found.at((self.view.key, object_id))
         is_current = self._currency(object_id)
-        return runs(
+        return frozenset(
             frame
             for frame in frames
             if not (frame in anchors and anchors[frame].mask is not None)
@@ -646,48 +884,46 @@ class Session:
             and (frame in found or frame in anchors or not only_stale)
         )
 
-    def _say(self, object_id: int, frame: int, said: SlicePrompts | None) -> None:
+    def _say(
+        self, object_id: int, frame: int, said: SlicePrompts, claimed: Iterable[int] = ()
+    ) -> None:
         """Change what is said on a frame, and take back the masks that followed from it alone."""
         place = self.view.key, object_id
-        own = self._prompts.get(place, frame)
-        if own is None or not own.usable:
-            self._tracked.set(place, frame, self._found.get(place, frame))
-        tracked = self._tracked.get(place, frame)
-        if said is not None and said.box is None and tracked is not None and tracked.mask:
-            low_res = tracked.mask.low_res
-            logits = None if low_res is None else low_res.astype(np.float32)
-            said = replace(said, mask_input=logits)
-        self._prompts.set(place, frame, said)
-        if said is not None:
-            if not said.usable:
-                self._found.set(place, frame, None)
-        elif not self._anchors(object_id):
-            self._clear(place, prompts=False)
-        else:
+        before = self._prompts.get(place, frame)
+        was_usable = before is not None and before.usable
+        found = self._found.get(place, frame)
+        tracked = self._tracked.get(place, frame) if was_usable else found
+        start = None if tracked is None or tracked.mask is None else tracked.mask.coarse
+        said = replace(said, corrects=None if said.starts_over else start)
+        self._prompts.set(place, frame, None if said.is_empty else said)
+        self._tracked.set(place, frame, tracked if said.usable else None)
+        if was_usable and not said.usable:
             self._found.set(place, frame, tracked)
-            self._tracked.set(place, frame, None)
-        self._write(self.view, [frame], object_id)
+        if not self._anchors(object_id):
+            self._clear(place, prompts=False)
+        self._write(self.view, [frame], claimed)
 
     def _clear(self, place: Place, prompts: bool = True) -> None:
         """Empty all cells of an object in a sequence."""
-        key, object_id = place
         frames = sorted(self._shown_frames(place))
         tables: list[Cells[Any]] = [self._found, self._tracked, self._kept]
         for cells in [*tables, self._prompts] if prompts else tables:
             for frame in list(cells.at(place)):
                 cells.set(place, frame, None)
-        self._write(self.view_of(key), frames, object_id)
+        self._write(self.view_of(place[0]), frames)
 
     def _restored(self, change: Change | None) -> str | None:
         """Show what undo or redo has changed."""
         if change is None:
             return None
-        frames: dict[Place, set[int]] = {}
-        for cells, place, frame in change.cells:
-            if cells is not self._objects:
-                frames.setdefault(place, set()).add(frame)  # type: ignore[arg-type]
-        for (key, object_id), changed in frames.items():
-            self._write(self.view_of(key), sorted(changed), object_id)
+        frames: dict[SequenceKey, set[int]] = defaultdict(set)
+        for cells, place, number in change.cells:
+            if cells is self._objects:
+                self._write_object(number)
+            else:
+                frames[place[0]].add(number)  # type: ignore[index]
+        for key, changed in frames.items():
+            self._write(self.view_of(key), sorted(changed))
         self.objects_changed.emit()
         self.prompts_replaced.emit()
         return change.label
@@ -706,39 +942,30 @@ class Session:
             mask = kept.prompts.mask
         elif said is not None and said.mask is not None:
             mask = said.mask
-        return mask if mask is not None and mask.logits.size else None
+        return None if mask is None or mask.is_empty else mask
 
-    def _write(self, view: SequenceView, frames: Iterable[int], *also: int) -> None:
-        """Write frames of `labels` anew: what a person keeps goes first, then the larger logit.
-
-        Only pixels of objects with a mask on the frame, and of the objects `also`, are touched.
-        """
+    def _write(
+        self, view: SequenceView, frames: Iterable[int], claimed: Iterable[int] = ()
+    ) -> None:
+        """Write frames of `labels` anew, by the rules of `Output`."""
+        claimed = list(claimed)
         for frame in frames:
-            index = view.index(frame)
-            self.labels[index] = self._composed(view, frame, *also)
-            self.masks_changed.emit(index)
+            entries = []
+            for object_id in self._objects.at(_ALL):
+                place = view.key, object_id
+                mask = self._shown(place, frame)
+                if mask is not None:
+                    entries.append(Entry(object_id, mask, self._is_kept(place, frame)))
+            self._output.write(view, frame, entries, claimed)
+            for object_id, output in self._single.items():
+                own = [entry for entry in entries if entry.object_id == object_id]
+                output.write(view, frame, own, claimed)
+            self.masks_changed.emit(view.index(frame))
 
-    def _composed(self, view: SequenceView, frame: int, *also: int) -> NDArray[Any]:
-        """(H, W) what `labels` hold on a frame, by `_write`'s rules."""
-        key = view.key
-        found: dict[int, ObjectMask] = {}
-        for object_id in self._objects.at(_ALL):
-            mask = self._shown((key, object_id), frame)
-            if mask is not None:
-                found[object_id] = mask
-        labels = np.array(self.labels[view.index(frame)])
-        labels[np.isin(labels, [*also, *found])] = 0
-        free = labels == 0
-        best = np.zeros(labels.shape, np.float16)
-        for object_id in sorted(found, key=lambda i: (not self._is_kept((key, i), frame), i)):
-            mask = found[object_id]
-            logits = mask.logits
-            if self._is_kept((key, object_id), frame):
-                logits = np.where(logits > 0, np.float16(np.inf), np.float16(0))
-            wins = (logits > best[mask.area]) & free[mask.area]
-            labels[mask.area][wins] = object_id
-            best[mask.area][wins] = logits[wins]
-        return labels
+    def _write_object(self, object_id: int) -> None:
+        """Write all frames anew on which an object has a mask."""
+        for key, view in list(self._views.items()):
+            self._write(view, sorted(self._shown_frames((key, object_id))))
 
     def _is_kept(self, place: Place, frame: int) -> bool:
         """Whether a person has given, approved or locked the mask on a frame."""
@@ -751,14 +978,37 @@ class Session:
         )
 
 
-def _checked_labels(labels: Any, shape: tuple[int, ...]) -> Any:
-    if labels is None:
-        return np.zeros(shape, np.int32)
-    if tuple(labels.shape) != shape:
-        raise ValueError(f"The labels have shape {tuple(labels.shape)}, the image {shape}.")
-    if np.dtype(labels.dtype).kind not in "ui":
-        raise ValueError(f"Labels are whole numbers, but these are {labels.dtype}.")
-    return labels
+def _points(
+    points: ArrayLike, labels: ArrayLike | None
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    yx = np.array(points, float).reshape(-1, 2)
+    signs = np.ones(len(yx), np.int64) if labels is None else np.array(labels, np.int64)
+    if signs.shape != (len(yx),):
+        raise ValueError(f"{len(yx)} points have {signs.size} labels; give each point one.")
+    if not np.isin(signs, (0, 1)).all():
+        raise ValueError("A point's label is 1 (on the object) or 0 (beside it).")
+    return yx, signs
+
+
+def _box(box: Sequence[float]) -> Box:
+    y0, x0, y1, x1 = (float(value) for value in box)
+    return min(y0, y1), min(x0, x1), max(y0, y1), max(x0, x1)
+
+
+def _scribble(path: ArrayLike, label: int) -> Scribble:
+    corners = np.array(path, float).reshape(-1, 2)
+    if not len(corners):
+        raise ValueError("A scribble needs a position at least.")
+    if label not in (0, 1):
+        raise ValueError("A scribble's label is 1 (on the object) or 0 (beside it).")
+    return Scribble(corners, int(label))
+
+
+def _lasso(polygon: ArrayLike) -> NDArray[np.float64]:
+    corners = np.array(polygon, float).reshape(-1, 2)
+    if len(corners) < 3:
+        raise ValueError(f"A lasso needs three corners or more, not {len(corners)}.")
+    return corners
 
 
 def _union(shape: tuple[int, int], masks: Sequence[ObjectMask | None]) -> ObjectMask | None:
@@ -777,5 +1027,7 @@ def _merged(said: Sequence[SlicePrompts | None], painted: ObjectMask | None) -> 
         np.concatenate([one.points for one in known]),
         np.concatenate([one.labels for one in known]),
         box,  # type: ignore[arg-type]
+        scribbles=tuple(scribble for one in known for scribble in one.scribbles),
+        lassos=tuple(lasso for one in known for lasso in one.lassos),
         mask=painted,
     )

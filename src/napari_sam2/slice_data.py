@@ -1,18 +1,64 @@
-"""What a session knows of one object on one frame: immutable values."""
+"""What a session knows of its objects on its frames: immutable values."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from napari_sam2.sequence_view import SequenceKey, Windows
+
 Box = tuple[float, float, float, float]
 Keep = Literal["approved", "locked"]
+Place = tuple[SequenceKey, int]
+"""A sequence and an object."""
 
 _FAINTEST = 1e-4  # a logit above 0 stays above 0 in half precision
 _CERTAIN = 1000.0  # the logit of a pixel that a person has given
+_STEP = 0.25  # between the coarse logits that are kept, which fit in a byte
+_MARGIN = 8  # coarse pixels kept around an object
+_FAR = -16.0  # the coarse logit further away
+
+
+class Scribble(NamedTuple):
+    """A line drawn on the object, or beside it."""
+
+    path: NDArray[np.float64]
+    """(N, 2) y, x of its corners; N is 1 or more."""
+    label: int
+    """1 on the object, 0 beside it."""
+
+
+@dataclass(frozen=True, eq=False)
+class CoarseLogits:
+    """The model's own mask logits, kept around the object only and in steps of a quarter."""
+
+    side: int
+    """They are (side, side), a quarter of the model's input."""
+    top: int
+    left: int
+    steps: NDArray[np.int8]
+    """(h, w) at `top`, `left`."""
+
+    @classmethod
+    def of(cls, logits: NDArray[np.float32]) -> CoarseLogits:
+        """logits: (side, side)."""
+        rows, columns = _bounding_box(logits > 0) or (slice(0, 0), slice(0, 0))
+        top, left = max(0, rows.start - _MARGIN), max(0, columns.start - _MARGIN)
+        near = logits[top : rows.stop + _MARGIN, left : columns.stop + _MARGIN]
+        steps = np.rint(np.clip(near / _STEP, -127, 127)).astype(np.int8)
+        return cls(len(logits), top, left, steps)
+
+    def logits(self) -> NDArray[np.float32]:
+        """(side, side)."""
+        whole = np.full((self.side, self.side), _FAR, np.float32)
+        height, width = self.steps.shape
+        near = self.steps.astype(np.float32) * np.float32(_STEP)
+        whole[self.top : self.top + height, self.left : self.left + width] = near
+        return whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,9 +69,8 @@ class ObjectMask:
     left: int
     logits: NDArray[np.float16]
     """(h, w) the bounding box at `top`, `left`: above 0 on the object, 0 beside it."""
-    low_res: NDArray[np.float16] | None
-    """(S/4, S/4) the model's own mask logits, which corrective clicks start from; None for a mask
-    that a person has given."""
+    coarse: CoarseLogits | None
+    """What corrective clicks start from; None for a mask that a person has given."""
     iou: float
     """How well the model thinks that the mask fits, 0 to 1."""
 
@@ -39,8 +84,7 @@ class ObjectMask:
             return None
         inside = logits[area]
         half = np.where(inside > 0, np.clip(inside, _FAINTEST, _CERTAIN), 0).astype(np.float16)
-        coarse = np.clip(low_res, -32, 32).astype(np.float16)
-        return cls(area[0].start, area[1].start, half, coarse, float(iou))
+        return cls(area[0].start, area[1].start, half, CoarseLogits.of(low_res), float(iou))
 
     @classmethod
     def given(cls, mask: ArrayLike) -> ObjectMask:
@@ -57,8 +101,13 @@ class ObjectMask:
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
     @property
-    def num_pixels(self) -> int:
-        return int((self.logits > 0).sum())
+    def is_empty(self) -> bool:
+        """Whether a person has said that the object is not there."""
+        return self.logits.size == 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.logits.nbytes + (0 if self.coarse is None else self.coarse.steps.nbytes)
 
     def on_frame(self, shape: tuple[int, int]) -> NDArray[np.bool_]:
         """(H, W), True on the object."""
@@ -77,26 +126,46 @@ class SlicePrompts:
     """(N,) 1 on the object, 0 beside it."""
     box: Box | None = None
     """y0, x0, y1, x1."""
-    mask_input: NDArray[np.float32] | None = None
-    """(h, w) logits of the tracked mask that the points correct."""
+    scribbles: tuple[Scribble, ...] = ()
+    lassos: tuple[NDArray[np.float64], ...] = ()
+    """Each (N, 2), y, x, a polygon drawn around the object, or around parts of it."""
+    corrects: CoarseLogits | None = None
+    """The tracked mask that points and scribbles correct."""
     mask: ObjectMask | None = None
     """Painted by the person: the frame's whole answer, whatever else is said."""
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing is said."""
+        return self.count == 0
+
+    @property
+    def starts_over(self) -> bool:
+        """Whether this shows the whole object, so that an earlier mask does not matter."""
+        return self.box is not None or len(self.lassos) > 0
+
+    @property
     def usable(self) -> bool:
         """Whether this says where the object is, and not only where it is not."""
-        corrects = self.mask_input is not None and len(self.points) > 0
         return (
             self.mask is not None
-            or self.box is not None
+            or self.starts_over
             or bool((self.labels == 1).any())
-            or corrects
+            or any(scribble.label == 1 for scribble in self.scribbles)
+            or (self.corrects is not None and self.count > 0)
         )
 
     @property
     def count(self) -> int:
-        """Clicks, box and painting."""
-        return len(self.points) + (self.box is not None) + (self.mask is not None)
+        """Clicks, box, scribbles, lassos and painting."""
+        marks = len(self.points) + len(self.scribbles) + len(self.lassos)
+        return marks + (self.box is not None) + (self.mask is not None)
+
+    @property
+    def nbytes(self) -> int:
+        arrays = [self.points, self.labels, *[s.path for s in self.scribbles], *self.lassos]
+        corrects = 0 if self.corrects is None else self.corrects.steps.nbytes
+        return sum(a.nbytes for a in arrays) + corrects + (self.mask.nbytes if self.mask else 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +175,10 @@ class Kept:
     how: Keep
     prompts: SlicePrompts
     """The mask, as a prompt for the frames around."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.prompts.nbytes
 
 
 Basis = tuple[object, ...]
@@ -120,6 +193,10 @@ class Found:
     basis: Basis
     """The model and its settings, and the prompts that were followed."""
 
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.mask is None else self.mask.nbytes
+
 
 @dataclass(frozen=True)
 class ObjectInfo:
@@ -131,6 +208,51 @@ class ObjectInfo:
     hidden: bool = False
     locked: bool = False
     """Nothing writes its masks."""
+
+
+@dataclass(frozen=True)
+class ObjectFacts:
+    """What a list of objects says of one, in the sequence that is shown."""
+
+    info: ObjectInfo
+    prompts: int
+    """Clicks, boxes, scribbles, lassos and painted slices."""
+    slices: int
+    """On how many it has a mask."""
+    first: int | None
+    last: int | None
+    """The first and the last slice with a mask."""
+    score: float | None
+    """Mean of how well the model thinks that its masks fit, 0 to 1; None without such masks."""
+    stale: int
+    """Slices with masks that are out of date."""
+
+
+@dataclass(frozen=True)
+class ObjectState:
+    """All that is known of an object in one sequence, by frame."""
+
+    prompts: Mapping[int, SlicePrompts]
+    kept: Mapping[int, Kept]
+    found: Mapping[int, ObjectMask | None]
+    """What the model has found; None where it does not see the object."""
+    current: frozenset[int]
+    """The frames of `found` that are up to date."""
+    tracked: Mapping[int, ObjectMask | None]
+    """What was found on frames that got prompts afterwards."""
+
+
+@dataclass(frozen=True)
+class SessionState:
+    """All of a session but image, labels and history: immutable, and made of plain values."""
+
+    objects: Mapping[int, ObjectInfo]
+    sequences: Mapping[Place, ObjectState]
+    shown: SequenceKey
+    window: Windows | None
+    end_after: int | None
+    last_id: int
+    """The largest id that an object ever had."""
 
 
 def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice] | None:

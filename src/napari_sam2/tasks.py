@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 import threading
 from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_sam2.sequence_view import SequenceView, Window
+from napari_sam2.sequence_view import SequenceView, Windows
 from napari_sam2.slice_data import Basis, ObjectMask, SlicePrompts
 
 if TYPE_CHECKING:
     from sam2_engine.model import SAM2
     from sam2_engine.sequence import SequencePredictor
+
+_MOST_CLICKS = 8  # for one scribble
+_CLICK_DISTANCE = 4.0  # pixels at least between them
 
 Anchors = Mapping[int, SlicePrompts]
 """Frame -> what masks of one object follow from."""
@@ -35,6 +37,7 @@ class LazyModel:
         """Bytes downloaded and bytes in all, during a download."""
         self._loaded = None if isinstance(model, str) else model
         self._lock = threading.Lock()
+        self._stopped = False
         self._checksum = ""
 
     @property
@@ -47,6 +50,7 @@ class LazyModel:
             if self._loaded is None:
                 from sam2_engine.weights import load_model
 
+                self._stopped = False
                 try:
                     self._loaded = load_model(
                         self.name, device=self.device, progress=self._on_progress
@@ -66,7 +70,15 @@ class LazyModel:
             self._checksum = total.hexdigest()
         return self._checksum
 
+    def stop_download(self) -> None:
+        """Have a download under way in another thread end, with an error that says so."""
+        self._stopped = True
+
     def _on_progress(self, done: int, total: int | None) -> None:
+        from sam2_engine.weights import WeightsError
+
+        if self._stopped:
+            raise WeightsError(f"The download of {self.name} was stopped; choose it to go on.")
         self.downloaded = done, total
 
 
@@ -75,7 +87,7 @@ class Source:
     """What masks follow from besides frames and prompts."""
 
     model: LazyModel
-    window: Window | None
+    window: Windows | None
     end_after: int | None
     """Frames in a row without an object after which it is taken to have ended."""
 
@@ -87,9 +99,9 @@ class Task:
     view: SequenceView
     source: Source
     anchors: Mapping[int, Anchors]
-    """By object."""
-    wanted: Mapping[int, Sequence[range]]
-    """By object: the frames to be computed, in ascending runs."""
+    """Of all objects."""
+    wanted: Mapping[int, frozenset[int]]
+    """The frames to be computed of the objects that were asked for."""
 
     def basis(self, object_id: int, frame: int) -> Basis:
         """What the object's mask on a frame follows from."""
@@ -106,6 +118,8 @@ class Step:
     done: int = 1
     total: int = 1
     """This is step `done` of `total`."""
+    is_preview: bool = False
+    """Whether this follows from the prompts on the frame alone."""
 
 
 def basis(source: Source, anchors: Anchors, frame: int) -> Basis:
@@ -118,22 +132,11 @@ def basis(source: Source, anchors: Anchors, frame: int) -> Basis:
     return source, *(anchors[f] for f in around)
 
 
-def runs(frames: Iterable[int]) -> list[range]:
-    """Frames in ascending order -> the runs of frames that follow each other."""
-    found: list[range] = []
-    for frame in frames:
-        if found and found[-1].stop == frame:
-            found[-1] = range(found[-1].start, frame + 1)
-        else:
-            found.append(range(frame, frame + 1))
-    return found
-
-
 class Engine:
     """The predictors of the sequence that was last asked for. Not for two threads at once."""
 
     def __init__(self) -> None:
-        self._key: tuple[Any, ...] = ()
+        self._key: tuple[SequenceView, Source] | tuple[()] = ()
         self._preview: SequencePredictor
         self._tracker: SequencePredictor
         self._said: dict[tuple[int, int], SlicePrompts] = {}
@@ -144,9 +147,8 @@ class Engine:
         here = {i: {frame: own[frame]} for i, own in task.anchors.items() if frame in own}
         self._preview.clear_prompts()
         _set_prompts(self._preview, here, {}, task.view)
-        if not here:
-            return Step(frame, {})
-        return Step(frame, _masks_of(self._preview.predict(frame)))
+        masks = _masks_of(self._preview.predict(frame)) if here else {}
+        return Step(frame, masks, is_preview=True)
 
     def encode(self, task: Task, frame: int) -> None:
         """Look at a frame, so that the first click on it is answered at once."""
@@ -162,21 +164,13 @@ class Engine:
         self._prepare(task)
         tracker = self._tracker
         self._said = _set_prompts(tracker, task.anchors, self._said, task.view)
-        together: dict[range, list[int]] = defaultdict(list)
-        for object_id, wanted in task.wanted.items():
-            for run in wanted:
-                together[run].append(object_id)
-        total = sum(
-            tracker.num_steps(ids, start=run[0], stop=run[-1]) for run, ids in together.items()
-        )
-        done = 0
-        for run, ids in sorted(together.items(), key=lambda pair: pair[0].start):
-            for result in tracker.propagate(ids, start=run[0], stop=run[-1]):
-                done += 1
-                yield Step(result.frame, _masks_of(result), done, total)
+        wanted = {i: frames for i, frames in task.wanted.items() if frames}
+        total = tracker.num_steps(wanted, only=wanted)
+        for done, result in enumerate(tracker.propagate(wanted, only=wanted), start=1):
+            yield Step(result.frame, _masks_of(result), done, total)
 
     def _is_prepared(self, task: Task) -> bool:
-        return len(self._key) == 2 and self._key[0] is task.view and self._key[1] == task.source
+        return self._key == (task.view, task.source)
 
     def _prepare(self, task: Task) -> None:
         """Two predictors that share their image features: previews may come between the steps
@@ -185,19 +179,27 @@ class Engine:
 
         if self._is_prepared(task):
             return
-        model, source = task.source.model.get(), task.source
-        self._tracker = SequencePredictor(
+        model, source, known = task.source.model.get(), task.source, self._key
+        tracker = SequencePredictor(
             model,
             task.view,
             window=source.window,
+            pixel_size=task.view.pixel_size,
             refine_clicks=True,
             max_prompted_frames="adjacent",
             end_after=source.end_after,
         )
-        self._preview = SequencePredictor(
-            model, task.view, window=self._tracker.source.window, refine_clicks=True
+        preview = SequencePredictor(
+            model,
+            task.view,
+            window=tracker.source.window,
+            pixel_size=task.view.pixel_size,
+            refine_clicks=True,
         )
-        self._preview.features = self._tracker.features
+        if known and known == (task.view, replace(source, end_after=known[1].end_after)):
+            tracker.features = self._tracker.features  # of the same frames, model and window
+        preview.features = tracker.features
+        self._tracker, self._preview = tracker, preview
         self._key, self._said = (task.view, source), {}
 
 
@@ -217,21 +219,46 @@ def _set_prompts(
     for (object_id, frame), said in wanted.items():
         if known.get((object_id, frame)) is said:
             continue
-        if said.mask is not None:
-            predictor.set_prompts(object_id, frame, mask=said.mask.on_frame(view.frame_shape))
-            continue
-        logits = said.mask_input
-        if logits is not None:
-            logits = _resized(logits, predictor.model.image_size // 4)
-        predictor.set_prompts(
-            object_id,
-            frame,
-            points=said.points if len(said.points) else None,
-            labels=said.labels if len(said.points) else None,
-            box=said.box,
-            mask_input=logits,
-        )
+        side = predictor.model.image_size // 4
+        predictor.set_prompts(object_id, frame, **engine_prompts(said, view.frame_shape, side))
     return wanted
+
+
+def engine_prompts(said: SlicePrompts, shape: tuple[int, int], side: int) -> dict[str, Any]:
+    """What is said of an object on a frame, as arguments of `SequencePredictor.set_prompts`.
+
+    A scribble becomes clicks spread along it, and lassos the box around them. Marks may reach
+    beyond the frame of this (H, W) shape; what counts is the part inside.
+
+    side: of the model's mask logits.
+    """
+    if said.mask is not None:
+        return {"mask": said.mask.on_frame(shape)}
+    drawn = [(_spread(one.path), one.label) for one in said.scribbles]
+    points = np.concatenate([said.points, *[clicks for clicks, _ in drawn]])
+    signs = [said.labels, *[np.full(len(clicks), label) for clicks, label in drawn]]
+    prompts: dict[str, Any] = {}
+    if len(points):
+        prompts["points"] = points.clip(-0.5, np.array(shape) - 0.5)
+        prompts["labels"] = np.concatenate(signs)
+    if said.starts_over:
+        corners = [np.reshape(said.box, (2, 2))] if said.box is not None else []
+        around = np.concatenate([*corners, *said.lassos]).clip(-0.5, np.array(shape) - 0.5)
+        prompts["box"] = (*around.min(axis=0), *around.max(axis=0))
+    elif said.corrects is not None:
+        prompts["mask_input"] = _resized(said.corrects.logits(), side)
+    return prompts
+
+
+def _spread(path: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Clicks spread evenly along a line of (N, 2) corners, none of them at its ends."""
+    lengths = np.linalg.norm(np.diff(path, axis=0), axis=1)
+    along = np.concatenate(([0], np.cumsum(lengths)))
+    if not along[-1]:
+        return path[:1]
+    count = min(_MOST_CLICKS, 1 + int(along[-1] / _CLICK_DISTANCE))
+    at = (np.arange(count) + 0.5) / count * along[-1]
+    return np.stack([np.interp(at, along, path[:, axis]) for axis in (0, 1)], axis=1)
 
 
 def _masks_of(result: Any) -> dict[int, ObjectMask | None]:

@@ -1,0 +1,205 @@
+"""A labels array that a session writes its masks to, beside what others have in it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_sam2.sequence_view import SequenceKey, SequenceView
+from napari_sam2.slice_data import ObjectMask
+
+Area = tuple[slice, slice]
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A mask of one object on one frame, as it is written."""
+
+    object_id: int
+    mask: ObjectMask
+    is_kept: bool
+    """Whether a person has given, approved or locked it: where masks overlap, it goes first."""
+
+    @property
+    def weights(self) -> NDArray[np.float16]:
+        """(h, w) what decides where masks overlap; above 0 on the object."""
+        logits = self.mask.logits
+        return np.where(logits > 0, np.float16(np.inf), logits) if self.is_kept else logits
+
+
+class Output:
+    """Writes masks to an array, and takes them out of it without a trace.
+
+    What the array holds follows from the masks alone and from what was in it before, not from the
+    order in which they are written. Masks of sequences along several axes lie in it together.
+    """
+
+    def __init__(self, shape: tuple[int, ...], labels: Any = None, overwrite: bool = False) -> None:
+        """
+        Args:
+            shape: of the image.
+            labels: an array of integers of this shape, such as a zarr array on disk; by default a
+                new one, (...) int32. What is not 0 in it belongs to others.
+            overwrite: whether masks cover what belongs to others; it comes back where they go.
+
+        Raises ValueError where labels cannot hold the masks; the message says why.
+        """
+        self.overwrite = overwrite
+        self.others: frozenset[int] = frozenset()
+        """Ids that were in the array before."""
+        if labels is None:
+            labels = np.zeros(shape, np.int32)
+        else:
+            _check(labels, shape)
+            self.others = _ids_in(labels)
+        self.labels: Any = labels
+        self._views: dict[SequenceKey, SequenceView] = {}
+        self._written: dict[SequenceKey, dict[int, tuple[Entry, ...]]] = defaultdict(dict)
+        self._covered: dict[tuple[SequenceKey, int], tuple[NDArray[Any], NDArray[Any]]] = {}
+        """Frame -> where something of others is out of sight, and what it is."""
+
+    @property
+    def largest_id(self) -> int:
+        """The largest that the array can hold."""
+        return int(np.iinfo(self.labels.dtype).max)
+
+    def claim(self, object_ids: Iterable[int]) -> None:
+        """From now on, these ids belong to objects and not to others."""
+        self.others -= frozenset(object_ids)
+
+    def write(
+        self,
+        view: SequenceView,
+        frame: int,
+        entries: Collection[Entry],
+        claimed: Iterable[int] = (),
+    ) -> None:
+        """Write a frame anew: these masks, and what others have there.
+
+        claimed: ids of which a person may have painted pixels, which do not belong to others.
+        """
+        others = self._of_others(view, frame, frozenset(claimed) - self.others)
+        frames = self._written[view.key]
+        frames.pop(frame, None)
+        if entries:
+            self._views[view.key] = view
+            frames[frame] = tuple(entries)
+        own = self._composed(view, frame)
+        # An object that goes by an id of others takes its place where it has a mask.
+        replaced = [i for i in self.others if any(e.object_id == i for e in entries)]
+        hidden = np.isin(others, replaced) if replaced else np.zeros(own.shape, np.bool_)
+        if self.overwrite:
+            hidden |= (others != 0) & (own != 0)
+        self._covered.pop((view.key, frame), None)
+        if hidden.any():
+            self._covered[view.key, frame] = np.flatnonzero(hidden), others[hidden]
+            others[hidden] = 0
+        self.labels[view.index(frame)] = np.where(others != 0, others, own)
+
+    def expected(self, view: SequenceView, frame: int, object_ids: Iterable[int]) -> NDArray[Any]:
+        """(H, W) what a frame would hold if nobody had painted pixels with these ids."""
+        others = self._of_others(view, frame, frozenset(object_ids))
+        own = self._composed(view, frame)
+        if self.overwrite:
+            others[own != 0] = 0
+        return np.where(others != 0, others, own)
+
+    def clear(self) -> None:
+        """Take all masks out of the array; it holds then what belongs to others."""
+        for key, frames in list(self._written.items()):
+            for frame in list(frames):
+                self.write(self._views[key], frame, ())
+
+    def _of_others(self, view: SequenceView, frame: int, claimed: frozenset[int]) -> NDArray[Any]:
+        """(H, W) a frame without the masks that were written, and without the claimed ids."""
+        labels = np.array(self.labels[view.index(frame)])
+        for group in self._groups(view, frame):
+            for object_id, area, weights in group:
+                part = labels[area]
+                part[(weights > 0) & (part == object_id)] = 0
+        if claimed:
+            labels[np.isin(labels, list(claimed))] = 0
+        where, values = self._covered.get((view.key, frame), (None, None))
+        if where is not None:
+            flat = labels.reshape(-1)
+            flat[where] = np.where(flat[where] == 0, values, flat[where])
+        return labels
+
+    def _composed(self, view: SequenceView, frame: int) -> NDArray[Any]:
+        """(H, W) all masks together. Where they overlap, what a person keeps goes first, then the
+        larger logit, then the smaller id; of several sequences, the first one."""
+        own = np.zeros(view.frame_shape, self.labels.dtype)
+        for group in self._groups(view, frame):
+            free = own == 0
+            best = np.zeros(own.shape, np.float16)
+            for object_id, area, weights in sorted(group, key=lambda one: one[0]):
+                wins = (weights > best[area]) & free[area]
+                own[area][wins] = object_id
+                best[area][wins] = weights[wins]
+        return own
+
+    def _groups(
+        self, view: SequenceView, frame: int
+    ) -> Iterator[list[tuple[int, Area, NDArray[np.float16]]]]:
+        """By sequence: the masks that lie on a frame, as (object, area, weights in the area)."""
+        for key in sorted(self._written, key=_rank):
+            if key == view.key:
+                entries = self._written[key].get(frame, ())
+                yield [(e.object_id, e.mask.area, e.weights) for e in entries]
+            else:
+                yield list(self._crossing(view, frame, key))
+
+    def _crossing(
+        self, view: SequenceView, frame: int, key: SequenceKey
+    ) -> Iterator[tuple[int, Area, NDArray[np.float16]]]:
+        """What the masks of another sequence have on a frame."""
+        index = view.index(frame)
+        for other_frame, entries in self._written[key].items():
+            plane, fixed = self._views[key].plane, self._views[key].index(other_frame)
+            for entry in entries:
+                box = [slice(i, i + 1) if isinstance(i, int) else i for i in fixed]
+                box[plane[0]], box[plane[1]] = entry.mask.area
+                if not all(
+                    isinstance(i, slice) or part.start <= i < part.stop
+                    for i, part in zip(index, box, strict=True)
+                ):
+                    continue
+                within = tuple(
+                    i if isinstance(i, slice) else slice(i - part.start, i - part.start + 1)
+                    for i, part in zip(index, box, strict=True)
+                )
+                weights = entry.weights.reshape([part.stop - part.start for part in box])
+                rows, columns = box[view.plane[0]], box[view.plane[1]]
+                size = rows.stop - rows.start, columns.stop - columns.start
+                yield entry.object_id, (rows, columns), weights[within].reshape(size)
+
+
+def _rank(key: SequenceKey) -> tuple[int, ...]:
+    axis = -1 if key.axis is None else key.axis
+    return axis, *(-1 if index is None else index for index in key.position)
+
+
+def _check(labels: Any, shape: tuple[int, ...]) -> None:
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"The labels have shape {tuple(labels.shape)}, the image {shape}.")
+    if np.dtype(labels.dtype).kind not in "ui":
+        raise ValueError(f"Labels are whole numbers, but these are {labels.dtype}.")
+    if isinstance(labels, np.ndarray) and not labels.flags.writeable:
+        raise ValueError("The labels cannot be written to: their array is read-only.")
+
+
+def _ids_in(labels: Any) -> frozenset[int]:
+    """All ids but 0, read a block at a time."""
+    chunks = getattr(labels, "chunks", None)
+    size = chunks[0] if chunks and isinstance(chunks[0], int) else 1
+    found: set[int] = set()
+    for start in range(0, labels.shape[0], size):
+        block = np.asarray(labels[start : start + size])
+        if block.any():
+            found.update(np.unique(block).tolist())
+    return frozenset(found - {0})
