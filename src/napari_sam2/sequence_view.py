@@ -165,10 +165,6 @@ class SequenceView:
         self.pixel_size = float(steps[self.plane[0]]), float(steps[self.plane[1]])
         """Height and width of a pixel in the world, as the layer was placed then."""
 
-    @classmethod
-    def of_layer(cls, layer: Any, key: SequenceKey | None = None) -> SequenceView:
-        return cls(layer, key)
-
     @property
     def frame_shape(self) -> tuple[int, int]:
         """Rows and columns of a frame."""
