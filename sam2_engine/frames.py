@@ -67,6 +67,10 @@ class Geometry:
         """(B, 1, H, W) masks -> (B, 1, S, S) of 0 and 1."""
         return (self.image_to_model(mask.float()) >= 0.5).float()
 
+    def mask_to_low_res(self, mask: Tensor) -> Tensor:
+        """(B, 1, H, W) masks -> (B, 1, S/4, S/4), how much of each pixel they cover, 0 to 1."""
+        return F.avg_pool2d(self.mask_to_model(mask), 4)
+
     def image_to_model(self, image: Tensor) -> Tensor:
         """(B, C, H, W) float -> (B, C, S, S), empty parts 0."""
         height, width = self.filled

@@ -25,6 +25,10 @@ class Prompt:
     """(H, W); where given it is the frame's answer, and there are no points and no box."""
     mask_input: NDArray[np.float32] | None = None
     """(S/4, S/4) logits of an earlier answer on this frame, which the points correct."""
+    strokes: NDArray[np.int64] | None = None
+    """(N,) ascending; points of one number were placed together. None: each by itself."""
+    within: NDArray[np.bool_] | None = None
+    """(H, W) where the object may lie, such as what a person has drawn a line around."""
 
     @classmethod
     def create(
@@ -35,6 +39,8 @@ class Prompt:
         box: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         mask_input: ArrayLike | None = None,
+        strokes: ArrayLike | None = None,
+        within: ArrayLike | None = None,
     ) -> Prompt:
         """Check and convert; raises ValueError that says what is wrong with which prompt."""
         yx = np.empty((0, 2), np.float32)
@@ -75,7 +81,13 @@ class Prompt:
                 raise ValueError(f"mask_input must be (h, w) logits, not {logits.shape}.")
         if not len(yx) and corners is None and area is None:
             raise ValueError("There is nothing in this prompt: give points, a box or a mask.")
-        return cls(yx, signs, corners, area, logits)
+        together = None if strokes is None else np.array(strokes, np.int64)
+        if together is not None and together.shape != (len(yx),):
+            raise ValueError(f"{len(yx)} points have {together.size} strokes; give one a point.")
+        limits = None if within is None else np.asarray(within) != 0
+        if limits is not None and limits.shape != frame_shape:
+            raise ValueError(f"within is {limits.shape}, but the frames are {frame_shape}.")
+        return cls(yx, signs, corners, area, logits, together, limits)
 
     @property
     def num_tokens(self) -> int:
@@ -86,7 +98,7 @@ class Prompt:
         """The prompt as it grew: what shows the object, then one more click in each round.
 
         What shows it is a box, an earlier answer with the first click, or all clicks up to the
-        first that lies inside.
+        first that lies inside. The clicks of one stroke are one round.
         """
         inside = np.flatnonzero(self.labels == 1)
         if self.box is not None or not len(self.points):
@@ -95,7 +107,9 @@ class Prompt:
             begin = 1
         else:
             begin = int(inside[0]) + 1 if len(inside) else len(self.points)
-        for end in range(begin, len(self.points) + 1):
+        numbers = np.arange(len(self.points)) if self.strokes is None else self.strokes
+        ends = (np.flatnonzero(np.diff(numbers, append=-1)) + 1).tolist()
+        for end in [0, *ends] if begin == 0 else [end for end in ends if end >= begin]:
             yield replace(self, points=self.points[:end], labels=self.labels[:end])
 
 

@@ -32,6 +32,7 @@ Direction = Literal["both", "forward", "backward"]
 _FORWARD, _BACKWARD = 1, -1
 _STEPS = {"both": (_FORWARD, _BACKWARD), "forward": (_FORWARD,), "backward": (_BACKWARD,)}
 _MASK_INPUT_LIMIT = 32.0
+_BEYOND = -8.0  # the logit where an object may not lie
 _ABSENT = -1024.0  # the published logit of an object that is not there
 
 
@@ -143,6 +144,8 @@ class _Runner:
     bank: MemoryBank
     next: int
     """The frame that comes next."""
+    last: Tensor
+    """(1, 1, S/4, S/4) mask logits on the frame before it."""
     last: int
     """The last frame that is wanted now."""
     absent: int = 0
@@ -266,6 +269,8 @@ class SequencePredictor:
         box: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         mask_input: ArrayLike | None = None,
+        strokes: ArrayLike | None = None,
+        within: ArrayLike | None = None,
     ) -> None:
         """Say all there is to say of an object on a frame; replaces what was said of it there.
 
@@ -276,6 +281,9 @@ class SequencePredictor:
             box: y0, x0, y1, x1.
             mask: (H, W), nonzero on the object; it is then the frame's answer.
             mask_input: (S/4, S/4) low_res logits of an earlier answer, which the points correct.
+            strokes: (N,) ascending; of points with one number, placed together, `refine_clicks`
+                makes one round. By default each has its own.
+            within: (H, W), nonzero where the object may lie.
 
         Raises:
             ValueError: no such frame, a coordinate outside, or shapes that do not fit.
@@ -283,7 +291,9 @@ class SequencePredictor:
         if int(object_id) != object_id or object_id <= 0:
             raise ValueError(f"An object's id is a positive integer, not {object_id}.")
         self._check_frame(frame)
-        prompt = Prompt.create(self.source.shape, points, labels, box, mask, mask_input)
+        prompt = Prompt.create(
+            self.source.shape, points, labels, box, mask, mask_input, strokes, within
+        )
         side = self.model.image_size // 4
         if prompt.mask_input is not None and prompt.mask_input.shape != (side, side):
             raise ValueError(
@@ -488,13 +498,20 @@ class SequencePredictor:
             places = torch.cat([place for _, _, place in members])
             shared = features.expand(len(members))
             conditioned = self.model.attend_to_memory(shared, tokens, places, num_pointers)
-            decoded = self.model.decode_masks(shared, conditioned, multimask=True)
+            before = None
+            if self.model.config.draws_prompts:
+                before = torch.cat([runner.last for runner, _, _ in members])
+                before = before.clamp(-_MASK_INPUT_LIMIT, _MASK_INPUT_LIMIT)
+            decoded = self.model.decode_masks(
+                shared, conditioned, mask_input=before, multimask=True
+            )
             memories = self._remember_tracked(shared, decoded)
             for (runner, _, _), answer, memory in zip(
                 members, self._split(decoded), memories, strict=True
             ):
                 answers[runner.sweep.object_id] = answer
                 runner.bank.add(frame, memory)
+                runner.last = answer.low_res
                 runner.next += runner.sweep.frames.step
                 if self._end_after is not None:
                     is_found = bool((answer.low_res > 0).any())
@@ -557,7 +574,16 @@ class SequencePredictor:
             for members in groups.values():
                 decoded = self._decode_group(features, [asked[i] for i in members])
                 answers.update(zip(members, self._split(decoded), strict=True))
-        return answers
+        return {i: self._within(prompts[i], answer) for i, answer in answers.items()}
+
+    def _within(self, prompt: Prompt, answer: _Answer) -> _Answer:
+        """An answer without what lies where the object may not lie."""
+        if prompt.within is None:
+            return answer
+        allowed = self.source.geometry.mask_to_low_res(torch.from_numpy(prompt.within)[None, None])
+        outside = allowed.to(answer.low_res.device) < 0.5
+        limited = torch.where(outside, answer.low_res.clamp(max=_BEYOND), answer.low_res)
+        return replace(answer, low_res=limited)
 
     def _decode_group(self, features: ImageFeatures, prompts: Sequence[Prompt]) -> Decoded:
         geometry = self.source.geometry

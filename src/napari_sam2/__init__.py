@@ -1,8 +1,8 @@
 """SAM 2 for napari: segment and track anything in volumes and time-lapses.
 
-For scripts: `read_volume`, `segment` and `write_labels` do without a window. They are imported when
-they are first used, so that importing the package is quick and loads neither Qt nor napari nor
-torch.
+For scripts and napari's console: `Session` does all that the widget does; `segment` does it in one
+call; `read_volume` and `write_labels` read and write files. They are imported when they are first
+used, so that importing the package is quick and loads neither Qt nor napari nor torch.
 """
 
 from __future__ import annotations
@@ -13,22 +13,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from napari_sam2.io import ReadError, Volume, WriteError, read_volume, write_labels
     from napari_sam2.segmentation import ModelError, PromptError, segment
+    from napari_sam2.sequence_view import Channels, SequenceKey
+    from napari_sam2.session import LockedError, NothingToDo, Session
+    from napari_sam2.windows import window_for
 
 __all__ = [
+    "Channels",
+    "LockedError",
     "ModelError",
+    "NothingToDo",
     "PromptError",
     "ReadError",
+    "SequenceKey",
+    "Session",
     "Volume",
     "WriteError",
     "read_volume",
     "segment",
+    "window_for",
     "write_labels",
 ]
 
-_HOME = dict.fromkeys(__all__, "napari_sam2.io") | {
-    "ModelError": "napari_sam2.segmentation",
-    "PromptError": "napari_sam2.segmentation",
-    "segment": "napari_sam2.segmentation",
+_HOME = {
+    "napari_sam2.io": ("ReadError", "Volume", "WriteError", "read_volume", "write_labels"),
+    "napari_sam2.segmentation": ("ModelError", "PromptError", "segment"),
+    "napari_sam2.sequence_view": ("Channels", "SequenceKey"),
+    "napari_sam2.session": ("LockedError", "NothingToDo", "Session"),
+    "napari_sam2.windows": ("window_for",),
 }
 
 
@@ -37,6 +48,7 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("napari-sam2")
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

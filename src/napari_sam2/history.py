@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 V = TypeVar("V")
 _LIMIT = 200
+_BUDGET = 256 << 20  # bytes
 
 
 class Cells(Generic[V]):
@@ -65,14 +66,21 @@ class Change:
     token: object = None
     cells: dict[tuple[Cells[Any], Hashable, int], tuple[Any, Any]] = field(default_factory=dict)
     """Cell -> its value before and after."""
+    nbytes: int = 0
+    """Of the values before, which nothing else may hold any more."""
 
 
 class History:
     """The changes that can be taken back, and those that can be made again."""
 
-    def __init__(self, limit: int = _LIMIT) -> None:
-        """limit: older changes are forgotten beyond so many."""
-        self._done: deque[Change] = deque(maxlen=limit)
+    def __init__(self, limit: int = _LIMIT, budget: int = _BUDGET) -> None:
+        """
+        Args:
+            limit: older changes are forgotten beyond so many.
+            budget: and beyond so many bytes of values; the last change is always kept.
+        """
+        self._limit, self._budget = limit, budget
+        self._done: deque[Change] = deque()
         self._undone: list[Change] = []
         self._open: Change | None = None
 
@@ -96,6 +104,7 @@ class History:
                 self._undone.clear()
                 if not goes_on:
                     self._done.append(change)
+                self._forget()
 
     @contextmanager
     def following(self) -> Iterator[None]:
@@ -114,8 +123,20 @@ class History:
         """A cell is about to change."""
         if self._open is None:
             raise RuntimeError("A change was made outside of History.change.")
-        first = self._open.cells.get((cells, place, frame), (before, None))[0]
-        self._open.cells[cells, place, frame] = first, after
+        cell = cells, place, frame
+        if cell not in self._open.cells:
+            self._open.nbytes += getattr(before, "nbytes", 0)
+        first = self._open.cells.get(cell, (before, None))[0]
+        self._open.cells[cell] = first, after
+
+    @property
+    def nbytes(self) -> int:
+        """Of all values that are kept to take changes back."""
+        return sum(change.nbytes for change in self._done)
+
+    def _forget(self) -> None:
+        while len(self._done) > 1 and (len(self._done) > self._limit or self.nbytes > self._budget):
+            self._done.popleft()
 
     @property
     def undo_label(self) -> str | None:
@@ -145,6 +166,7 @@ class History:
         for (cells, place, frame), (_, after) in change.cells.items():
             cells.put(place, frame, after)
         self._done.append(change)
+        self._forget()
         return change
 
     def clear(self) -> None:

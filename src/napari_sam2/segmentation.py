@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from napari_sam2.io.volume import Volume
+from napari_sam2.sequence_view import SequenceKey
+from napari_sam2.session import Direction, Session
 
 if TYPE_CHECKING:
     from sam2_engine.model import SAM2
@@ -19,7 +21,6 @@ Box = tuple[float, tuple[float, float, float, float]]
 """A slice index and the box on it: first corner, opposite corner, in the array's axis order."""
 Point = tuple[float, float, float]
 """z, y, x."""
-Direction = Literal["both", "forward", "backward"]
 AXES = {"z": 0, "y": 1, "x": 2}
 
 
@@ -68,7 +69,8 @@ def segment(
         and comes back as it is.
     axis: 0, 1, 2 or "z", "y", "x": the axis along which the volume is sliced and objects are
         followed.
-    direction: follow objects to both ends, or only to growing or falling indices.
+    direction: as for `Session.propagate`: "forward" leaves out what lies before an object's first
+        prompt, "backward" what lies behind its last.
     slices: first and last slice (both included) to segment; by default all. Prompts may lie
         outside. Other slices stay 0.
     model: a name of `sam2_engine.list_models()`, a checkpoint's path, or a loaded model. device:
@@ -78,7 +80,7 @@ def segment(
     progress: called as progress(done, total) after every slice.
 
     Returns labels (z, y, x) in the smallest unsigned integer type that holds the ids; 0 is
-    background. Where objects overlap, the one with the larger logit has the voxel.
+    background. Where objects overlap, masks that were given go first, then the larger logit.
 
     Raises: PromptError before anything is computed; ModelError if the model cannot be loaded.
     """
@@ -104,39 +106,31 @@ def segment(
         )
     prompts = _gather(array.shape[:3], axis, boxes, points, negative_points, masks)
 
-    from sam2_engine.sequence import SequencePredictor
-
     network = _load(model, device) if isinstance(model, str | PathLike) else model
-    predictor = SequencePredictor(
-        network, np.moveaxis(array, axis, 0), window=window, refine_clicks=True
+    labels = np.zeros(array.shape[:3], np.min_scalar_type(max(i for i, _ in prompts)))
+    spacing = volume.spacing if isinstance(volume, Volume) else None
+    session = Session(
+        array, network, window=window, rgb=array.ndim == 4, spacing=spacing, labels=labels
     )
-    for (object_id, frame), prompt in prompts.items():
-        predictor.set_prompts(
-            object_id,
-            frame,
-            points=np.array(prompt.points) if prompt.points else None,
-            labels=np.array(prompt.labels) if prompt.labels else None,
-            box=prompt.box,
-            mask=prompt.mask,
-        )
-
-    object_ids = predictor.object_ids
-    labels = np.zeros(array.shape[:3], dtype=np.min_scalar_type(max(object_ids)))
-    frames = np.moveaxis(labels, axis, 0)
-    # A frame comes once per direction, with other objects: the best logit so far settles overlaps.
-    best = np.zeros(frames.shape, dtype=np.float32) if len(object_ids) > 1 else None
-    wanted: dict[str, Any] = {"direction": direction, "start": int(start), "stop": int(stop)}
-    total = predictor.num_steps(**wanted)
-    for done, result in enumerate(predictor.propagate(**wanted), start=1):
-        for object_id, logits in zip(result.object_ids, result.logits, strict=True):
-            if object_id in result.given:  # a mask prompt stays as it is
-                logits = np.where(result.given[object_id], np.float32(np.inf), np.float32(0))
-            wins = logits > (0 if best is None else best[result.frame])
-            frames[result.frame][wins] = object_id
-            if best is not None:
-                best[result.frame][wins] = logits[wins]
-        if progress is not None:
-            progress(done, total)
+    session.show(SequenceKey.along(axis, 3))
+    for (object_id, frame), prompt in sorted(prompts.items(), key=lambda item: item[0]):
+        if object_id not in session.objects:
+            session.add_object(object_id=object_id)
+        if prompt.mask is not None:
+            session.paint(object_id, frame, prompt.mask)
+        else:
+            session.set_prompts(
+                object_id, frame, points=prompt.points, labels=prompt.labels, box=prompt.box
+            )
+    session.propagate(
+        direction,
+        start=int(start),
+        stop=int(stop),
+        progress=None if progress is None else lambda step: progress(step.done, step.total),
+    )
+    frames = np.moveaxis(labels, axis, 0)  # masks that were given may lie outside what is wanted
+    frames[: int(start)] = 0
+    frames[int(stop) + 1 :] = 0
     return labels
 
 

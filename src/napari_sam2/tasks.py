@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,13 @@ from napari_sam2.sequence_view import SequenceView, Windows
 from napari_sam2.slice_data import Basis, ObjectMask, SlicePrompts
 
 if TYPE_CHECKING:
+    from sam2_engine.frames import Geometry
     from sam2_engine.model import SAM2
     from sam2_engine.sequence import SequencePredictor
 
 _MOST_CLICKS = 8  # for one scribble
-_CLICK_DISTANCE = 4.0  # pixels at least between them
+_CLICK_DISTANCE = 0.1  # of the frame, at least between them
+_ROUGH = 16.0  # the logit in the middle of a lasso
 
 Anchors = Mapping[int, SlicePrompts]
 """Frame -> what masks of one object follow from."""
@@ -219,44 +221,72 @@ def _set_prompts(
     for (object_id, frame), said in wanted.items():
         if known.get((object_id, frame)) is said:
             continue
-        side = predictor.model.image_size // 4
-        predictor.set_prompts(object_id, frame, **engine_prompts(said, view.frame_shape, side))
+        prompts = engine_prompts(said, predictor.source.geometry)
+        predictor.set_prompts(object_id, frame, **prompts)
     return wanted
 
 
-def engine_prompts(said: SlicePrompts, shape: tuple[int, int], side: int) -> dict[str, Any]:
+def engine_prompts(said: SlicePrompts, geometry: Geometry) -> dict[str, Any]:
     """What is said of an object on a frame, as arguments of `SequencePredictor.set_prompts`.
 
-    A scribble becomes clicks spread along it, and lassos the box around them. Marks may reach
-    beyond the frame of this (H, W) shape; what counts is the part inside.
-
-    side: of the model's mask logits.
+    A scribble becomes clicks spread along it. Lassos become the box around them and a rough mask;
+    the object is kept within them, unless a click on it lies outside. Marks may reach beyond the
+    frame; what counts is the part inside.
     """
+    shape = geometry.frame_shape
     if said.mask is not None:
         return {"mask": said.mask.on_frame(shape)}
-    drawn = [(_spread(one.path), one.label) for one in said.scribbles]
-    points = np.concatenate([said.points, *[clicks for clicks, _ in drawn]])
-    signs = [said.labels, *[np.full(len(clicks), label) for clicks, label in drawn]]
+    last = np.array(shape) - 0.5
+    strokes = [(point[None], label) for point, label in zip(said.points, said.labels, strict=True)]
+    strokes += [(_spread(one.path, shape), one.label) for one in said.scribbles]
     prompts: dict[str, Any] = {}
-    if len(points):
-        prompts["points"] = points.clip(-0.5, np.array(shape) - 0.5)
-        prompts["labels"] = np.concatenate(signs)
+    if strokes:
+        counts = [len(clicks) for clicks, _ in strokes]
+        prompts["points"] = np.concatenate([clicks for clicks, _ in strokes]).clip(-0.5, last)
+        prompts["labels"] = np.repeat([label for _, label in strokes], counts)
+        prompts["strokes"] = np.repeat(np.arange(len(strokes)), counts)
     if said.starts_over:
         corners = [np.reshape(said.box, (2, 2))] if said.box is not None else []
-        around = np.concatenate([*corners, *said.lassos]).clip(-0.5, np.array(shape) - 0.5)
+        around = np.concatenate([*corners, *said.lassos]).clip(-0.5, last)
         prompts["box"] = (*around.min(axis=0), *around.max(axis=0))
     elif said.corrects is not None:
-        prompts["mask_input"] = _resized(said.corrects.logits(), side)
+        prompts["mask_input"] = _resized(said.corrects.logits(), geometry.image_size // 4)
+    if said.lassos and said.box is None:
+        prompts |= _lassoed(said.lassos, prompts, geometry)
     return prompts
 
 
-def _spread(path: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Clicks spread evenly along a line of (N, 2) corners, none of them at its ends."""
+def _lassoed(
+    lassos: Iterable[NDArray[np.float64]], marks: Mapping[str, Any], geometry: Geometry
+) -> dict[str, Any]:
+    """What lassos add to their box, beside points of `marks`."""
+    import torch
+    from skimage.draw import polygon2mask
+
+    shape = geometry.frame_shape
+    inside = np.logical_or.reduce([polygon2mask(shape, lasso) for lasso in lassos])
+    if not inside.any():
+        return {}
+    covered = geometry.mask_to_low_res(torch.from_numpy(inside)[None, None])[0, 0].numpy()
+    added: dict[str, Any] = {"mask_input": (2 * covered - 1) * _ROUGH}
+    if marks.get("points") is not None:
+        on_it = np.rint(marks["points"][marks["labels"] == 1]).astype(int)
+        y, x = on_it.clip(0, np.array(shape) - 1).T
+        if not inside[y, x].all():
+            return added
+    return added | {"within": inside}
+
+
+def _spread(path: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Clicks spread evenly along a line of (N, 2) corners, none of them at its ends.
+
+    More clicks on a small object do not make its mask better, so they keep a distance.
+    """
     lengths = np.linalg.norm(np.diff(path, axis=0), axis=1)
     along = np.concatenate(([0], np.cumsum(lengths)))
     if not along[-1]:
         return path[:1]
-    count = min(_MOST_CLICKS, 1 + int(along[-1] / _CLICK_DISTANCE))
+    count = min(_MOST_CLICKS, 1 + int(along[-1] / (_CLICK_DISTANCE * max(shape))))
     at = (np.arange(count) + 0.5) / count * along[-1]
     return np.stack([np.interp(at, along, path[:, axis]) for axis in (0, 1)], axis=1)
 
