@@ -146,7 +146,7 @@ class _Runner:
     """The frame that comes next."""
     last: Tensor
     """(1, 1, S/4, S/4) mask logits on the frame before it."""
-    last: int
+    end: int
     """The last frame that is wanted now."""
     absent: int = 0
     """On how many frames in a row, up to now, the object has not been found."""
@@ -155,7 +155,7 @@ class _Runner:
     def ahead(self) -> range:
         """The frames up to the last that is wanted."""
         step = self.sweep.frames.step
-        return range(self.next, self.last + step, step)
+        return range(self.next, self.end + step, step)
 
     def is_due(self, frame: int) -> bool:
         return frame == self.next and frame in self.ahead
@@ -457,14 +457,15 @@ class SequencePredictor:
         if paused is not None and paused.state == state:
             behind = (wanted[0] - paused.next) * sweep.frames.step >= 0
             if behind:
-                return replace(paused, sweep=sweep, last=wanted[-1])
+                return replace(paused, sweep=sweep, end=wanted[-1])
         memories = {
             frame: self._prompted_frame(frame).memories[sweep.object_id] for frame in sweep.sees
         }
         bank = MemoryBank(
             self.model.config, len(self), sweep.frames.step, memories, self._max_prompted
         )
-        return _Runner(sweep, state, bank, sweep.frames[0], wanted[-1])
+        origin = self._prompted_frame(sweep.origin).answers[sweep.object_id]
+        return _Runner(sweep, state, bank, sweep.frames[0], origin.low_res, wanted[-1])
 
     def _pause(self, runner: _Runner) -> None:
         """Keep a sweep that was begun and not finished."""
