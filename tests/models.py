@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -18,10 +19,10 @@ SMALL = ModelConfig(
 )  # fmt: skip
 
 
-@lru_cache(maxsize=2)
-def small_model(obj_bias: float = 2.0) -> SAM2:
+@lru_cache(maxsize=4)
+def small_model(obj_bias: float = 2.0, draws_prompts: bool = False) -> SAM2:
     """The configuration of the small goldens, with their weights; shared, so do not change it."""
-    model = SAM2(SMALL)
+    model = SAM2(replace(SMALL, draws_prompts=draws_prompts))
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     model.load_state_dict(recipe_weights(shapes, seed=0, obj_bias=obj_bias))
     return model.eval().requires_grad_(False)

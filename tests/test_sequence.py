@@ -14,6 +14,7 @@ from models import device_model, small_model
 
 from sam2_engine.frames import FrameSource, Geometry, sample_window
 from sam2_engine.holes import fill_small_holes
+from sam2_engine.model.prompt_encoder import draw_prompts
 from sam2_engine.sequence import FrameResult, SequencePredictor
 
 LENGTH, HEIGHT, WIDTH = 12, 60, 80
@@ -29,8 +30,10 @@ def movie(length: int = LENGTH, dtype: str = "uint16") -> np.ndarray:
     return noise.astype(dtype)
 
 
-def predictor(frames: Any = None, **options: Any) -> SequencePredictor:
-    return SequencePredictor(small_model(), movie() if frames is None else frames, **options)
+def predictor(frames: Any = None, draws: bool = False, **options: Any) -> SequencePredictor:
+    """draws: whether the model draws prompts, as nano does."""
+    model = small_model(draws_prompts=draws)
+    return SequencePredictor(model, movie() if frames is None else frames, **options)
 
 
 def disc() -> np.ndarray:
@@ -63,18 +66,23 @@ def same(a: dict, b: dict) -> None:
         np.testing.assert_array_equal(a[key], b[key], err_msg=str(key))
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["published", "draws"])
+def draws(request) -> bool:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def reference() -> dict[tuple[int, int], np.ndarray]:
-    p = predictor()
+def reference(draws: bool) -> dict[tuple[int, int], np.ndarray]:
+    p = predictor(draws=draws)
     for i, frame, prompt in PROMPTS:
         p.set_prompts(i, frame, **prompt)
     return collect(p.propagate())
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_any_order_of_calls_gives_bit_equal_masks(seed: int, reference: dict) -> None:
+def test_any_order_of_calls_gives_bit_equal_masks(seed: int, draws: bool, reference: dict) -> None:
     rng = random.Random(seed)
-    p = predictor(cache_bytes=rng.choice([0, 1 << 30]))
+    p = predictor(draws=draws, cache_bytes=rng.choice([0, 1 << 30]))
     todo = rng.sample(PROMPTS, len(PROMPTS))
     while todo:
         action = rng.choice(
@@ -114,8 +122,8 @@ def test_previews_do_not_depend_on_propagation() -> None:
     np.testing.assert_array_equal(second.predict(3).low_res, before)
 
 
-def test_cancelled_propagation_goes_on_where_it_stopped(reference: dict) -> None:
-    p = predictor()
+def test_cancelled_propagation_goes_on_where_it_stopped(draws: bool) -> None:
+    p = predictor(draws=draws)
     for i, frame, prompt in PROMPTS:
         p.set_prompts(i, frame, **prompt)
     forward = p.propagate(direction="forward")
@@ -123,7 +131,7 @@ def test_cancelled_propagation_goes_on_where_it_stopped(reference: dict) -> None
     forward.close()
     seen = p.features.encoded
     rest = p.propagate(direction="forward", start=first[-1].frame + 1)
-    whole = predictor()
+    whole = predictor(draws=draws)
     for i, frame, prompt in PROMPTS:
         whole.set_prompts(i, frame, **prompt)
     same(collect([*first, *rest]), collect(whole.propagate(direction="forward")))
@@ -137,6 +145,26 @@ def test_resuming_tracks_no_frame_again() -> None:
     before = p.features.encoded
     assert [r.frame for r in p.propagate(start=10)] == list(range(10, 20))
     assert p.features.encoded == before + 10
+
+
+def test_prompts_are_drawn_where_they_are() -> None:
+    """A box is its ellipse and a click a spot of its sign; an earlier answer takes the box's
+    place.
+    """
+    points = torch.tensor([[[16.0, 32.0], [47.0, 95.0], [100.0, 20.0]]])
+    labels = torch.tensor([[2, 3, 0]])
+    drawn = draw_prompts(points, labels, None, 128)[0, 0]
+    assert drawn.shape == (32, 32)
+    rows, columns = np.nonzero(drawn.numpy() > 0)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (8, 23, 4, 11)
+    area = len(rows) * 16 / (np.pi / 4 * 32 * 64)
+    assert 0.9 < area < 1.1
+    assert drawn[5, 25] < -15 and drawn[28, 20] == -10
+
+    earlier = torch.full((1, 1, 32, 32), -3.0)
+    click = draw_prompts(torch.tensor([[[66.0, 66.0]]]), torch.tensor([[1]]), earlier, 128)[0, 0]
+    assert click[16, 16] > 0 and click[0, 0] == -3
+    assert (draw_prompts(points, torch.full((1, 3), -1), None, 128) == 0).all()
 
 
 def test_a_wanted_range_gives_the_masks_of_the_whole() -> None:

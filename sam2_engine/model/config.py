@@ -87,6 +87,10 @@ class ModelConfig:
     """Memory slots with a temporal embedding: prompted frames have one, t-1 to t-6 the others."""
     max_pointers: int = 16
     """A frame sees object pointers of prompted frames and of t-1 to t-(max_pointers - 1)."""
+    draws_prompts: bool = False
+    """Clicks and boxes are also drawn into the decoder's mask input, and a tracked frame's decoder
+    starts from the mask of the frame before. Not in the published models, which learn the places of
+    prompts and of memories in a long training; a small model in a short one does not."""
 
     def __post_init__(self) -> None:
         if self.version not in ("2.0", "2.1"):
@@ -131,6 +135,7 @@ VARIANTS: dict[str, ModelConfig] = {
         memory_layers=2,
         memory_ffn=512,
         decoder_mlp=512,
+        draws_prompts=True,
     ),
     **{f"sam2.1-{size}": ModelConfig(trunk=trunk) for size, trunk in _HIERA.items()},
     **{f"sam2-{size}": ModelConfig(trunk=trunk, version="2.0") for size, trunk in _HIERA.items()},

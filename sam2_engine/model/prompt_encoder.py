@@ -80,3 +80,42 @@ class PromptEncoder(nn.Module):
     def dense_position(self) -> Tensor:
         """Position encoding of the image features, (1, C, S/16, S/16)."""
         return self.pe_layer.grid(self.grid_size, self.grid_size)
+
+
+_CERTAIN = 10.0  # the logit in the middle of what is drawn
+_CLICK_RADIUS = 6.0  # pixels of the model's input
+
+
+def draw_prompts(
+    points: Tensor, labels: Tensor, mask_input: Tensor | None, image_size: int
+) -> Tensor:
+    """Logits (B, 1, S/4, S/4) that say where prompts are: a box is the ellipse in it, positive
+    inside and negative outside; a click is a spot of its sign.
+
+    Args:
+        points: (B, N, 2) x, y in input pixels.
+        labels: (B, N), as `PromptEncoder.embed_points` takes them.
+        mask_input: (B, 1, S/4, S/4) logits of an earlier answer, which takes the box's place.
+    """
+    side = image_size // 4
+    centres = 4 * (torch.arange(side, device=points.device) + 0.5)
+    x, y = centres.view(1, 1, side), centres.view(1, side, 1)
+    places = points.float() + 0.5
+
+    def squared(centre: Tensor, reach: Tensor) -> Tensor:
+        """(B, S/4, S/4) squared distance from (B, 2) centres in units of (B, 2) reaches."""
+        (cx, cy), (rx, ry) = centre[:, :, None, None].unbind(1), reach[:, :, None, None].unbind(1)
+        return ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2
+
+    if mask_input is None:
+        first, second = ((places * (labels == corner)[..., None]).sum(dim=1) for corner in (2, 3))
+        reach = ((second - first).abs() + 1) / 2
+        ellipse = (_CERTAIN * (1 - squared((first + second) / 2, reach))).clamp(min=-_CERTAIN)
+        drawn = ellipse * (labels == 2).any(dim=1)[:, None, None]
+    else:
+        drawn = mask_input[:, 0].float()
+    signs = (labels == 1).float() - (labels == 0).float()
+    for place, sign in zip(places.unbind(1), signs.unbind(1), strict=True):
+        spot = torch.exp(-squared(place, torch.full_like(place, _CLICK_RADIUS)))
+        drawn = drawn + _CERTAIN * sign[:, None, None] * spot
+    return drawn[:, None]

@@ -19,7 +19,7 @@ from sam2_engine.model.memory_attention import MemoryAttention
 from sam2_engine.model.memory_encoder import MemoryEncoder
 from sam2_engine.model.neck import FpnNeck
 from sam2_engine.model.position import sine_encoding_1d, sine_encoding_2d
-from sam2_engine.model.prompt_encoder import PromptEncoder
+from sam2_engine.model.prompt_encoder import PromptEncoder, draw_prompts
 
 ABSENT_LOGIT = -1024.0
 """Every mask logit of an object that is judged not to be visible."""
@@ -244,6 +244,8 @@ class SAM2(nn.Module):
         """
         batch = conditioned.shape[0]
         encoder = self.sam_prompt_encoder
+        if self.config.draws_prompts and points is not None and labels is not None:
+            mask_input = draw_prompts(points, labels, mask_input, self.image_size)
         padding = torch.zeros(batch, 1, 2, device=self.device)
         if points is None or labels is None:
             points, labels = padding, -torch.ones(batch, 1, device=self.device)

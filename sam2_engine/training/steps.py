@@ -89,23 +89,28 @@ class _Meter:
         return StepResult(total, {"loss": float(total.detach()), **self.report})
 
 
-def geometry_step(model: SAM2, generator: torch.Generator, count: int) -> StepResult:
-    """The heads learn where a prompt is: random features; a box means its ellipse, a click a disk.
+def geometry_step(
+    model: SAM2, images: Tensor, generator: torch.Generator, count: int
+) -> StepResult:
+    """The heads learn where a prompt is: whatever the image shows, a box means its ellipse and a
+    click a disk.
 
-    From random weights on real images they would hardly learn, for this has to come first.
-    Positions are relative to the frame, so a smaller frame teaches the same and is quicker.
+    From random weights on real images they would hardly learn, for this has to come first. The
+    features are those of real images: heads that have seen noise alone are lost among features that
+    are larger and alike over whole regions. Positions are relative to the frame, so a smaller frame
+    teaches the same and is quicker.
+
+    Args:
+        images: (B, 3, S, S), normalised.
+        count: number of prompts.
     """
-    side, d_model = model.image_size, model.config.d_model
-
-    def noise(channels: int, stride: int) -> Tensor:
-        shape = (count, channels, side // stride, side // stride)
-        spread = 2 * torch.rand((count, 1, 1, 1), generator=generator)
-        return torch.rand(shape, generator=generator).sub_(0.5) * spread
-
-    features = ImageFeatures(noise(d_model, 16), noise(d_model // 4, 8), noise(d_model // 8, 4))
-    truth = _ellipses(generator, count, side)
+    with torch.no_grad():
+        features = model.encode_image(images)
+    features = features.select(torch.randint(len(images), (count,), generator=generator))
+    truth = _ellipses(generator, count, model.image_size)
     # Focal loss at its full weight would first teach that nothing is anywhere.
-    meter = _Meter(torch.ones(count), loss_size=side // 4, loss_weights=LossWeights(focal=4.0))
+    weights = LossWeights(focal=4.0)
+    meter = _Meter(torch.ones(count), loss_size=model.image_size // 4, loss_weights=weights)
     return _prompt_and_correct(model, features, truth, meter, generator, 0.3)
 
 
@@ -148,10 +153,17 @@ def clip_step(model: SAM2, batch: Batch, generator: torch.Generator) -> StepResu
     prompted = {0: (_remember(model, features[0], first, binarise=True), first.pointer)}
     tracked: dict[int, tuple[Tensor, Tensor]] = {}
     visible: list[Tensor] = []
+    answer = first
     corrected = int(torch.randint(1, 2 * frames, (), generator=generator))
     for t in range(1, frames):
         conditioned = _attend(model, features[t], t, prompted, tracked, batch.sequence_length)
-        decoded = model.decode_masks(features[t], conditioned, multimask=True)
+        before = answer.low_res.detach().clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT)
+        decoded = model.decode_masks(
+            features[t],
+            conditioned,
+            mask_input=before if model.config.draws_prompts else None,
+            multimask=True,
+        )
         truth = batch.masks[:, t]
         meter.add(f"track{t}", decoded, truth, factor=2.0 / (frames - 1), loss_weights=_TRACKING)
         visible.append(decoded.object_score[:, 0] > 0)

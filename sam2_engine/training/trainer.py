@@ -32,6 +32,7 @@ from sam2_engine.training.steps import (
 GEOMETRY, IMAGES, CLIPS = "geometry", "images", "clips"
 _CHECKPOINT_SECONDS = 120.0
 _REPORT_EVERY = 20
+_GEOMETRY_IMAGES = 4  # whose features the prompts of a geometry step share
 _EMA_DECAY = 0.998
 _CLIP_NORM = 1.0
 
@@ -70,26 +71,14 @@ class Stage:
 
 STAGES: dict[str, tuple[Stage, ...]] = {
     "nano": (
-        Stage("geometry", GEOMETRY, minutes=6, learning_rate=1.5e-3, batch=32, size=128),
-        Stage("images", IMAGES, minutes=24, batch=4, objects=12),
-        Stage(
-            "small clips",
-            CLIPS,
-            minutes=25,
-            learning_rate=6e-4,
-            trunk_rate=0.2,
-            batch=3,
-            objects=4,
-            frames=(3, 8),
-            images=4,
-            size=128,
-        ),
+        Stage("geometry", GEOMETRY, minutes=3, learning_rate=1.5e-3, batch=16),
+        Stage("images", IMAGES, minutes=20, batch=4, objects=12),
         Stage(
             "clips",
             CLIPS,
-            minutes=75,
-            learning_rate=5e-4,
-            trunk_rate=0.2,
+            minutes=85,
+            learning_rate=6e-4,
+            trunk_rate=0.25,
             batch=1,
             objects=4,
             frames=(3, 8),
@@ -263,8 +252,6 @@ class Trainer:
         _freeze(self.model, whole_trunk=stage.trunk_rate == 0)
         size = stage.size or self.model.image_size
         model = with_input_size(self.model, size)
-        if stage.kind == GEOMETRY:
-            return lambda: geometry_step(model, self.generator, stage.batch)
         sampler = ClipSampler(self.sources, size)
         seed = self.seed * 1000 + self.progress.stage
 
@@ -272,6 +259,11 @@ class Trainer:
             dataset = BatchDataset(sampler, seed, frames, count, stage.objects, self.rank)
             return batches(dataset, self.progress.step, self.workers)
 
+        if stage.kind == GEOMETRY:
+            single = ready(seed, (1, 1), _GEOMETRY_IMAGES)
+            return lambda: geometry_step(
+                model, next(single).images[:, 0], self.generator, stage.batch
+            )
         main = ready(seed, stage.frames, stage.batch)
         if stage.kind == IMAGES:
             return lambda: image_step(model, next(main), self.generator)
@@ -387,7 +379,7 @@ def new_model(name: str, imagenet: bool = True) -> SAM2:
 
 
 @torch.no_grad()
-def _calibrate(model: SAM2, spread: float = 0.5) -> None:
+def _calibrate(model: SAM2, spread: float = 0.3) -> None:
     """Make what starts at random start small.
 
     Image features get a spread below that of the position encodings they are added to, and memory
