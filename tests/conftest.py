@@ -5,4 +5,34 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def own_choices(monkeypatch, tmp_path):
+    """The choices of whoever runs the tests are neither read nor changed."""
+    from napari_sam2.widgets import choices
+
+    monkeypatch.setattr(choices, "FILE", tmp_path / "choices" / "widget.json")
+
+
+@pytest.fixture
+def no_thread_left(qtbot):
+    """When the viewer is closed, the threads end."""
+    from desk import TIMEOUT, worker_threads
+    from qtpy.QtCore import QEvent
+    from qtpy.QtWidgets import QApplication
+
+    yield
+    QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    qtbot.waitUntil(lambda: not worker_threads(), timeout=TIMEOUT)
+
+
+@pytest.fixture
+def desk(own_choices, no_thread_left, make_napari_viewer, qtbot):
+    """Makes desks; their viewers are shown, so that the canvas takes the mouse."""
+    from desk import Desk
+
+    return lambda **layer: Desk(make_napari_viewer(show=True), qtbot, **layer)

@@ -11,152 +11,23 @@ import weakref
 import napari.layers
 import numpy as np
 import pytest
+from desk import SHAPE, TIMEOUT, assert_same, blobs, worker_threads
 from models import small_model
-from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
-from qtpy.QtGui import QMouseEvent
-from qtpy.QtWidgets import QApplication, QWidget
+from qtpy.QtCore import QEvent, Qt
+from qtpy.QtWidgets import (
+    QApplication,
+    QComboBox,
+    QProgressBar,
+    QPushButton,
+    QSpinBox,
+    QTableWidget,
+    QToolButton,
+)
 
 from napari_sam2.session import Session
 from napari_sam2.widgets import SAM2Widget
-from sam2_engine.sequence import SequencePredictor
 
-SHAPE = (7, 48, 64)
-TIMEOUT = 180_000
-
-
-def blobs(shape=SHAPE):
-    z, y, x = np.indices(shape)
-    one = (y - 14 - z) ** 2 + (x - 20) ** 2 < 70
-    two = (y - 32) ** 2 + (x - 46 + z) ** 2 < 80
-    noise = np.random.default_rng(0).normal(0, 10, shape)
-    return (noise + 150 * one + 220 * two).astype(np.float32)
-
-
-def assert_same(labels, expected):
-    """Equal, but where two objects' logits differ by less than half precision tells."""
-    np.testing.assert_array_equal(labels > 0, expected > 0)
-    assert (labels != expected).mean() < 1e-3
-
-
-class Desk:
-    """A viewer with the widget in it, and the hands of a person."""
-
-    def __init__(self, viewer, qtbot, model=None, **layer):
-        self.viewer = viewer
-        self.qtbot = qtbot
-        self.image = viewer.add_image(layer.pop("data", blobs()), name="scan", **layer)
-        self.widget = SAM2Widget(viewer, model=model or small_model())
-        self.panel = self.widget.panel
-        self.dock = viewer.window.add_dock_widget(self.widget, name="SAM 2")
-        if model is None:
-            self.settle()
-
-    @property
-    def session(self):
-        return self.widget.session
-
-    @property
-    def labels(self):
-        return self.session.labels
-
-    @property
-    def status(self):
-        return self.panel.status.text()
-
-    def settle(self):
-        """Wait until the model has answered all that was asked."""
-        QApplication.processEvents()
-        self.qtbot.waitUntil(lambda: not self.widget.is_busy, timeout=TIMEOUT)
-
-    @property
-    def canvas(self):
-        widgets = self.viewer.window._qt_window.findChildren(QWidget)
-        return next(w for w in widgets if "CanvasBackend" in type(w).__name__)
-
-    def position(self, yx):
-        """Where a position in the image's displayed axes is on the canvas."""
-        displayed = list(self.viewer.dims.displayed)
-        data = np.array(self.image.world_to_data(self.viewer.dims.point))
-        data[displayed] = yx
-        world = np.array(self.image.data_to_world(data))[displayed]
-        y, x = (world - self.viewer.camera.center[-2:]) * self.viewer.camera.zoom
-        return QPoint(round(x + self.canvas.width() / 2), round(y + self.canvas.height() / 2))
-
-    def mouse(self, kind, at, held=True, modifiers=Qt.KeyboardModifier.NoModifier):
-        left, none = Qt.MouseButton.LeftButton, Qt.MouseButton.NoButton
-        button = none if kind == QEvent.Type.MouseMove else left
-        where = QPointF(at), QPointF(self.canvas.mapToGlobal(at))
-        event = QMouseEvent(kind, *where, button, left if held else none, modifiers)
-        QApplication.sendEvent(self.canvas, event)
-
-    def click(self, yx, **how):
-        at = self.position(yx)
-        self.mouse(QEvent.Type.MouseMove, at, held=False, **how)
-        self.mouse(QEvent.Type.MouseButtonPress, at, **how)
-        self.mouse(QEvent.Type.MouseButtonRelease, at, held=False, **how)
-
-    def drag(self, start, end):
-        start, end = self.position(start), self.position(end)
-        self.mouse(QEvent.Type.MouseButtonPress, start)
-        for part in (0.3, 0.7, 1):
-            self.mouse(QEvent.Type.MouseMove, start + (end - start) * part)
-            self.qtbot.wait(30)  # vispy drops moves that come too fast
-        self.mouse(QEvent.Type.MouseButtonRelease, end, held=False)
-
-    def key(self, key):
-        self.qtbot.keyClick(self.canvas, key)
-
-    def press(self, button):
-        self.qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
-
-    def go_to(self, step, axis=0):
-        self.viewer.dims.set_current_step(axis, step)
-
-    def expected(self, frame=None):
-        """Labels that the engine gives for the session's prompts: of a preview, or of all."""
-        predictor = SequencePredictor(
-            small_model(),
-            self.session.view,
-            window=self.session.window,
-            refine_clicks=True,
-            max_prompted_frames="adjacent",
-        )
-        for object_id, frames in self.session.prompts.items():
-            for at, said in frames.items():
-                some = len(said.points) > 0
-                predictor.set_prompts(
-                    object_id,
-                    at,
-                    points=said.points if some else None,
-                    labels=said.labels if some else None,
-                    box=said.box,
-                    mask_input=said.mask_input,
-                )
-        if frame is not None:
-            return predictor.predict(frame).labels()
-        labels = np.zeros_like(self.labels)
-        for result in predictor.propagate():
-            labels[self.session.view.index(result.frame)] = result.labels()
-        return labels
-
-
-@pytest.fixture
-def no_thread_left(qtbot):
-    """When the viewer is closed, the thread ends."""
-    yield
-    QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
-    qtbot.waitUntil(lambda: not worker_threads(), timeout=TIMEOUT)
-
-
-@pytest.fixture
-def desk(no_thread_left, make_napari_viewer, qtbot):
-    """Makes desks; their viewers are shown, so that the canvas takes the mouse."""
-    return lambda **layer: Desk(make_napari_viewer(show=True), qtbot, **layer)
-
-
-def worker_threads():
-    return [thread for thread in threading.enumerate() if thread.name == "napari-sam2"]
-
+pytestmark = pytest.mark.usefixtures("own_choices")
 
 # -- the plugin --------------------------------------------------------------------------------
 
@@ -235,13 +106,13 @@ def test_a_dragged_box_is_one_prompt_and_a_second_replaces_it(desk):
 
     d.drag((12, 14), (24, 28))
     d.settle()
-    d.qtbot.waitUntil(lambda: len(d.widget.boxes_layer.data) == 1)
+    d.qtbot.waitUntil(lambda: len(d.widget.shapes_layer.data) == 1)
     np.testing.assert_allclose(d.session.prompts[1][3].box, (12, 14, 24, 28), atol=0.6)
     assert_same(d.labels[3], d.expected(3))
 
     d.click((40, 50))  # no drag: no box
     d.settle()
-    d.qtbot.waitUntil(lambda: len(d.widget.boxes_layer.data) == 1)
+    d.qtbot.waitUntil(lambda: len(d.widget.shapes_layer.data) == 1)
     np.testing.assert_allclose(d.session.prompts[1][3].box, (12, 14, 24, 28), atol=0.6)
 
 
@@ -263,7 +134,7 @@ def test_exclude_shift_and_keys(desk):
     assert list(d.session.prompts) == [1, 2]
     assert list(d.session.prompts[2][2].labels) == [1]
     d.key("B")
-    assert d.viewer.layers.selection.active is d.widget.boxes_layer
+    assert d.viewer.layers.selection.active is d.widget.shapes_layer
     d.settle()
     assert_same(d.labels[2], d.expected(2))
     colours = d.widget.points_layer.face_color
@@ -299,7 +170,7 @@ def test_rotated_sheared_layers_keep_prompts_and_masks_in_place(desk):
     np.testing.assert_allclose(d.session.prompts[1][4].points, [(18, 20)], atol=0.5)
     at = (3.2, 7.5, 11)
     expected = d.image.data_to_world(at)
-    for layer in (d.widget.labels_layer, d.widget.points_layer, d.widget.boxes_layer):
+    for layer in (d.widget.labels_layer, d.widget.points_layer, d.widget.shapes_layer):
         np.testing.assert_allclose(layer.data_to_world(at), expected)
     # The prompt layers may be moved apart from the image.
     d.widget.points_layer.translate += (2, 0, 0)
@@ -396,16 +267,16 @@ def test_removed_layers_come_back_with_the_prompts_of_every_axis(desk):
     d = desk()
     d.widget.start("include")
     d.widget.points_layer.add([2, 16, 20])
-    d.widget.boxes_layer.add([[3, 10, 12], [3, 10, 30], [3, 26, 30], [3, 26, 12]])
+    d.widget.shapes_layer.add([[3, 10, 12], [3, 10, 30], [3, 26, 30], [3, 26, 12]])
     d.viewer.dims.order = (2, 0, 1)
     d.widget.start("exclude")
     d.widget.points_layer.add([2, 16, 24])
     d.settle()
-    d.viewer.layers.remove(d.widget.boxes_layer)
+    d.viewer.layers.remove(d.widget.shapes_layer)
     assert d.widget.points_layer is None
     d.widget.start("include")
     assert len(d.widget.points_layer.data) == 2
-    assert len(d.widget.boxes_layer.data) == 1
+    assert len(d.widget.shapes_layer.data) == 1
     assert list(d.session.prompts[1]) == [24]
     d.widget.points_layer.remove([list(d.widget.points_layer.features["axis"]).index(2)])
     assert d.session.prompts == {}
@@ -426,7 +297,7 @@ def test_a_click_after_propagation_corrects_that_slice(desk):
     d.key("E")
     d.click((30, 44))
     d.settle()
-    assert d.session.prompts[1][4].mask_input is not None
+    assert d.session.prompts[1][4].corrects is not None
     assert_same(d.labels[4], d.expected(4))
     np.testing.assert_array_equal(np.delete(d.labels, 4, axis=0), np.delete(before, 4, axis=0))
     d.press(d.panel.propagate)
@@ -448,9 +319,9 @@ def test_objects_are_added_chosen_and_deleted(desk):
     d.press(d.panel.modes["include"])
     d.click((16, 20))
     d.press(d.panel.new)
-    assert d.panel.object == 2
+    assert d.panel.object_id == 2
     d.click((32, 44))
-    d.panel.object = 1
+    d.panel.object_id = 1
     d.click((17, 21))
     d.settle()
     assert {i: len(d.session.prompts[i][2].points) for i in (1, 2)} == {1: 2, 2: 1}
@@ -572,6 +443,14 @@ def test_harm_during_a_run_breaks_nothing(slow_desk, harm):
         d.press(d.panel.propagate)
         d.settle()
         assert_same(d.labels, d.expected())
+    elif harm == "new data":
+        # Marks are kept; masks follow from the new pixels as soon as they are asked for.
+        assert list(d.session.prompts[1]) == [3]
+        assert len(widget.points_layer.data) == 1
+        assert d.session.stale(1)
+        d.press(d.panel.propagate)
+        d.settle()
+        assert_same(d.labels, d.expected())
     else:
         assert d.session is None or d.session.prompts == {}
 
@@ -632,7 +511,7 @@ def test_without_an_image_it_says_what_to_do(make_napari_viewer, qtbot):
     viewer.add_image(blobs())
     assert "click on Object 1" in widget.panel.status.text()
     widget.propagate()
-    assert "no prompt yet" in widget.panel.status.text()
+    assert "no mark yet" in widget.panel.status.text()
     widget.shut_down()
 
 
@@ -668,6 +547,7 @@ def test_models_are_listed_and_a_failure_is_told(desk, monkeypatch, tmp_path):
 def test_it_fits_a_narrow_dock(desk):
     d = desk()
     assert d.widget.minimumSizeHint().width() <= 300
-    tips = [d.panel.images, d.panel.models, d.panel.devices, d.panel.objects, d.panel.new]
-    tips += [d.panel.delete, d.panel.direction, d.panel.propagate, d.panel.stop, d.panel.progress]
-    assert all(widget.toolTip() for widget in [*tips, *d.panel.modes.values()])
+    controls = (QComboBox, QPushButton, QSpinBox, QToolButton, QProgressBar, QTableWidget)
+    shown = [part for kind in controls for part in d.panel.findChildren(kind)]
+    assert len(shown) > 30
+    assert [part for part in shown if not part.toolTip()] == []

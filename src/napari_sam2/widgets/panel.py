@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
-import numpy as np
-from qtpy.QtCore import QEvent, QObject, QPoint, QSize, Qt
-from qtpy.QtGui import QColor, QIcon, QPainter, QPen, QPixmap
+from qtpy.QtCore import QEvent, QObject, QSize, Qt
+from qtpy.QtGui import QColor
 from qtpy.QtWidgets import (
-    QAbstractItemView,
+    QCheckBox,
     QComboBox,
     QFormLayout,
     QGridLayout,
     QHBoxLayout,
     QLabel,
-    QListWidget,
-    QListWidgetItem,
+    QMenu,
     QProgressBar,
     QPushButton,
     QSizePolicy,
+    QSpinBox,
+    QToolButton,
     QVBoxLayout,
     QWidget,
 )
 
+from napari_sam2.widgets.icons import icon
+from napari_sam2.widgets.object_table import ObjectTable
+from napari_sam2.widgets.slice_strip import SliceStrip
+
 INCLUDE, EXCLUDE, BOX = "include", "exclude", "box"
+SCRIBBLE, LASSO, PAINT = "scribble", "lasso", "paint"
+HERE, BETWEEN, RANGE = "here", "between", "range"
+NEW_LAYER, ONE_EACH = "new layer", "one each"
+ALL_OBJECTS, SELECTED_OBJECTS = "all", "selected"
 
 _DEVICES = {
     "auto": ("automatic", "The graphics card if there is one, else the processor."),
@@ -32,15 +39,25 @@ _DEVICES = {
     "cuda": ("NVIDIA GPU (CUDA)", "Needs an NVIDIA card and a PyTorch built for it."),
     "mps": ("Apple GPU (MPS)", "Needs a Mac with Apple silicon."),
 }
-_DIRECTIONS = {
-    "both": ("both ways", "Every slice follows from the nearest slice that has prompts."),
-    "forward": ("forward", "From the slices with prompts towards higher slice numbers."),
-    "backward": ("backward", "From the slices with prompts towards lower slice numbers."),
+_REACHES = {
+    "both": ("all slices", "Every slice follows from the nearest slices that are marked."),
+    "forward": ("forward", "From the first marked slice towards higher slice numbers."),
+    "backward": ("backward", "From the last marked slice towards lower slice numbers."),
+    HERE: ("to this slice", "From the nearest marked slice to the one that the viewer shows."),
+    BETWEEN: ("between marked slices", "Between the marked slices before and behind this one."),
+    RANGE: ("from … to …", "The slices that you give."),
+}
+_WHICH = {
+    ALL_OBJECTS: ("all objects", "All objects that are marked and not locked."),
+    SELECTED_OBJECTS: ("selected objects", "Only what is selected in the table of objects."),
 }
 _MODES = {
-    INCLUDE: ("Include", "Click on the object.  Key: I"),
-    EXCLUDE: ("Exclude", "Click where the mask should not be.  Key: E, or Shift and click"),
-    BOX: ("Box", "Drag a box around the object.  Key: B"),
+    INCLUDE: ("Include", "Click on the object.", "I"),
+    EXCLUDE: ("Exclude", "Click where the mask should not be. Or Shift and click.", "E"),
+    BOX: ("Box", "Drag a box tightly around the object.", "B"),
+    SCRIBBLE: ("Scribble", "Draw a line along the object. With Shift: along what is not.", "S"),
+    LASSO: ("Lasso", "Draw freely around the object.", "L"),
+    PAINT: ("Paint", "Paint or erase the mask by hand. It is then kept as you paint it.", "P"),
 }
 
 
@@ -49,76 +66,135 @@ class Panel(QWidget):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.images = _combo("The image to segment. Its contrast limits are what SAM 2 sees.")
+        self.images = _combo("The image to segment.")
         self.models = _combo(
-            "The network. nano comes with the plugin and is quick; the larger ones see better, "
-            "and are downloaded once."
+            "The network, its size and its licence. nano comes with the plugin and is quick; the "
+            "larger ones see better, and are downloaded once."
         )
+        self.download = QProgressBar()
+        self.download.setToolTip("How much of the model is downloaded.")
+        self.stop_download = _button("Stop", "Stop the download; it can be taken up again later.")
+
+        self.more = QToolButton()
+        self.more.setText("Options")
+        self.more.setToolTip("Device, intensities, colours, and where masks are written.")
+        self.more.setCheckable(True)
+        self.more.setAutoRaise(True)
+        self.more.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.more.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        self.options = QWidget()
         self.devices = _combo("Where the network runs.", _DEVICES)
+        self.windows = _combo("The intensities that SAM 2 sees as black and white.")
+        self.channels = _combo("What SAM 2 sees as red, green and blue.")
+        self.targets = _combo("The labels layer that masks are written to.")
+        self.end_after = QSpinBox()
+        self.end_after.setRange(0, 999)
+        self.end_after.setSpecialValueText("never")
+        self.end_after.setSuffix(" empty slices")
+        self.end_after.setToolTip(
+            "An object that is not found on so many slices in a row is taken to have ended."
+        )
+        self.overwrite = QCheckBox("Overwrite other labels")
+        self.overwrite.setToolTip(
+            "Whether masks may cover labels in the layer that are not objects of this table."
+        )
 
-        self.objects = QListWidget()
-        self.objects.setToolTip("The objects. New clicks and boxes belong to the selected one.")
-        self.objects.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        self.objects.setIconSize(QSize(14, 14))
-        self.objects.setMinimumHeight(60)
-        self.objects.setMaximumHeight(120)
-        self.new = _button("New object", "Begin another object.  Key: N")
-        self.delete = _button("Delete", "Delete the selected object, its prompts and its mask.")
+        self.objects = ObjectTable()
+        self.new = _button("New", "Begin another object.  Key: N")
+        self.delete = _button("Delete", "Delete the selected objects, their marks and masks.")
+        self.merge = _button("Merge", "Make the selected objects one. Select several with Ctrl.")
+        self.from_labels = _button("Labels", "Take masks of a labels layer as a start.")
+        self.labels_menu = QMenu(self)
+        self.from_labels.setMenu(self.labels_menu)
 
-        self.modes = {mode: _mode_button(mode, *text) for mode, text in _MODES.items()}
+        self.modes = {
+            mode: _mode_button(text, tip, key) for mode, (text, tip, key) in _MODES.items()
+        }
 
-        self.direction = _combo("Which way to follow the objects from their prompts.", _DIRECTIONS)
+        self.strip = SliceStrip()
+        self.slice = QLabel()
+        self.slice.setToolTip("The slice that the viewer shows, and its state for this object.")
+        self.slice.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+        self.approve = _button("Approve", "The mask is right here: keep it, follow it.  Key: A")
+        self.lock = _button("Lock", "Keep the mask on this slice as it is.  Key: K")
+        for button in (self.approve, self.lock):
+            button.setCheckable(True)
+        self.reach = _combo("Which slices to fill.", _REACHES)
+        self.which = _combo("Which objects to follow.", _WHICH)
+        self.first, self.last = _slice_box("First slice."), _slice_box("Last slice.")
         self.propagate = _button("Propagate", "")
+        self.update_masks = _button("Update", "")
         self.stop = _button("Stop", "Stop; the slices done so far are kept.")
         self.progress = QProgressBar()
         self.progress.setToolTip("Slices done in this propagation.")
+
+        self.undo = _button("Undo", "")
+        self.redo = _button("Redo", "")
+        self.session = _button("Session", "Save this session, or open another.")
+        self.session_menu = QMenu(self)
+        self.session.setMenu(self.session_menu)
+        self.help = _button("Keys", "")
 
         self.status = QLabel()
         self.status.setWordWrap(True)
         self.status.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.status.setAlignment(Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft)
         self.status.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.MinimumExpanding)
-        self.status.setMinimumHeight(5 * self.fontMetrics().lineSpacing())
+        self.status.setMinimumHeight(4 * self.fontMetrics().lineSpacing())
         self.status.setToolTip("What to do next, and what went wrong.")
+        self.sources = [self.images, self.models, self.devices, self.windows, self.channels]
+        self.tools = [self.new, self.from_labels, self.session, *self.modes.values()]
+        self.changers = [self.delete, self.merge, self.targets]
+        self.keepers = [self.approve, self.lock]
+        self.starters = [self.propagate, self.update_masks, self.reach, self.which]
         self._arrange()
+        self.more.toggled.connect(self._show_options)
+        self.reach.currentIndexChanged.connect(self._show_range)
+        self._show_options(False)
+        self._show_range()
+        self.show_download(None)
 
     def _arrange(self) -> None:
-        form = QFormLayout()
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        form.setContentsMargins(0, 0, 0, 0)
-        form.addRow("Image", self.images)
-        form.addRow("Model", self.models)
-        form.addRow("Runs on", self.devices)
-
-        objects = QHBoxLayout()
-        objects.addWidget(self.new, 2)
-        objects.addWidget(self.delete, 1)
-
-        modes = QGridLayout()
-        modes.setSpacing(4)
-        for column, button in enumerate(self.modes.values()):
-            modes.addWidget(button, 0, column)
-            modes.setColumnStretch(column, 1)
-
-        run = QGridLayout()
-        run.setSpacing(4)
-        run.addWidget(self.direction, 0, 0, 1, 2)
-        run.addWidget(self.propagate, 1, 0)
-        run.addWidget(self.stop, 1, 1)
-        run.setColumnStretch(0, 2)
-        run.setColumnStretch(1, 1)
-
         layout = QVBoxLayout(self)
-        layout.setSpacing(6)
-        layout.addLayout(form)
+        layout.setContentsMargins(6, 6, 6, 6)
+        layout.setSpacing(4)
+        layout.addLayout(_form({"Image": self.images, "Model": self.models}))
+        layout.addLayout(_row((self.download, 3), (self.stop_download, 1)))
+        layout.addWidget(self.more)
+        rows = {
+            "Runs on": self.devices,
+            "Intensities": self.windows,
+            "Colours": self.channels,
+            "Write to": self.targets,
+            "Ends after": self.end_after,
+            "": self.overwrite,
+        }
+        self.options.setLayout(_form(rows))
+        layout.addWidget(self.options)
         layout.addWidget(_heading("1. Objects"))
         layout.addWidget(self.objects)
-        layout.addLayout(objects)
-        layout.addWidget(_heading("2. Prompts, on any slice"))
+        buttons = (self.new, self.delete, self.merge, self.from_labels)
+        layout.addLayout(_row(*((button, 1) for button in buttons)))
+        layout.addWidget(_heading("2. Mark them, on any slice"))
+        modes = QGridLayout()
+        modes.setSpacing(4)
+        for place, button in enumerate(self.modes.values()):
+            modes.addWidget(button, *divmod(place, 3))
+            modes.setColumnStretch(place % 3, 1)
         layout.addLayout(modes)
-        layout.addWidget(_heading("3. Through all slices"))
-        layout.addLayout(run)
+        layout.addWidget(_heading("3. Follow them through the slices"))
+        layout.addWidget(self.strip)
+        layout.addLayout(_row((self.slice, 1), (self.approve, 0), (self.lock, 0)))
+        layout.addLayout(_row((self.reach, 1), (self.which, 1)))
+        self.range = QWidget()
+        limits = _row((self.first, 1), (QLabel("to"), 0), (self.last, 1))
+        self.range.setLayout(limits)
+        layout.addWidget(self.range)
+        layout.addLayout(_row((self.propagate, 3), (self.update_masks, 2), (self.stop, 2)))
         layout.addWidget(self.progress)
+        buttons = (self.undo, self.redo, self.session, self.help)
+        layout.addSpacing(4)
+        layout.addLayout(_row(*((button, 1) for button in buttons)))
         layout.addWidget(self.status)
 
     # -- what is shown -------------------------------------------------------------------------
@@ -131,16 +207,32 @@ class Panel(QWidget):
         """What went wrong."""
         self.status.setText(f"⚠ {text}")
 
+    def show_slice(self, text: str) -> None:
+        """The slice that the viewer shows."""
+        self.slice.setText(text)
+        self.slice.setToolTip(text)
+
     def show_progress(self, done: int, total: int, seconds_left: float | None = None) -> None:
         """How far a propagation is; total 0 for one that has not begun."""
-        left = "" if seconds_left is None else f", {_duration(seconds_left)} left"
+        left = "" if seconds_left is None else f", {duration(seconds_left)} left"
         self.progress.setRange(0, total)
         self.progress.setValue(done)
         self.progress.setFormat(f"%v of %m slices{left}")
 
+    def show_download(self, downloaded: tuple[int, int | None] | None) -> None:
+        """Bytes that are there and bytes in all; None when nothing is downloaded."""
+        for widget in (self.download, self.stop_download):
+            widget.setVisible(downloaded is not None)
+        if downloaded is not None:
+            done, total = downloaded
+            self.download.setRange(0, 0 if total is None else total >> 10)
+            self.download.setValue(done >> 10)
+            of_all = "" if total is None else f" of {size_text(total)}"
+            self.download.setFormat(f"{size_text(done)}{of_all}")
+
     @property
     def mode(self) -> str | None:
-        """INCLUDE, EXCLUDE, BOX, or None where a click moves the view."""
+        """INCLUDE, EXCLUDE, ...; None where a click moves the view."""
         return next((mode for mode, button in self.modes.items() if button.isChecked()), None)
 
     @mode.setter
@@ -149,42 +241,51 @@ class Panel(QWidget):
             button.setChecked(mode == chosen)
 
     @property
-    def object(self) -> int:
-        """Id of the selected object; 0 for none."""
-        item = self.objects.currentItem()
-        return 0 if item is None else int(item.data(Qt.ItemDataRole.UserRole))
+    def object_id(self) -> int:
+        """Id of the object that new prompts belong to; 0 for none."""
+        return self.objects.object_id
 
-    @object.setter
-    def object(self, object_id: int) -> None:
-        for row, item in enumerate(self._object_items()):
-            if item.data(Qt.ItemDataRole.UserRole) == object_id:
-                self.objects.setCurrentRow(row)
+    @object_id.setter
+    def object_id(self, object_id: int) -> None:
+        self.objects.object_id = object_id
 
-    def show_objects(self, rows: Iterable[tuple[int, str, Any]]) -> None:
-        """The list of objects: id, text and RGB colour of each.
+    def show_history(self, undo: str | None, redo: str | None) -> None:
+        """What can be taken back and made again, in words."""
+        for button, what, name, keys in (
+            (self.undo, undo, "Undo", "Ctrl+Z"),
+            (self.redo, redo, "Redo", "Ctrl+Shift+Z"),
+        ):
+            button.setEnabled(what is not None)
+            of_what = "nothing" if what is None else what.lower()
+            button.setToolTip(f"{name}: {of_what}.  Keys: {keys}")
 
-        The selected one stays selected; where it is gone, the last one is.
-        """
-        rows = list(rows)
-        chosen = self.object
-        self.objects.blockSignals(True)
-        ids = [item.data(Qt.ItemDataRole.UserRole) for item in self._object_items()]
-        if ids != [object_id for object_id, _, _ in rows]:
-            self.objects.clear()
-            for object_id, _, _ in rows:
-                item = QListWidgetItem(self.objects)
-                item.setData(Qt.ItemDataRole.UserRole, object_id)
-            self.objects.setCurrentRow(len(rows) - 1)
-            self.object = chosen
-        for item, (_, text, colour) in zip(self._object_items(), rows, strict=True):
-            if item.text() != text:
-                item.setText(text)
-            item.setIcon(_colour_icon(colour))
-        self.objects.blockSignals(False)
+    def show_limits(self, last: int) -> None:
+        """The last slice that there is."""
+        if self.last.maximum() != last:
+            for box in (self.first, self.last):
+                box.setMaximum(last)
+            self.last.setValue(last)
 
-    def _object_items(self) -> list[QListWidgetItem]:
-        items = (self.objects.item(row) for row in range(self.objects.count()))
-        return [item for item in items if item is not None]
+    def show_keys(self, keys: Mapping[str, str]) -> None:
+        """List the keys: key -> what it does."""
+        rows = "".join(
+            f"<tr><td><b>{key}</b>&nbsp;</td><td>{what}</td></tr>" for key, what in keys.items()
+        )
+        self.help.setToolTip(
+            "<p>Keys, while the canvas shows one of this image's layers of marks or objects, or "
+            f"the widget has the focus:</p><table>{rows}</table>"
+        )
+
+    def show_choices(
+        self, combo: QComboBox, choices: Iterable[tuple[str, object]], chosen: object
+    ) -> None:
+        """Fill a list with texts and values, without telling anyone."""
+        combo.blockSignals(True)
+        combo.clear()
+        for text, value in choices:
+            combo.addItem(text, value)
+        combo.setCurrentIndex(max(0, combo.findData(chosen)) if combo.count() else -1)
+        combo.blockSignals(False)
 
     def show_devices(self, present: set[str]) -> None:
         """Take away the devices that this computer lacks."""
@@ -193,8 +294,25 @@ class Panel(QWidget):
             if device not in present and device != self.devices.currentData():
                 self.devices.removeItem(index)
 
+    def set_ink(self, ink: QColor) -> None:
+        """Draw pictures in a theme's colour."""
+        for mode, button in self.modes.items():
+            button.setIcon(icon(mode, ink))
+        self.undo.setIcon(icon("undo", ink))
+        self.redo.setIcon(icon("redo", ink))
+        self.lock.setIcon(icon("lock", ink))
+        self.objects.set_ink(ink)
+        self.strip.set_ink(ink)
 
-class _QuietComboBox(QComboBox):
+    def _show_options(self, shown: bool) -> None:
+        self.more.setArrowType(Qt.ArrowType.DownArrow if shown else Qt.ArrowType.RightArrow)
+        self.options.setVisible(shown)
+
+    def _show_range(self, *_: object) -> None:
+        self.range.setVisible(self.reach.currentData() == RANGE)
+
+
+class QuietComboBox(QComboBox):
     """Scrolling over a closed list does not choose another model or image."""
 
     def __init__(self) -> None:
@@ -209,9 +327,21 @@ class _QuietComboBox(QComboBox):
         return bool(super().eventFilter(watched, event))
 
 
-def _combo(tip: str, entries: dict[str, tuple[str, str]] | None = None) -> QComboBox:
+def size_text(size: int | None) -> str:
+    """Bytes, for people."""
+    if size is None:
+        return "download"
+    return f"{size / 1e6:.0f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    """For people, who want no more than one number."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _combo(tip: str, entries: Mapping[str, tuple[str, str]] | None = None) -> QComboBox:
     """entries: value -> text and tooltip."""
-    combo = _QuietComboBox()
+    combo = QuietComboBox()
     combo.setToolTip(tip)
     combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
     combo.setMinimumContentsLength(8)
@@ -225,15 +355,22 @@ def _button(text: str, tip: str) -> QPushButton:
     button = QPushButton(text)
     button.setToolTip(tip)
     button.setFocusPolicy(Qt.FocusPolicy.NoFocus)  # keys stay with the canvas
+    button.setMinimumWidth(10)
     return button
 
 
-def _mode_button(mode: str, text: str, tip: str) -> QPushButton:
-    button = _button(text, tip)
-    button.setIcon(_mode_icon(mode))
+def _mode_button(text: str, tip: str, key: str) -> QPushButton:
+    button = _button(text, f"{tip}  Key: {key}")
     button.setIconSize(QSize(14, 14))
     button.setCheckable(True)
     return button
+
+
+def _slice_box(tip: str) -> QSpinBox:
+    box = QSpinBox()
+    box.setPrefix("slice ")
+    box.setToolTip(tip)
+    return box
 
 
 def _heading(text: str) -> QLabel:
@@ -242,35 +379,20 @@ def _heading(text: str) -> QLabel:
     return label
 
 
-def _duration(seconds: float) -> str:
-    """For people, who want no more than one number."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+def _form(rows: Mapping[str, QWidget]) -> QFormLayout:
+    form = QFormLayout()
+    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+    form.setContentsMargins(0, 0, 0, 0)
+    form.setVerticalSpacing(4)
+    for text, widget in rows.items():
+        form.addRow(text, widget)
+    return form
 
 
-def _colour_icon(colour: Any) -> QIcon:
-    """colour: RGB, 0 to 1."""
-    pixmap = QPixmap(14, 14)
-    pixmap.fill(QColor.fromRgbF(*(float(part) for part in np.asarray(colour)[:3])))
-    icon = QIcon(pixmap)
-    icon.addPixmap(pixmap, QIcon.Mode.Selected)  # else Qt tints it
-    return icon
-
-
-def _mode_icon(mode: str) -> QIcon:
-    pixmap = QPixmap(32, 32)
-    pixmap.fill(Qt.GlobalColor.transparent)
-    painter = QPainter(pixmap)
-    painter.setRenderHint(QPainter.RenderHint.Antialiasing)
-    if mode == INCLUDE:
-        painter.setPen(Qt.PenStyle.NoPen)
-        painter.setBrush(QColor(60, 200, 80))
-        painter.drawEllipse(QPoint(16, 16), 10, 10)
-    elif mode == EXCLUDE:
-        painter.setPen(QPen(QColor(240, 60, 60), 6))
-        painter.drawLine(7, 7, 25, 25)
-        painter.drawLine(25, 7, 7, 25)
-    else:
-        painter.setPen(QPen(QColor(90, 160, 250), 4))
-        painter.drawRect(5, 8, 22, 16)
-    painter.end()
-    return QIcon(pixmap)
+def _row(*parts: tuple[QWidget, int]) -> QHBoxLayout:
+    row = QHBoxLayout()
+    row.setContentsMargins(0, 0, 0, 0)
+    row.setSpacing(4)
+    for widget, stretch in parts:
+        row.addWidget(widget, stretch)
+    return row

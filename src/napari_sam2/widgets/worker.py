@@ -22,6 +22,7 @@ class _Request:
     done: Callable[[Any], None]
     failed: Callable[[Exception], None]
     key: Hashable
+    can_wait: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +36,10 @@ class _Run:
 class Worker:
     """Runs requests in one thread of its own, and a long run of steps between them.
 
-    Requests come first: those that wait are done between two steps of the run. What comes out
-    waits until the window's thread calls `deliver`, which calls the callbacks; so no callback is
-    ever called in another thread, and none after `close`.
+    Requests come first: those that wait are done between two steps of the run. Requests that can
+    wait come last, when there is nothing else to do. What comes out waits until the window's thread
+    calls `deliver`, which calls the callbacks; so no callback is ever called in another thread, and
+    none after `close`.
     """
 
     def __init__(self) -> None:
@@ -48,12 +50,19 @@ class Worker:
         self._closed = False
         self._outbox: deque[Callable[[], None]] = deque()
         self._open = 0  # requests and runs whose last callback has not been delivered
+        self._spare: _Request | None = None  # one that can wait
+        self._spare_open = 0
         self._thread: threading.Thread | None = None
 
     @property
     def is_busy(self) -> bool:
-        """Whether anything is under way or waits to be delivered."""
+        """Whether anything is under way or waits to be delivered, but for what can wait."""
         return self._open > 0 or bool(self._outbox)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing at all is under way or waits to be delivered."""
+        return not (self.is_busy or self._spare_open)
 
     @property
     def is_running(self) -> bool:
@@ -76,7 +85,7 @@ class Worker:
 
         With a key, it replaces a request of the same key that still waits, and goes first.
         """
-        request = _Request(work, done, failed, key)
+        request = _Request(work, done, failed, key, can_wait=False)
         with self._wake:
             if self._closed:
                 return
@@ -90,6 +99,20 @@ class Worker:
                 waiting.insert(unkeyed, request)
                 self._requests = deque(waiting)
             self._open += 1
+            self._start()
+
+    def request_when_idle(
+        self,
+        work: Callable[[], Any],
+        done: Callable[[Any], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        """As `request`, when there is nothing else to do; replaces one that still waits."""
+        with self._wake:
+            if self._closed:
+                return
+            self._spare_open += self._spare is None
+            self._spare = _Request(work, done, failed, None, can_wait=True)
             self._start()
 
     def run(
@@ -128,7 +151,8 @@ class Worker:
             self._closed = True
             self._requests.clear()
             self._outbox.clear()
-            self._open = 0
+            self._spare = None
+            self._open = self._spare_open = 0
             self._wake.notify()
 
     def join(self, timeout: float = _JOIN_AT_EXIT) -> None:
@@ -153,12 +177,14 @@ class Worker:
         try:
             while True:
                 with self._wake:
-                    while not (self._closed or self._requests or self._run):
+                    while not (self._closed or self._requests or self._run or self._spare):
                         self._wake.wait()
                     if self._closed:
                         return
                     request = self._requests.popleft() if self._requests else None
                     run = self._run
+                    if request is None and run is None:
+                        request, self._spare = self._spare, None
                 if request is not None:
                     self._answer(request)
                 elif run is not None:
@@ -174,9 +200,9 @@ class Worker:
             result = request.work()
         except Exception as error:
             logger.debug("A request failed.", exc_info=True)
-            self._finish(request.failed, error)
+            self._finish(request.failed, error, request.can_wait)
         else:
-            self._finish(request.done, result)
+            self._finish(request.done, result, request.can_wait)
 
     def _step(self, run: _Run, steps: Iterator[Any] | None) -> Iterator[Any] | None:
         """One step of a run; returns its iterator, or None at the end."""
@@ -201,9 +227,12 @@ class Worker:
             if not self._closed:
                 self._outbox.append(lambda: callback(value))
 
-    def _finish(self, callback: Callable[[Any], None], value: Any) -> None:
+    def _finish(self, callback: Callable[[Any], None], value: Any, can_wait: bool = False) -> None:
         def last() -> None:
-            self._open -= 1
+            if can_wait:
+                self._spare_open -= 1
+            else:
+                self._open -= 1
             callback(value)
 
         with self._wake:

@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from napari_sam2.prompt_layers import (
-    NEGATIVE,
-    POSITIVE,
-    PromptLayers,
-    Reading,
-    new_labels_layer,
-    object_colours,
-)
-from napari_sam2.sequence_view import SequenceKey, window_of
-from napari_sam2.session import LazyModel, Session
+from napari_sam2.prompt_layers import NEGATIVE, POSITIVE, PromptLayers, Reading
+from napari_sam2.sequence_view import Channels, SequenceKey
+from napari_sam2.session import Session
+from napari_sam2.widgets.events import Connections, Hooks, Keys, bind_keys, unbind_keys
+from napari_sam2.widgets.mask_layers import MaskLayers
+from napari_sam2.windows import CONTRAST_LIMITS
 
 if TYPE_CHECKING:
     from napari.components import LayerList
     from napari.layers import Image, Labels, Layer, Points, Shapes
-
-
-class Connections:
-    """Callbacks on events, to be taken off again together."""
-
-    def __init__(self) -> None:
-        self._made: list[tuple[Any, Callable[..., Any]]] = []
-
-    def connect(self, emitter: Any, callback: Callable[..., Any]) -> None:
-        emitter.connect(callback)
-        self._made.append((emitter, callback))
-
-    def disconnect_all(self) -> None:
-        for emitter, callback in self._made:
-            emitter.disconnect(callback)
-        self._made.clear()
 
 
 @dataclass(frozen=True)
@@ -53,78 +30,119 @@ class Edit:
     """Whether there are boxes to be removed: replaced by a later one, or too small."""
 
 
-class Workspace:
-    """The session of one image, and its clicks, boxes and labels layers in a viewer.
+@dataclass(frozen=True)
+class Look:
+    """What the model sees together with an image, as colours."""
 
-    Prompts go from the layers to the session, never back, except into layers that are new.
+    partners: tuple[Image, ...] = ()
+    """Other image layers."""
+    channels: Channels | None = None
+    """Or channels of the image itself."""
+
+
+class Workspace:
+    """The session of one image, and its layers of marks and masks in a viewer.
+
+    Prompts go from the layers to the session; back only into layers that are new, and where the
+    session itself has changed them: undo, redo, merging, opening.
     """
 
-    def __init__(self, image: Image, model: LazyModel) -> None:
-        """Raises ValueError where the image is of a kind that cannot be segmented."""
+    def __init__(self, image: Image, session: Session) -> None:
         self.image = image
-        self.session = Session(image, model)
-        self.session.add_object()
+        self.session = session
+        if not session.objects:
+            session.add_object()
+            session.history.clear()
         self.prompts: PromptLayers | None = None
-        self.labels: Labels | None = None
-        self.image_events = Connections()
+        self.masks = MaskLayers(image, session)
+        self.window = CONTRAST_LIMITS
+        """The choice of intensities that the model sees."""
+        self.look = Look()
+        self.events = Connections()
+        """Those that last as long as the workspace."""
         self._prompt_events = Connections()
-        self._labels_events = Connections()
         self._readings: dict[SequenceKey, Reading] = {}
         self._is_held = False  # the mouse button, in a prompt layer
-        self._keys: Mapping[str, Callable[[], None]] = {}
-        self._object_id = 1
+        self._is_filling = False
+        self._keys: Keys = {}
+        self._object_id = next(iter(session.objects))
         self._excludes = False
+        self.masks.selected = self._object_id
+        self.events.connect(session.prompts_replaced, self.refill)
 
     # -- layers --------------------------------------------------------------------------------
 
-    def add_layers(
-        self,
-        layers: LayerList,
-        edited: Callable[..., None],
-        mode_changed: Callable[..., None],
-        keys: Mapping[str, Callable[[], None]],
-    ) -> PromptLayers:
-        """Add the layers that are missing, and show the session in them.
+    @property
+    def labels(self) -> Labels | None:
+        """The layer that shows the masks."""
+        return self.masks.layer
 
-        edited: called when prompts may have changed. mode_changed: called when a click in a prompt
-        layer does something else than before. keys: bound to the prompt layers.
-        """
+    @property
+    def layers(self) -> list[Layer]:
+        """All that were made here."""
+        made: list[Layer] = [*self.masks.each.values()]
+        if self.labels is not None and self.masks.is_own:
+            made.append(self.labels)
+        if self.prompts is not None:
+            made += [self.prompts.points, self.prompts.boxes]
+        return made
+
+    def key_shown(self, order: Sequence[int], point: Sequence[float]) -> SequenceKey:
+        """The sequence of the image that a viewer with these dims shows."""
+        channels = self.look.channels
+        axis = None if channels is None else channels.axis
+        return SequenceKey.of_viewer(self.image, order, point, channel_axis=axis)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the person is in the middle of a stroke."""
+        return self._is_held or self.masks.is_held
+
+    def add_layers(self, layers: LayerList, hooks: Hooks) -> PromptLayers:
+        """Add the layers that are missing, and show the session in them."""
         active = layers.selection.active
-        if self.labels is None:
-            self.labels = new_labels_layer(self.image, self.session.labels)
-            self.labels.selected_label = self._object_id
-            self._labels_events.connect(self.labels.events.colormap, self.colour_prompts)
-            layers.insert(layers.index(self.image) + 1, self.labels)
+        self.masks.add(layers, hooks)
         if self.prompts is None:
-            prompts = PromptLayers(self.image, self.session.view.frame_shape)
-            prompts.fill(self.session, self.colour_of)
-            self._readings = {
-                view.key: prompts.read(view) for view in self.session.prompted_sequences
-            }
-            self.prompts, self._keys = prompts, keys
+            view = self.session.view
+            axis = None if view.channels is None else view.channels.axis
+            prompts = PromptLayers(self.image, view.frame_shape, axis)
+            self._keys = hooks.keys
             for layer in (prompts.boxes, prompts.points):
                 layers.append(layer)
-                for emitter in (layer.events.data, layer.events.features):
-                    self._prompt_events.connect(emitter, _after_change(edited))
-                self._prompt_events.connect(layer.events.mode, mode_changed)
-                for key, action in keys.items():
-                    layer.bind_key(key, _for_layer(action), overwrite=True)
+                self._prompt_events.connect(layer.events.mode, hooks.mode_changed)
+                bind_keys(layer, hooks.keys)
+            edited = self._after_change(hooks.prompts_edited)
+            for emitter in prompts.emitters:
+                self._prompt_events.connect(emitter, edited)
             prompts.points.mouse_drag_callbacks.insert(0, self._while_clicking)
             prompts.boxes.mouse_drag_callbacks.insert(0, self._while_drawing)
-            self.prepare(self._object_id, self._excludes)
-            self.colour_prompts()
+            self.prompts = prompts
+            self.refill()
         if active in layers:
             layers.selection.active = active
         return self.prompts
+
+    def refill(self) -> None:
+        """Show the session's prompts in the layers, in place of what is there."""
+        prompts = self.prompts
+        if prompts is None:
+            return
+        self._is_filling = True
+        try:
+            prompts.fill(self.session, self.masks.colour_of)
+        finally:
+            self._is_filling = False
+        self._readings = {v.key: prompts.read(v) for v in self.session.prompted_sequences}
+        self.prepare(self._object_id, self._excludes)
+        self.colour_prompts()
 
     def forget_layer(self, layer: Layer) -> Layer | None:
         """A layer of this image has been removed. Returns another that should go with it.
 
         The session keeps its prompts and masks: to remove a layer is no order to remove masks.
         """
-        if layer is self.labels:
-            self._labels_events.disconnect_all()
-            self.labels = None
+        if layer is self.labels or layer in self.masks.each.values():
+            self.masks.forget(layer)
         elif self.prompts and layer in (self.prompts.points, self.prompts.boxes):
             prompts = self.prompts
             self._let_go_of_prompts()
@@ -134,19 +152,17 @@ class Workspace:
     def close(self) -> None:
         """Take all callbacks and keys off the layers, which stay as they are."""
         self._let_go_of_prompts()
-        self.labels = None
-        self.image_events.disconnect_all()
-        self._labels_events.disconnect_all()
+        self.masks.forget()
+        self.events.disconnect_all()
 
     def _let_go_of_prompts(self) -> None:
         self._prompt_events.disconnect_all()
         if self.prompts is None:
             return
-        points, boxes = self.prompts.points, self.prompts.boxes
-        for layer in (points, boxes):
-            for key in self._keys:
-                layer.bind_key(key, None)
-        for layer, callback in ((points, self._while_clicking), (boxes, self._while_drawing)):
+        points, shapes = self.prompts.points, self.prompts.boxes
+        for layer in (points, shapes):
+            unbind_keys(layer, self._keys)
+        for layer, callback in ((points, self._while_clicking), (shapes, self._while_drawing)):
             if callback in layer.mouse_drag_callbacks:
                 layer.mouse_drag_callbacks.remove(callback)
         self.prompts = None
@@ -155,8 +171,9 @@ class Workspace:
     # -- prompts -------------------------------------------------------------------------------
 
     def prepare(self, object_id: int, excludes: bool) -> None:
-        """What new clicks and boxes belong to."""
+        """What new prompts belong to."""
         self._object_id, self._excludes = object_id, excludes
+        self.masks.selected = object_id
         self._set_defaults(NEGATIVE if excludes else POSITIVE)
 
     def take_over_edits(self) -> Edit:
@@ -174,7 +191,8 @@ class Workspace:
         ]
         # First what is there, then what is gone: an object whose prompts move keeps its masks.
         changed.sort(key=lambda place: place not in now.prompts)
-        taken = [place for place in changed if self._take_over(place, now)]
+        with self.session.history.change("Mark" if len(now.prompts) else "Delete marks"):
+            taken = [place for place in changed if self._take_over(place, now)]
         if changed:
             self.colour_prompts()
         self.prepare(self._object_id, self._excludes)
@@ -185,22 +203,10 @@ class Workspace:
         if self.prompts is not None and not self._is_held:
             self.prompts.boxes.remove(self.prompts.read(self.session.view).replaced)
 
-    def colour_of(self, object_id: int) -> NDArray[np.float64]:
-        """RGBA of an object in the labels layer."""
-        colours = object_colours() if self.labels is None else self.labels.colormap
-        return np.asarray(colours.map(object_id), float).reshape(-1)[:4]
-
     def colour_prompts(self, *_: object) -> None:
         """Give all prompts the colours of their objects."""
         if self.prompts is not None:
-            self.prompts.colour(self.colour_of)
-
-    def update_window(self) -> bool:
-        """Take over the image's contrast limits. Returns whether they are others than before."""
-        window = window_of(self.image)
-        changed = window != self.session.window
-        self.session.window = window
-        return changed
+            self.prompts.colour(self.masks.colour_of)
 
     def _take_over(self, place: tuple[int, int], now: Reading) -> bool:
         """Hand the prompts of one object on one frame to the session, if that knows the object."""
@@ -210,7 +216,13 @@ class Workspace:
             if object_id not in self.session.objects:
                 self.session.add_object(object_id=object_id)
             self.session.set_prompts(
-                object_id, frame, points=said.points, labels=said.labels, box=said.box
+                object_id,
+                frame,
+                points=said.points,
+                labels=said.labels,
+                box=said.box,
+                scribbles=said.scribbles,
+                lassos=said.lassos,
             )
         elif object_id in self.session.objects:
             self.session.set_prompts(object_id, frame)
@@ -219,21 +231,25 @@ class Workspace:
         return True
 
     def _set_defaults(self, label: str) -> None:
-        if self.prompts is None:
-            return
-        colour = self.colour_of(self._object_id)
-        self.prompts.prepare(self.session.view.key, self._object_id, label, colour)
+        if self.prompts is not None:
+            colour = self.masks.colour_of(self._object_id)
+            self.prompts.prepare(self.session.view.key, self._object_id, label, colour)
 
     def _while_clicking(self, layer: Points, event: Any) -> Iterator[None]:
-        """Shift turns the sign of a click around."""
         if layer.mode == "add":
-            excludes = self._excludes != ("Shift" in event.modifiers)
-            self._set_defaults(NEGATIVE if excludes else POSITIVE)
+            self._set_sign(event)
         yield from self._while_held(event)
 
     def _while_drawing(self, layer: Shapes, event: Any) -> Iterator[None]:
-        """A box counts when the mouse is released, not while it is drawn."""
+        """A shape counts when the mouse is released, not while it is drawn."""
+        if layer.mode in ("add_path", "add_polyline", "add_line"):
+            self._set_sign(event)
         yield from self._while_held(event)
+
+    def _set_sign(self, event: Any) -> None:
+        """Shift turns the sign of a click around."""
+        excludes = self._excludes != ("Shift" in event.modifiers)
+        self._set_defaults(NEGATIVE if excludes else POSITIVE)
 
     def _while_held(self, event: Any) -> Iterator[None]:
         self._is_held = True
@@ -242,22 +258,13 @@ class Workspace:
             yield
         self._is_held = False
 
+    def _after_change(self, edited: Callable[..., None]) -> Callable[[Any], None]:
+        """Leave out what announces a change to come, and what the workspace does itself."""
 
-def _after_change(edited: Callable[..., None]) -> Callable[[Any], None]:
-    """Leave out the events that announce a change to come: adding, changing, removing."""
+        def changed(event: Any) -> None:
+            action = getattr(event, "action", None)
+            is_done = action is None or action.value in ("added", "changed", "removed")
+            if is_done and not self._is_filling:
+                edited(event)
 
-    def changed(event: Any) -> None:
-        action = getattr(event, "action", None)
-        if action is None or action.value in ("added", "changed", "removed"):
-            edited(event)
-
-    return changed
-
-
-def _for_layer(action: Callable[[], None]) -> Callable[[Layer], None]:
-    """As a key of a layer, which napari calls with the layer."""
-
-    def press(layer: Layer) -> None:
-        action()
-
-    return press
+        return changed

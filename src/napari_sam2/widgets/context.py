@@ -1,0 +1,113 @@
+"""What the parts of the widget share: the viewer, the panel, and the image that is worked on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import napari.layers
+import napari.viewer
+import numpy as np
+from qtpy.QtCore import QObject, Signal
+
+from napari_sam2.session import Session
+from napari_sam2.widgets.model_choice import ModelChoice
+from napari_sam2.widgets.panel import Panel
+from napari_sam2.widgets.runner import Runner
+from napari_sam2.widgets.workspace import Workspace
+
+
+class Context(QObject):
+    """Where everything is, and the questions that all parts ask."""
+
+    changed = Signal()
+    """Objects, masks or what can be done are others than before."""
+
+    def __init__(
+        self, viewer: napari.viewer.Viewer, panel: Panel, models: ModelChoice, runner: Runner
+    ) -> None:
+        super().__init__(panel)
+        self.viewer = viewer
+        self.panel = panel
+        self.models = models
+        self.runner = runner
+        self.work: Workspace | None = None
+        """The image that is chosen; None without one."""
+
+    @property
+    def session(self) -> Session | None:
+        return self.work.session if self.work else None
+
+    @property
+    def points(self) -> napari.layers.Points | None:
+        return self.work.prompts.points if self.work and self.work.prompts else None
+
+    @property
+    def shapes(self) -> napari.layers.Shapes | None:
+        return self.work.prompts.boxes if self.work and self.work.prompts else None
+
+    @property
+    def labels(self) -> napari.layers.Labels | None:
+        return self.work.labels if self.work else None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether objects are being followed."""
+        return self.runner.running is not None
+
+    @property
+    def frame(self) -> int:
+        """The slice of the session's sequence that the viewer shows."""
+        assert self.work is not None
+        view = self.work.session.view
+        if view.key.axis is None:
+            return 0
+        here = self.work.image.world_to_data(self.viewer.dims.point)[view.key.axis]
+        return int(np.clip(np.rint(here), 0, len(view) - 1))
+
+    def go_to(self, frame: int) -> None:
+        """Show a slice of the sequence."""
+        if self.work is None or self.work.session.view.key.axis is None:
+            return
+        image, dims = self.work.image, self.viewer.dims
+        axis = self.work.session.view.key.axis
+        at = np.array(image.world_to_data(dims.point))
+        at[axis] = frame
+        dims.set_point(axis + dims.ndim - image.ndim, image.data_to_world(at)[axis])
+
+    def name(self, object_id: int | None = None) -> str:
+        """Of an object; by default of the selected one."""
+        info = self.session.objects.get(object_id or self.panel.object_id) if self.session else None
+        return info.name if info else "the object"
+
+    def attempt(self, action: Callable[[], Any]) -> bool:
+        """Do what may be refused, and say so if it is. Returns whether it was done."""
+        try:
+            action()
+        except ValueError as error:
+            self.panel.fail(str(error))
+            return False
+        return True
+
+    def loading(self) -> str:
+        return f"Loading the model: {self.models.title} …"
+
+    def say_what_next(self) -> None:
+        """Tell the person what to do in the state that everything is in."""
+        session, say = self.session, self.panel.say
+        if session is None:
+            say("Open an image (File > Open, or Open Sample); it then appears above.")
+        elif not session.model.is_loaded and self.models.is_loading:
+            say(self.loading())
+        elif session.prompts:
+            say("Correct any slice with clicks or a box, or go on with Propagate.")
+        elif session.prompted_objects:
+            say(
+                "The objects are marked elsewhere (another axis or position). To follow them "
+                "through these slices too, mark them here."
+            )
+        else:
+            say(
+                f"Press Include and click on {self.name()}, or press Box and drag a box around "
+                "it, on any slice."
+            )

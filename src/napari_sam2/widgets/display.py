@@ -1,0 +1,115 @@
+"""What the widget shows of the session: objects, slices, masks, and what can be done."""
+
+from __future__ import annotations
+
+import time
+
+from qtpy.QtCore import QTimer
+
+from napari_sam2.widgets.context import Context
+from napari_sam2.widgets.facts import object_rows, slice_states
+from napari_sam2.widgets.slice_strip import APPROVED, LOCKED, SliceStates
+
+_REFRESH_MS = 30
+_REFRESH_SHARE = 0.2  # of the time may go into showing labels; a volume takes long in 3D
+_FACTS_MS = 300
+
+
+class Display:
+    """Shows changes soon, and many of them at once."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._panel = context.panel
+        self._refresh = QTimer(context)
+        self._facts = QTimer(context)
+        for timer, action, interval in (
+            (self._refresh, self._refresh_labels, _REFRESH_MS),
+            (self._facts, self.show, _FACTS_MS),
+        ):
+            timer.setSingleShot(True)
+            timer.setInterval(interval)
+            timer.timeout.connect(action)
+        context.changed.connect(self.show)
+
+    def close(self) -> None:
+        self._refresh.stop()
+        self._facts.stop()
+
+    def show(self) -> None:
+        """Everything as it is now."""
+        self._facts.stop()
+        work, table = self._context.work, self._panel.objects
+        if work is None:
+            table.show_rows([])
+        else:
+            table.show_rows(object_rows(work.session, work.masks.colour_of))
+            if work.masks.colour():
+                work.colour_prompts()
+        self.show_slice(new_states=True)
+        self._show_controls()
+
+    def show_slice(self, new_states: bool = False) -> None:
+        """What is known of the selected object, and where the viewer is."""
+        panel, work = self._panel, self._context.work
+        if work is None or not panel.object_id:
+            panel.strip.show_states(SliceStates(), 0)
+            panel.show_slice("")
+            return
+        frame, states = self._context.frame, panel.strip.states
+        if new_states or len(states.flags) != len(work.session.view):
+            states = slice_states(work.session, panel.object_id, work.masks.colour_of)
+        panel.strip.show_states(states, frame)
+        panel.show_slice(f"Slice {frame}: {states.text(frame)}")
+        panel.approve.setChecked(states.has(frame, APPROVED))
+        panel.lock.setChecked(states.has(frame, LOCKED))
+
+    def on_objects_changed(self) -> None:
+        """Several changes in a row are shown together."""
+        if not self._facts.isActive():
+            self._facts.start()
+
+    def on_masks_changed(self, index: tuple[int | slice, ...]) -> None:
+        """Show a slice of the labels that has changed, unless the viewer shows another one."""
+        self.on_objects_changed()
+        work = self._context.work
+        if work is None:
+            return
+        axis = work.session.view.key.axis
+        if self._context.viewer.dims.ndisplay == 2 and axis is not None:
+            changed = index[axis]
+            if isinstance(changed, int) and changed != self._context.frame:
+                return
+        if not self._refresh.isActive():
+            self._refresh.start()
+
+    def _refresh_labels(self) -> None:
+        work = self._context.work
+        if work is None:
+            return
+        begin = time.perf_counter()
+        work.masks.refresh()
+        took = 1000 * (time.perf_counter() - begin)
+        self._refresh.setInterval(max(_REFRESH_MS, round(took / _REFRESH_SHARE)))
+
+    def _show_controls(self) -> None:
+        panel, session = self._panel, self._context.session
+        is_free, is_there = not self._context.is_running, session is not None
+        is_sequence = session is not None and len(session.view) > 1
+        is_chosen = is_sequence and bool(panel.object_id)
+        for widgets, enabled in (
+            (panel.sources, is_free),
+            (panel.tools, is_there),
+            (panel.changers, is_there and is_free),
+            (panel.keepers, is_chosen),
+            (panel.starters, is_sequence and is_free),
+            ([panel.stop], not is_free),
+        ):
+            for widget in widgets:
+                widget.setEnabled(enabled)
+        panel.progress.setVisible(not is_free)
+        panel.show_limits(len(session.view) - 1 if session is not None else 0)
+        history = session.history if session is not None else None
+        panel.show_history(
+            history.undo_label if history else None, history.redo_label if history else None
+        )

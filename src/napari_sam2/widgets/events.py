@@ -1,0 +1,65 @@
+"""Callbacks and keys on layers, to be taken off again together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from napari.layers import Layer
+
+Keys = Mapping[str, Callable[[], None]]
+"""A key in napari's notation, and what it does."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the widget wants to be told of the layers of an image."""
+
+    prompts_edited: Callable[..., None]
+    """Prompts may have changed."""
+    painted: Callable[..., None]
+    """A stroke in the labels layer has ended."""
+    label_selected: Callable[..., None]
+    """Another label is chosen in the labels layer."""
+    mode_changed: Callable[..., None]
+    """A click does something else than before."""
+    keys: Keys
+
+
+class Connections:
+    """Callbacks on events."""
+
+    def __init__(self) -> None:
+        self._made: list[tuple[Any, Callable[..., Any]]] = []
+
+    def connect(self, emitter: Any, callback: Callable[..., Any]) -> None:
+        emitter.connect(callback)
+        self._made.append((emitter, callback))
+
+    def disconnect_all(self) -> None:
+        for emitter, callback in self._made:
+            emitter.disconnect(callback)
+        self._made.clear()
+
+
+def bind_keys(layer: Layer, keys: Keys) -> None:
+    """Let keys work while this layer is active, and in no other."""
+    for key, action in keys.items():
+        layer.bind_key(key, _for_layer(action), overwrite=True)
+
+
+def unbind_keys(layer: Layer, keys: Iterable[str]) -> None:
+    """Give the keys back to napari."""
+    for key in keys:
+        layer.bind_key(key, None)
+
+
+def _for_layer(action: Callable[[], None]) -> Callable[[Layer], None]:
+    """As a key of a layer, which napari calls with the layer."""
+
+    def press(layer: Layer) -> None:
+        action()
+
+    return press

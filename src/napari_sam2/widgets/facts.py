@@ -1,0 +1,73 @@
+"""What the widget says of a session's objects and slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from napari_sam2.session import Session
+from napari_sam2.widgets.object_table import ObjectRow
+from napari_sam2.widgets.slice_strip import (
+    APPROVED,
+    LOCKED,
+    MASK,
+    PAINTED,
+    PROMPTED,
+    STALE,
+    SliceStates,
+)
+
+Colours = Callable[[int], Any]
+"""Object id -> RGB or RGBA, 0 to 1."""
+
+
+def object_rows(session: Session, colour_of: Colours) -> list[ObjectRow]:
+    """The table of objects."""
+    elsewhere = session.prompted_objects
+    rows = []
+    for object_id in session.objects:
+        facts = session.facts(object_id)
+        notes = []
+        if facts.stale:
+            notes.append(f"{facts.stale} of {facts.slices} slices are out of date: press Update.")
+        if not facts.prompts and object_id in elsewhere:
+            notes.append("Marked on another axis or position.")
+        both = facts.first is not None and facts.last is not None
+        rows.append(
+            ObjectRow(
+                object_id,
+                facts.info.name,
+                _rgb(colour_of(object_id)),
+                facts.prompts,
+                (facts.first or 0, facts.last or 0) if both else None,
+                facts.score,
+                facts.info.hidden,
+                facts.info.locked,
+                " ".join(notes),
+            )
+        )
+    return rows
+
+
+def slice_states(session: Session, object_id: int, colour_of: Colours) -> SliceStates:
+    """What is known of an object on every slice of the sequence."""
+    flags = np.zeros(len(session.view), np.uint8)
+    if object_id not in session.objects:
+        return SliceStates(flags)
+    for frame in session.masks_of(object_id):
+        flags[frame] |= MASK
+    for frame in session.stale(object_id):
+        flags[frame] |= STALE
+    for frame, said in session.prompts.get(object_id, {}).items():
+        flags[frame] |= PROMPTED if said.mask is None else PAINTED
+    for frame, how in session.kept(object_id).items():
+        flags[frame] |= APPROVED if how == "approved" else LOCKED
+    if session.objects[object_id].locked:
+        flags |= LOCKED
+    return SliceStates(flags, _rgb(colour_of(object_id)))
+
+
+def _rgb(colour: Any) -> tuple[float, ...]:
+    return tuple(float(part) for part in colour[:3])

@@ -1,0 +1,191 @@
+"""Which image is worked on, and what becomes of its session when layers change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import napari.layers
+
+from napari_sam2.session import Session
+from napari_sam2.widgets import choices
+from napari_sam2.widgets.context import Context
+from napari_sam2.widgets.display import Display
+from napari_sam2.widgets.marking import Marking
+from napari_sam2.widgets.options import Options
+from napari_sam2.widgets.workspace import Look, Workspace
+
+_END_AFTER = 10
+
+
+class Images:
+    """Keeps a workspace for every image that was chosen, as long as the image is there."""
+
+    def __init__(self, context: Context, marking: Marking, display: Display) -> None:
+        self._context = context
+        self._marking = marking
+        self._display = display
+        self.known: dict[napari.layers.Image, Workspace] = {}
+        self._options = Options(context, marking, self)
+        panel = context.panel
+        panel.images.currentIndexChanged.connect(self._on_chosen)
+        panel.end_after.setValue(int(choices.load().get("end_after", _END_AFTER)))
+        panel.end_after.valueChanged.connect(self._on_end_after)
+        context.models.changed.connect(self._on_model_changed)
+
+    def choose(self, image: napari.layers.Image) -> None:
+        """Work on an image layer of the viewer. Raises ValueError for any other."""
+        index = self._context.panel.images.findData(image)
+        if index < 0:
+            raise ValueError(f"{image.name} is no image layer of this viewer.")
+        self._context.panel.images.setCurrentIndex(index)
+
+    def fill(self, *_: object) -> None:
+        """List the images of the viewer."""
+        layers, combo = self._context.viewer.layers, self._context.panel.images
+        images = [layer for layer in layers if isinstance(layer, napari.layers.Image)]
+        entries = [(image.name, image) for image in images]
+        self._context.panel.show_choices(combo, entries, combo.currentData())
+        self._on_chosen()
+        self._options.fill()
+
+    def follow_viewer(self, *_: object) -> None:
+        """Take the sequence that the viewer shows: its slider's axis, and where others are."""
+        context, work = self._context, self._context.work
+        if work is None or work.image not in context.viewer.layers:
+            return
+        if context.points is not None and context.points.mode == "add":
+            context.points.selected_data = set()  # Delete must not take a click out of sight
+        dims, session = context.viewer.dims, work.session
+        if dims.ndim < work.image.ndim:  # the image is about to go
+            return
+        key = work.key_shown(dims.order, dims.point)
+        if key != session.view.key:
+            session.show(key)
+            self._marking.take_over_edits()
+            context.say_what_next()
+        self._display.show_slice()
+        if context.panel.mode is not None:
+            self._marking.ahead.start()
+
+    def on_removed(self, event: Any) -> None:
+        """A layer has been removed from the viewer."""
+        layer, layers = event.value, self._context.viewer.layers
+        if layer in self.known:
+            self._forget(layer)
+            return
+        for work in self.known.values():
+            partner = work.forget_layer(layer)
+            if partner in layers:
+                layers.remove(partner)
+
+    def adopt(self, work: Workspace) -> None:
+        """Listen to a workspace, and take it for its image's."""
+        work.events.connect(work.session.masks_changed, self._display.on_masks_changed)
+        work.events.connect(work.session.objects_changed, self._display.on_objects_changed)
+        work.events.connect(work.image.events.contrast_limits, self._options.on_contrast)
+        work.events.connect(work.image.events.data, self._on_data)
+        self.known[work.image] = work
+
+    def close(self) -> None:
+        self._options.close()
+        self._context.work = None
+
+    def _on_chosen(self, *_: object) -> None:
+        context, image = self._context, self._context.panel.images.currentData()
+        if (context.work.image if context.work else None) is image and image is not None:
+            return
+        context.work = None
+        problem = ""
+        if image is not None:
+            try:
+                if image not in self.known:
+                    self.adopt(Workspace(image, self.new_session(image)))
+                context.work = self.known[image]
+            except ValueError as error:
+                problem = str(error)
+            self.follow_viewer()
+        self._options.fill()
+        context.changed.emit()
+        self._marking.show_mode()
+        context.say_what_next()
+        if problem:
+            context.panel.fail(problem)
+
+    def new_session(self, image: napari.layers.Image, look: Look | None = None) -> Session:
+        """A session of an image, by itself or with what is seen together with it."""
+        look = look or Look()
+        return Session(
+            [image, *look.partners] if look.partners else image,
+            self._context.models.model,
+            channels=look.channels,
+            end_after=self._context.panel.end_after.value() or None,
+        )
+
+    def replace(self, work: Workspace, session: Session) -> None:
+        """Go on with another session of the same image, in the same layers of marks and masks."""
+        new = Workspace(work.image, session)
+        new.window, new.look = work.window, work.look
+        layers = self._context.viewer.layers
+        has_layers = work.labels is not None or work.prompts is not None
+        was_chosen = self._context.work is work
+        old = work.layers
+        self._forget(work.image)
+        for layer in old:
+            if layer in layers:
+                layers.remove(layer)
+        self.adopt(new)
+        if was_chosen:
+            self._context.work = new
+            if has_layers:
+                self._marking.add_layers()
+            self._options.fill()
+            self.follow_viewer()
+            self._context.changed.emit()
+
+    def _on_data(self, event: Any) -> None:
+        """Other pixels: marks and masks of the old ones are kept where they still fit."""
+        image = event.source
+        work = self.known[image]
+        was_chosen = self._context.work is work
+        try:
+            session = self.new_session(image, work.look)
+        except ValueError as error:
+            self._forget(image)
+            self._on_chosen()
+            self._context.panel.fail(str(error))
+            return
+        if session.view.shape == work.session.view.shape:
+            state = work.session.snapshot()
+            session.restore(replace(state, window=session.window), trust=False)
+            text = f"{image.name} has changed. Update brings the masks up to date with it."
+        else:
+            text = f"{image.name} has another shape now, so its marks and masks are gone."
+        self.replace(work, session)
+        if was_chosen:
+            self._context.panel.say(text)
+
+    def _forget(self, image: napari.layers.Image) -> None:
+        work = self.known.pop(image)
+        work.close()
+        if self._context.runner.running is work.session:
+            self._context.runner.stop()
+        if self._context.work is work:
+            self._context.work = None
+
+    def _on_end_after(self, count: int) -> None:
+        choices.remember(end_after=count)
+        for work in self.known.values():
+            work.session.end_after = count or None
+        self._context.changed.emit()
+
+    def _on_model_changed(self) -> None:
+        context, model = self._context, self._context.models.model
+        is_other = any(work.session.model is not model for work in self.known.values())
+        for work in self.known.values():
+            work.session.model = model
+        context.changed.emit()
+        if is_other and context.session is not None and context.session.prompts:
+            context.panel.say(f"{model.name} is ready. Update uses it on the slices with masks.")
+        elif not context.is_running:
+            context.say_what_next()

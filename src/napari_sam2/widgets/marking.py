@@ -1,0 +1,203 @@
+"""Marking objects by hand: which tool is in use, and what becomes of a mark."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtpy.QtCore import QTimer
+
+from napari_sam2.prompt_layers import PromptLayers
+from napari_sam2.session import Session, Step
+from napari_sam2.widgets.context import Context
+from napari_sam2.widgets.events import Hooks, Keys
+from napari_sam2.widgets.panel import BOX, EXCLUDE, INCLUDE, LASSO, PAINT, SCRIBBLE
+
+_AHEAD_MS = 250
+_SURE = 0.5
+_LAYER_MODES = {
+    INCLUDE: "add",
+    EXCLUDE: "add",
+    BOX: "add_rectangle",
+    SCRIBBLE: "add_path",
+    LASSO: "add_polygon_lasso",
+    PAINT: "paint",
+}
+_SHAPE_MODES = {
+    "add_rectangle": BOX,
+    "add_path": SCRIBBLE,
+    "add_polyline": SCRIBBLE,
+    "add_line": SCRIBBLE,
+    "add_polygon_lasso": LASSO,
+    "add_polygon": LASSO,
+    "add_ellipse": LASSO,
+}
+_PAINT_MODES = ("paint", "erase", "fill", "polygon")
+_ADVICE = {
+    INCLUDE: "Click on {}, on any slice.",
+    EXCLUDE: "Click where the mask of {} should not be.",
+    BOX: "Drag a box tightly around {}, on any slice.",
+    SCRIBBLE: "Draw a line along {}; hold Shift to draw along what does not belong to it.",
+    LASSO: "Draw freely around {}.",
+    PAINT: "Paint {} by hand; press 1 to erase and 2 to paint. What you paint is kept.",
+}
+
+
+class Marking:
+    """Takes marks from the layers to the session, and asks for previews."""
+
+    def __init__(self, context: Context, keys: Keys) -> None:
+        self._context = context
+        self._panel = context.panel
+        self.hooks = Hooks(
+            self.take_over_edits, self._on_painted, self._on_label_selected, self.show_mode, keys
+        )
+        self.ahead = QTimer(context)
+        self.ahead.setInterval(_AHEAD_MS)
+        self.ahead.setSingleShot(True)
+        self.ahead.timeout.connect(self._look_ahead)
+        context.runner.previewed.connect(self._on_preview)
+
+    def start(self, mode: str) -> None:
+        """Let the person mark the selected object in one of the panel's ways."""
+        if self._context.work is None:
+            self._context.say_what_next()
+            return
+        layer = self._layer_for(mode)
+        layer.visible = True
+        self._panel.mode = mode
+        self._context.viewer.layers.selection.active = layer
+        layer.mode = _LAYER_MODES[mode]
+        self._panel.mode = mode  # the layer's events tell clicks apart from boxes, not their sign
+        self.prepare()
+        if self._context.viewer.dims.ndisplay == 3:
+            self._panel.fail("Objects are marked on slices: switch to 2D first (Ctrl+Y).")
+        else:
+            self._panel.say(_ADVICE[mode].format(self._context.name()))
+        self.ahead.start()
+
+    def press(self, mode: str, checked: bool) -> None:
+        """A button of the panel: pressed again, a click moves the view."""
+        if checked:
+            self.start(mode)
+        else:
+            active: Any = self._context.viewer.layers.selection.active
+            if active is not None:
+                active.mode = "pan_zoom"
+
+    def show_mode(self, *_: object) -> None:
+        """Show in the buttons what a click in the viewer does now."""
+        self._panel.mode = self._mode_of(self._context.viewer.layers.selection.active)
+        self.prepare()
+
+    def _layer_for(self, mode: str) -> Any:
+        """The layer in which a person marks in this way."""
+        prompts = self.add_layers()
+        if mode == PAINT:
+            return self._context.labels
+        return prompts.points if mode in (INCLUDE, EXCLUDE) else prompts.boxes
+
+    def _mode_of(self, active: Any) -> str | None:
+        mode = getattr(active, "mode", None)
+        if active is self._context.shapes:
+            return _SHAPE_MODES.get(str(mode))
+        if active is self._context.points and mode == "add":
+            return EXCLUDE if self._panel.mode == EXCLUDE else INCLUDE
+        return PAINT if active is self._context.labels and mode in _PAINT_MODES else None
+
+    def prepare(self) -> None:
+        """Let new marks belong to the selected object."""
+        if self._context.work is not None and self._panel.object_id:
+            self._context.work.prepare(self._panel.object_id, self._panel.mode == EXCLUDE)
+
+    def add_layers(self) -> PromptLayers:
+        """Add the layers of the image that are missing."""
+        assert self._context.work is not None
+        return self._context.work.add_layers(self._context.viewer.layers, self.hooks)
+
+    def take_over_edits(self, *_: object) -> None:
+        """Hand what has changed in the prompt layers to the session, and ask for previews."""
+        work, say = self._context.work, self._panel.say
+        if work is None:
+            return
+        edit = work.take_over_edits()
+        prompts = work.session.prompts
+        for object_id, frame in edit.places:
+            name = self._context.name(object_id)
+            said = prompts.get(object_id, {}).get(frame)
+            if said is not None and not said.usable:
+                say(f"Now click on {name} itself, or draw a box.")
+            elif object_id not in prompts:
+                say(f"{name} has no marks left, so it has no mask.")
+            elif said is None:
+                say("A mark is gone. Press Update to bring the other slices up to date.")
+        frames = {f for i, f in edit.places if f in prompts.get(i, {}) and prompts[i][f].usable}
+        for frame in sorted(frames):
+            self.preview(frame)
+        if edit.is_outside:
+            self._panel.fail("That is not on a slice of the image, so it is not used.")
+        if edit.has_leftovers:
+            QTimer.singleShot(0, work.remove_leftovers)
+
+    def preview(self, frame: int) -> None:
+        """Find the masks of all objects that are marked on a slice, in the background."""
+        context = self._context
+        assert context.work is not None
+        session = context.work.session
+        self.add_layers()
+        if not context.is_running:
+            if not session.model.is_loaded:
+                self._panel.say(context.loading())
+            elif session.is_encoded(frame):
+                self._panel.say(f"Looking at slice {frame} …")
+            else:
+                self._panel.say(f"Encoding slice {frame}: its first mark takes longer …")
+        context.runner.preview(session, frame)
+
+    def _on_preview(self, session: Session, step: Step) -> None:
+        if session is not self._context.session or self._context.is_running or not step.masks:
+            return
+        lost = [object_id for object_id, mask in step.masks.items() if mask is None]
+        if lost:
+            self._panel.fail(
+                f"Nothing found for {self._context.name(lost[0])} on slice {step.frame}. "
+                "Click nearer to its middle, or draw a box around it."
+            )
+            return
+        is_sure = all(mask is None or mask.iou >= _SURE for mask in step.masks.values())
+        self._panel.say(
+            f"Slice {step.frame} is marked{'' if is_sure else ', but the model is not sure'}. "
+            "Correct it with Include and Exclude, or go on with "
+            + ("Propagate." if len(session.view) > 1 else "a new object.")
+        )
+        self.ahead.start()
+
+    def _on_painted(self, *_: object) -> None:
+        """Take what was painted by hand as the objects' masks on their slices."""
+        context, work = self._context, self._context.work
+        if work is None or work.labels is None:
+            return
+        session, labels = work.session, work.labels
+        is_flat = context.viewer.dims.ndisplay == 2 and labels.n_edit_dimensions == 2
+        frames = [context.frame] if is_flat else range(len(session.view))
+        with session.history.change("Paint"):
+            painted = int(labels.selected_label)
+            is_new = work.masks.is_own and painted > 0 and labels.mode != "erase"
+            if is_new and painted not in session.objects:
+                session.add_object(object_id=painted)
+            changed = {i for frame in frames for i in session.take_painting(frame)}
+        context.changed.emit()
+        if changed:
+            names = ", ".join(context.name(i) for i in sorted(changed))
+            self._panel.say(f"{names}: painted by hand, and kept so. Update carries it on.")
+        else:
+            self._panel.fail("Locked and approved masks are not painted over. Unlock them first.")
+
+    def _on_label_selected(self, *_: object) -> None:
+        if self._context.labels is not None:
+            self._panel.object_id = int(self._context.labels.selected_label)
+
+    def _look_ahead(self) -> None:
+        """Encode the slices around the one that is shown, while the person thinks."""
+        work = self._context.work
+        if work is not None and work.image in self._context.viewer.layers:
+            self._context.runner.look_ahead(work.session, self._context.frame)

@@ -1,0 +1,192 @@
+"""The labels layers that show the masks of a session, and take what is painted in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_sam2.alignment import align
+from napari_sam2.prompt_layers import new_labels_layer, object_colours
+from napari_sam2.session import Session
+from napari_sam2.widgets.events import Connections, Hooks, Keys, bind_keys, unbind_keys
+
+if TYPE_CHECKING:
+    from napari.components import LayerList
+    from napari.layers import Image, Labels, Layer
+
+NAPARI_KEYS = frozenset("BELP")
+"""In a labels layer, people know these keys for something else: preserve, erase, pick, paint."""
+
+_TRANSPARENT = np.zeros(4)
+_OTHERS = np.array((0.7, 0.7, 0.7, 1.0))
+"""Labels that are not of the session."""
+
+
+class MaskLayers:
+    """One labels layer, a new one or one that was there; and, if wanted, one more per object."""
+
+    def __init__(self, image: Image, session: Session) -> None:
+        self.image = image
+        self.session = session
+        self.layer: Labels | None = None
+        self.each: dict[int, Labels] = {}
+        """By object, where every object has a layer of its own."""
+        self.has_each = False
+        self.is_own = True
+        """Whether the layer was made here, so that all labels in it are objects."""
+        self.is_held = False
+        """Whether the person is in the middle of a stroke."""
+        self.selected = 1
+        self._layers: LayerList | None = None
+        self._events = Connections()
+        self._keys: Keys = {}
+        self._colormap: Any = None  # of the layer, as it was
+        self._shown: tuple[Any, ...] = ()
+
+    def add(self, layers: LayerList, hooks: Hooks) -> None:
+        """Add the layer, where there is none."""
+        self._layers = layers
+        if self.layer is None:
+            view = self.session.view
+            axis = None if view.channels is None else view.channels.axis
+            layer = new_labels_layer(self.image, self.session.labels, axis)
+            layers.insert(layers.index(self.image) + 1, layer)
+            self._take(layer, hooks)
+
+    def write_to(self, layer: Labels | None, layers: LayerList, hooks: Hooks) -> None:
+        """Show masks in another layer, an existing one or a new one.
+
+        Raises ValueError where the layer cannot take them; nothing has changed then.
+        """
+        if layer is not None:
+            check_grid(self.image, layer, self.session.view.shape)
+        self.session.write_to(None if layer is None else layer.data)
+        old, was_own = self.layer, self.is_own
+        self.forget()
+        if was_own and old is not None and old in layers:
+            layers.remove(old)
+        self.is_own = layer is None
+        self._layers = layers
+        if layer is None:
+            self.add(layers, hooks)
+        else:
+            self._take(layer, hooks)
+            layer.refresh()
+
+    def overwrite(self, others: bool) -> None:
+        """Whether masks may cover labels that are not of the session."""
+        labels = self.session.labels
+        self.session.write_to(None)
+        self.session.write_to(labels, overwrite=others)
+        self.refresh()
+
+    def show_each(self, wanted: bool) -> None:
+        """Whether every object has a layer of its own, too."""
+        self.has_each = wanted
+        if not wanted and self._layers is not None:
+            for layer in list(self.each.values()):
+                if layer in self._layers:
+                    self._layers.remove(layer)
+            self.each.clear()
+        if self.layer is not None:
+            self.layer.visible = not wanted
+        self._shown = ()
+        self.colour()
+
+    def forget(self, layer: Layer | None = None) -> None:
+        """Let go of a layer, by default of the one with all masks; it stays as it is."""
+        for object_id, single in list(self.each.items()):
+            if single is layer:
+                del self.each[object_id]
+        if layer not in (None, self.layer):
+            return
+        self._events.disconnect_all()
+        if self.layer is not None:
+            unbind_keys(self.layer, self._keys)
+            if self._while_held in self.layer.mouse_drag_callbacks:
+                self.layer.mouse_drag_callbacks.remove(self._while_held)
+            if not self.is_own:
+                self.layer.colormap = self._colormap
+        self.layer = None
+        self.is_held = False
+
+    def refresh(self) -> None:
+        """Show what has changed in the masks."""
+        for layer in (self.layer, *self.each.values()):
+            if layer is not None and layer.visible:
+                layer.refresh()
+
+    def colour_of(self, object_id: int) -> NDArray[np.float64]:
+        """RGBA of an object."""
+        info = self.session.objects.get(object_id)
+        if info is not None and info.colour is not None:
+            return np.array((*info.colour, 1.0))
+        return np.asarray(object_colours().map(object_id), float).reshape(-1)[:4]
+
+    def colour(self) -> bool:
+        """Show every object in its colour, or not at all. Returns whether that changes anything."""
+        from napari.utils.colormaps import DirectLabelColormap
+
+        objects = self.session.objects
+        wanted = tuple((i, info.name, info.colour, info.hidden) for i, info in objects.items())
+        if self.layer is None or wanted == self._shown:
+            return False
+        self._shown = wanted
+        colours: dict[int | None, Any] = {None: _OTHERS, 0: _TRANSPARENT}
+        for object_id, info in objects.items():
+            colours[object_id] = _TRANSPARENT if info.hidden else self.colour_of(object_id)
+        self.layer.colormap = DirectLabelColormap(color_dict=colours)
+        if self.has_each:
+            self._show_each_object(DirectLabelColormap(color_dict=colours))
+        return True
+
+    def _take(self, layer: Labels, hooks: Hooks) -> None:
+        self.layer = layer
+        self._colormap = layer.colormap
+        layer.selected_label = self.selected
+        self._keys = {key: act for key, act in hooks.keys.items() if key not in NAPARI_KEYS}
+        self._events.connect(layer.events.paint, hooks.painted)
+        self._events.connect(layer.events.selected_label, hooks.label_selected)
+        self._events.connect(layer.events.mode, hooks.mode_changed)
+        layer.mouse_drag_callbacks.insert(0, self._while_held)
+        bind_keys(layer, self._keys)
+        self._shown = ()
+        self.colour()
+
+    def _show_each_object(self, colormap: Any) -> None:
+        objects, layers = self.session.objects, self._layers
+        if layers is None:
+            return
+        for object_id, info in objects.items():
+            if object_id not in self.each:
+                layer = new_labels_layer(self.image, self.session.labels_of(object_id))
+                self.each[object_id] = layer
+                layers.insert(layers.index(self.image) + 1, layer)
+            self.each[object_id].name = f"{self.image.name} {info.name}"
+            self.each[object_id].colormap = colormap
+        for object_id in self.each.keys() - objects.keys():
+            layer = self.each.pop(object_id)
+            if layer in layers:
+                layers.remove(layer)
+
+    def _while_held(self, layer: Labels, event: Any) -> Iterator[None]:
+        self.is_held = True
+        yield
+        while event.type == "mouse_move":
+            yield
+        self.is_held = False
+
+
+def check_grid(image: Image, labels: Labels, shape: tuple[int, ...]) -> None:
+    """Raises ValueError where labels do not lie on the image, pixel on pixel."""
+    data_shape = tuple(getattr(labels.data, "shape", ()))
+    if labels.multiscale or data_shape != shape:
+        raise ValueError(f"{labels.name} has another shape than the image, so it cannot be used.")
+    to_labels = align(image, labels)
+    if not np.allclose(to_labels.matrix, np.eye(len(shape)), atol=1e-4) or not np.allclose(
+        to_labels.offset, 0, atol=1e-2
+    ):
+        raise ValueError(f"{labels.name} does not lie on the image, so it cannot be used.")

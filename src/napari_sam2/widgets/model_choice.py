@@ -1,0 +1,151 @@
+"""Which model works where: the lists to choose from, and loading in the background."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QObject, Qt, QTimer, Signal
+
+from napari_sam2.tasks import LazyModel
+from napari_sam2.widgets import choices
+from napari_sam2.widgets.panel import Panel, size_text
+from napari_sam2.widgets.worker import Worker
+
+if TYPE_CHECKING:
+    from sam2_engine.model import SAM2
+
+_POLL_MS = 50
+
+
+class ModelChoice(QObject):
+    """Shows models and devices in the panel, and loads what is chosen in a thread of its own.
+
+    Until another model is there, the one before stays in use.
+    """
+
+    changed = Signal()
+    """`model` is another one, or has just been loaded."""
+    failed = Signal(Exception)
+
+    def __init__(self, panel: Panel, model: SAM2 | str | None, device: str) -> None:
+        """model: a name or a loaded model; None for the one that was chosen last."""
+        super().__init__(panel)
+        self.model = LazyModel("nano" if model is None else model, device)
+        """The one in use."""
+        self.worker = Worker()
+        self._panel = panel
+        self._takes_last = model is None
+        self._loading: LazyModel | None = None
+        self._poll = QTimer(self)
+        self._poll.setInterval(_POLL_MS)
+        self._poll.timeout.connect(self._deliver)
+        panel.models.addItem(Path(self.model.name).name, self.model.name)
+        panel.devices.setCurrentIndex(panel.devices.findData(device))
+        panel.models.activated.connect(self._on_chosen)
+        panel.devices.activated.connect(self._on_chosen)
+        panel.stop_download.clicked.connect(lambda: self.stop_download())
+        self._begin(_look, self._show)
+        self._load(self.model)
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a model is on its way, or the list of models."""
+        return not self.worker.is_idle
+
+    @property
+    def title(self) -> str:
+        """The chosen model as the list shows it."""
+        return self._panel.models.currentText()
+
+    def choose(self, name: str, device: str) -> None:
+        """Use another model, as soon as it is loaded."""
+        self._panel.models.setCurrentIndex(self._panel.models.findData(name))
+        self._panel.devices.setCurrentIndex(self._panel.devices.findData(device))
+        if (name, device) == (self.model.name, self.model.device):
+            if self._loading is not self.model:
+                self.stop_download()
+                self._loading = None
+        else:
+            self._load(LazyModel(name, device))
+
+    def stop_download(self) -> None:
+        """Give up what is being loaded, and stay with the model in use."""
+        if self._loading is not None:
+            self._loading.stop_download()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._poll.stop()
+        self.stop_download()
+        self.worker.close()
+
+    def _load(self, model: LazyModel) -> None:
+        self.stop_download()
+        self._loading = model
+
+        def loaded(_: object) -> None:
+            if model is self._loading:
+                if model is not self.model:
+                    choices.remember(model=model.name, device=model.device)
+                self._loading, self.model = None, model
+                self.changed.emit()
+
+        def failed(error: Exception) -> None:
+            if model is self._loading:
+                self._loading = None
+                self.choose(self.model.name, self.model.device)
+                self.failed.emit(error)
+
+        self._begin(model.get, loaded, failed)
+
+    def _begin(
+        self,
+        work: Callable[[], Any],
+        done: Callable[[Any], None],
+        failed: Callable[[Exception], None] | None = None,
+    ) -> None:
+        self.worker.request(work, done, failed or self.failed.emit)
+        self._poll.start()
+
+    def _deliver(self) -> None:
+        self.worker.deliver()
+        self._panel.show_download(self._loading.downloaded if self._loading else None)
+        if self.worker.is_idle:
+            self._poll.stop()
+
+    def _on_chosen(self, *_: object) -> None:
+        self.choose(self._panel.models.currentData(), self._panel.devices.currentData())
+
+    def _show(self, found: tuple[list[Any], set[str], set[str]]) -> None:
+        models, local, devices = found
+        combo = self._panel.models
+        for info in models:
+            index = combo.findData(info.name)
+            if index < 0:
+                combo.addItem(info.name, info.name)
+                index = combo.count() - 1
+            size = "bundled" if info.repository is None else size_text(info.size)
+            combo.setItemText(index, f"{info.name}, {size}, {info.licence}")
+            where = "on this computer" if info.name in local else "downloaded when chosen"
+            combo.setItemData(index, f"{info.title}; {where}", Qt.ItemDataRole.ToolTipRole)
+        self._panel.show_devices(devices)
+        last = choices.load()
+        if self._takes_last and last.get("model") in local:
+            device = last.get("device")
+            self.choose(last["model"], device if device in devices else self.model.device)
+
+
+def _look() -> tuple[list[Any], set[str], set[str]]:
+    """The models, the names of those that need no download, and the devices of this computer."""
+    import torch
+
+    from sam2_engine.weights import list_models
+    from sam2_engine.weights.download import find
+
+    models = list_models()
+    devices = {"auto", "cpu"}
+    devices |= {"cuda"} if torch.cuda.is_available() else set()
+    devices |= {"mps"} if torch.backends.mps.is_available() else set()
+    return models, {info.name for info in models if find(info) is not None}, devices

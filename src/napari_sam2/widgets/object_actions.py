@@ -1,0 +1,168 @@
+"""What a person does with objects: add, delete, merge, lock, approve, undo, take from labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import napari.layers
+
+from napari_sam2.session import Keep
+from napari_sam2.widgets.context import Context
+from napari_sam2.widgets.marking import Marking
+from napari_sam2.widgets.panel import INCLUDE
+
+
+class ObjectActions:
+    """Calls the session, and says what has happened."""
+
+    def __init__(self, context: Context, marking: Marking) -> None:
+        self._context = context
+        self._marking = marking
+        self._panel = context.panel
+        table = context.panel.objects
+        table.renamed.connect(lambda i, name: self.edit(i, name=name))
+        table.hide_asked.connect(lambda i, hidden: self.edit(i, hidden=hidden))
+        table.lock_asked.connect(lambda i, locked: self.edit(i, locked=locked))
+        context.panel.labels_menu.aboutToShow.connect(self._fill_labels_menu)
+
+    def new(self) -> None:
+        """Add an object; marks then belong to it."""
+        if self._context.session is None:
+            return
+        object_id = self._context.session.add_object()
+        self._context.changed.emit()
+        self._panel.object_id = object_id
+        self._marking.start(self._panel.mode or INCLUDE)
+
+    def delete(self) -> None:
+        """Take away the selected objects with their marks and masks."""
+        work = self._context.work
+        if work is None or self._context.is_running:
+            return
+        session, chosen = work.session, self._panel.objects.selected
+        names = ", ".join(self._context.name(i) for i in chosen)
+        with session.history.change("Delete " + ("object" if len(chosen) == 1 else "objects")):
+            done = [self._context.attempt(partial(session.remove_object, i)) for i in chosen]
+            if not session.objects:
+                session.add_object()
+        work.refill()
+        self._context.changed.emit()
+        if done and all(done):
+            self._panel.say(f"{names} deleted. Undo brings it back.")
+
+    def merge(self) -> None:
+        """Make the selected objects one, the first of them."""
+        session = self._context.session
+        if session is None or self._context.is_running:
+            return
+        into, *others = self._panel.objects.selected or [0]
+        if not others:
+            self._panel.fail("Select two or more objects first: hold Ctrl and click on each.")
+            return
+        with session.history.change("Merge"):
+            done = [self._context.attempt(partial(session.merge_objects, into, i)) for i in others]
+        self._context.changed.emit()
+        self._panel.object_id = into
+        if all(done):
+            self._panel.say(f"{len(others) + 1} objects are now {self._context.name(into)}.")
+
+    def edit(self, object_id: int, **changes: Any) -> None:
+        """Change an object's name, or whether it is hidden or locked."""
+        if self._context.session is not None:
+            self._context.session.edit_object(object_id, **changes)
+            self._context.changed.emit()
+
+    def keep_slice(self, how: Keep, kept: bool | None = None) -> None:
+        """Approve or lock the slice that is shown for the selected object, or take that back.
+
+        kept: whether it is to be kept; by default the opposite of what is.
+        """
+        session, object_id = self._context.session, self._panel.object_id
+        if session is None or not object_id:
+            return
+        frame = self._context.frame
+        now = session.kept(object_id).get(frame)
+        if kept is None:
+            kept = now != how
+        change = "Unlock" if not kept else "Approve" if how == "approved" else "Lock"
+        with session.history.change(change):
+            if now is not None:
+                session.release(object_id, [frame])
+            if kept:
+                session.keep(object_id, [frame], how)
+        self._context.changed.emit()
+
+    def undo(self) -> None:
+        """Take the last change back."""
+        self._travel("Undone", lambda session: session.undo())
+
+    def redo(self) -> None:
+        """Make the change again that was last taken back."""
+        self._travel("Done again", lambda session: session.redo())
+
+    def take_labels(
+        self,
+        layer: napari.layers.Labels,
+        object_ids: Iterable[int] | None = None,
+        only_here: bool = False,
+    ) -> None:
+        """Take masks of another labels layer as if painted by hand.
+
+        object_ids: which labels; by default all. only_here: on the slice that is shown; else each
+        one on its largest slice.
+        """
+        work = self._context.work
+        if work is None:
+            return
+        frames = [self._context.frame] if only_here else None
+        taken: list[int] = []
+        if not self._context.attempt(
+            lambda: taken.extend(work.session.take_labels(layer, object_ids, frames))
+        ):
+            return
+        self._marking.add_layers()
+        self._context.changed.emit()
+        if taken:
+            self._panel.object_id = taken[0]
+            many = "1 object" if len(taken) == 1 else f"{len(taken)} objects"
+            self._panel.say(f"{many} taken from {layer.name}. Now Propagate.")
+        else:
+            self._panel.fail(f"There is no such label in {layer.name}.")
+
+    def _travel(self, word: str, step: Callable[[Any], str | None]) -> None:
+        work = self._context.work
+        if work is None or work.is_held:
+            return
+        what = step(work.session)
+        self._context.changed.emit()
+        self._panel.say("There is nothing to take back." if what is None else f"{word}: {what}.")
+
+    def _fill_labels_menu(self) -> None:
+        """The labels layers whose masks may be taken as a start."""
+        menu = self._panel.labels_menu
+        menu.clear()
+        menu.setToolTipsVisible(True)
+        for layer in self._context.viewer.layers:
+            if not isinstance(layer, napari.layers.Labels) or layer is self._context.labels:
+                continue
+            only = [int(layer.selected_label)]
+            for text, tip, take in (
+                ("all objects", "Each one on its largest slice.", (layer,)),
+                ("all on this slice", "As they are on this slice.", (layer, None, True)),
+                ("selected label", "The label that is selected in that layer.", (layer, only)),
+            ):
+                action = menu.addAction(f"{layer.name}: {text}")
+                assert action is not None
+                action.setToolTip(tip)
+                action.triggered.connect(partial(_call, partial(self.take_labels, *take)))
+        if menu.isEmpty():
+            nothing = menu.addAction("There is no other labels layer")
+            assert nothing is not None
+            nothing.setEnabled(False)
+
+
+def _call(action: Callable[[], object], *_: object) -> None:
+    """Without Qt's argument of whether it is checked."""
+    action()

@@ -1,0 +1,233 @@
+"""The table of objects: what each is called, what is known of it, and its eye and lock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtGui import QColor, QIcon
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QHeaderView,
+    QSizePolicy,
+    QTableWidget,
+    QTableWidgetItem,
+)
+
+from napari_sam2.widgets.icons import colour_icon, icon
+
+NAME, PROMPTS, SLICES, SCORE, EYE, LOCK = range(6)
+_HEADS = {
+    NAME: (
+        "Object",
+        "New prompts belong to the selected object. Double-click a name to change it.",
+    ),
+    PROMPTS: ("Marks", "Clicks, boxes, scribbles, lassos and painted slices."),
+    SLICES: ("Slices", "The first and the last slice with a mask."),
+    SCORE: ("Score", "How well the model thinks its masks fit, 0 to 1: the mean over slices."),
+    EYE: ("", "Click on an eye to hide or show the object."),
+    LOCK: ("", "Click on a lock: the masks of a locked object are never changed."),
+}
+
+
+@dataclass(frozen=True)
+class ObjectRow:
+    """What the table says of one object."""
+
+    id: int
+    name: str
+    colour: tuple[float, ...]
+    """RGB, 0 to 1."""
+    prompts: int = 0
+    slices: tuple[int, int] | None = None
+    """First and last slice with a mask."""
+    score: float | None = None
+    hidden: bool = False
+    locked: bool = False
+    note: str = ""
+    """More of it, shown as a tooltip."""
+
+
+class ObjectTable(QTableWidget):
+    """One row per object. It changes nothing by itself but says what a person wants."""
+
+    chosen = Signal()
+    """Another object is selected."""
+    renamed = Signal(int, str)
+    hide_asked = Signal(int, bool)
+    lock_asked = Signal(int, bool)
+
+    def __init__(self) -> None:
+        super().__init__(0, len(_HEADS))
+        self._rows: list[ObjectRow] = []
+        self._icons: dict[str, QIcon] = {}
+        self.setToolTip(_HEADS[NAME][1])
+        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
+        self.setEditTriggers(
+            QAbstractItemView.EditTrigger.DoubleClicked
+            | QAbstractItemView.EditTrigger.EditKeyPressed
+        )
+        self.setFocusPolicy(Qt.FocusPolicy.ClickFocus)
+        self.setShowGrid(False)
+        self.setWordWrap(False)
+        self.setIconSize(QSize(14, 14))
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
+        rows, head = _headers(self)
+        rows.hide()
+        rows.setDefaultSectionSize(self.fontMetrics().height() + 8)
+        head.setMinimumSectionSize(20)
+        head.setHighlightSections(False)
+        head.setSectionsClickable(False)
+        for column, (text, tip) in _HEADS.items():
+            item = QTableWidgetItem(text)
+            item.setToolTip(tip)
+            item.setTextAlignment(_alignment(column))
+            self.setHorizontalHeaderItem(column, item)
+            mode = QHeaderView.ResizeMode.ResizeToContents
+            if column in (EYE, LOCK):
+                mode = QHeaderView.ResizeMode.Fixed
+                self.setColumnWidth(column, 24)
+            head.setSectionResizeMode(
+                column, QHeaderView.ResizeMode.Stretch if column == NAME else mode
+            )
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Maximum)
+        self.setMinimumHeight(3 * rows.defaultSectionSize() + head.sizeHint().height())
+        self.set_ink(QColor(200, 200, 200))
+        self.itemSelectionChanged.connect(self.chosen)
+        self.itemChanged.connect(self._on_item_changed)
+        self.cellClicked.connect(self._on_cell_clicked)
+
+    def sizeHint(self) -> QSize:
+        """Qt's name. As high as it needs, up to seven objects."""
+        count = min(max(self.rowCount(), 3), 7)
+        rows, head = _headers(self)
+        return QSize(280, count * rows.defaultSectionSize() + head.sizeHint().height() + 4)
+
+    @property
+    def object_id(self) -> int:
+        """Id of the object that new prompts belong to; 0 for none."""
+        row = self.currentRow()
+        return self._rows[row].id if 0 <= row < len(self._rows) else 0
+
+    @object_id.setter
+    def object_id(self, object_id: int) -> None:
+        for row, known in enumerate(self._rows):
+            if known.id == object_id and (row != self.currentRow() or not self.selected):
+                self.setCurrentCell(row, NAME)
+
+    @property
+    def selected(self) -> list[int]:
+        """Ids of all selected objects, in the order of the table."""
+        rows = sorted({index.row() for index in self.selectedIndexes()})
+        return [self._rows[row].id for row in rows]
+
+    def show_rows(self, rows: Sequence[ObjectRow]) -> None:
+        """Show these objects. The selected one stays selected; if it is gone, the last one is."""
+        before, chosen = self._rows, self.object_id
+        if list(rows) == before:
+            return
+        self.blockSignals(True)
+        self._rows = list(rows)
+        if [row.id for row in before] != [row.id for row in rows]:
+            self.setRowCount(len(rows))
+            self.clearSelection()
+            known = {row.id for row in rows}
+            target = chosen if chosen in known else rows[-1].id if rows else 0
+            for number, row in enumerate(rows):
+                self._fill(number, row)
+                if row.id == target:
+                    self.setCurrentCell(number, NAME)
+            self.updateGeometry()
+        else:
+            for number, (old, new) in enumerate(zip(before, rows, strict=True)):
+                if old != new:
+                    self._fill(number, new)
+        self.blockSignals(False)
+        if self.object_id != chosen:
+            self.chosen.emit()
+
+    def next_object(self, step: int = 1) -> None:
+        """Select the next object, or the one before; after the last comes the first."""
+        if self._rows:
+            self.setCurrentCell((self.currentRow() + step) % len(self._rows), NAME)
+
+    def set_ink(self, ink: QColor) -> None:
+        """Draw eyes and locks in a theme's colour."""
+        self._icons = {name: icon(name, ink) for name in ("eye", "eye closed", "lock", "lock open")}
+        for column, name in ((EYE, "eye"), (LOCK, "lock")):
+            head = self.horizontalHeaderItem(column)
+            if head is not None:
+                head.setIcon(self._icons[name])
+        self.blockSignals(True)
+        for number, row in enumerate(self._rows):
+            self._fill(number, row)
+        self.blockSignals(False)
+
+    def _fill(self, number: int, row: ObjectRow) -> None:
+        slices = "" if row.slices is None else _range_text(*row.slices)
+        score = "" if row.score is None else f"{row.score:.2f}"
+        texts = {NAME: row.name, PROMPTS: str(row.prompts or ""), SLICES: slices, SCORE: score}
+        for column in _HEADS:
+            item = self.item(number, column)
+            if item is None:
+                item = QTableWidgetItem()
+                item.setTextAlignment(_alignment(column))
+                item.setFlags(_flags(column))
+                self.setItem(number, column, item)
+            text = texts.get(column, "")
+            if item.text() != text:
+                item.setText(text)
+            item.setToolTip(row.note if column == NAME and row.note else _HEADS[column][1])
+        self._item(number, NAME).setIcon(colour_icon(row.colour))
+        self._item(number, EYE).setIcon(self._icons["eye closed" if row.hidden else "eye"])
+        self._item(number, LOCK).setIcon(self._icons["lock" if row.locked else "lock open"])
+
+    def _item(self, row: int, column: int) -> QTableWidgetItem:
+        item = self.item(row, column)
+        assert item is not None
+        return item
+
+    def _on_item_changed(self, item: QTableWidgetItem) -> None:
+        if item.column() != NAME or not 0 <= item.row() < len(self._rows):
+            return
+        row, name = self._rows[item.row()], item.text().strip()
+        if name and name != row.name:
+            self.renamed.emit(row.id, name)
+        elif not name:
+            item.setText(row.name)
+
+    def _on_cell_clicked(self, number: int, column: int) -> None:
+        row = self._rows[number]
+        if column == EYE:
+            self.hide_asked.emit(row.id, not row.hidden)
+        elif column == LOCK:
+            self.lock_asked.emit(row.id, not row.locked)
+
+    def __iter__(self) -> Iterator[ObjectRow]:
+        return iter(self._rows)
+
+
+def _headers(table: QTableWidget) -> tuple[QHeaderView, QHeaderView]:
+    """Of rows and of columns."""
+    rows, columns = table.verticalHeader(), table.horizontalHeader()
+    assert rows is not None
+    assert columns is not None
+    return rows, columns
+
+
+def _flags(column: int) -> Any:
+    flags = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable
+    return flags | Qt.ItemFlag.ItemIsEditable if column == NAME else flags
+
+
+def _alignment(column: int) -> Any:
+    side = Qt.AlignmentFlag.AlignLeft if column == NAME else Qt.AlignmentFlag.AlignHCenter
+    return side | Qt.AlignmentFlag.AlignVCenter
+
+
+def _range_text(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}–{last}"

@@ -1,0 +1,195 @@
+"""The options of an image: intensities, colours, and the labels layer that masks are written to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import napari.layers
+from qtpy.QtCore import QTimer
+
+from napari_sam2.sequence_view import Channels, Windows, image_shape
+from napari_sam2.widgets.context import Context
+from napari_sam2.widgets.marking import Marking
+from napari_sam2.widgets.panel import NEW_LAYER, ONE_EACH
+from napari_sam2.widgets.workspace import Look, Workspace
+from napari_sam2.windows import window_choices, window_for
+
+if TYPE_CHECKING:
+    from napari_sam2.widgets.images import Images
+
+_WINDOW_MS = 400
+_MOST_CHANNELS = 8  # an axis with more is hardly one of channels, unless its label says so
+
+
+class Options:
+    """Fills the lists of choices for the image that is worked on, and carries them out."""
+
+    def __init__(self, context: Context, marking: Marking, images: Images) -> None:
+        self._context = context
+        self._marking = marking
+        self._images = images
+        self._window = QTimer(context)
+        self._window.setSingleShot(True)
+        self._window.setInterval(_WINDOW_MS)
+        self._window.timeout.connect(self._look_up_windows)
+        panel = context.panel
+        panel.windows.activated.connect(self._on_window_chosen)
+        panel.channels.activated.connect(self._on_look_chosen)
+        panel.targets.activated.connect(self._on_target_chosen)
+        panel.overwrite.clicked.connect(self._on_overwrite)
+
+    def fill(self) -> None:
+        """Show what there is to choose from, and what is chosen."""
+        panel, work = self._context.panel, self._context.work
+        if work is None:
+            return
+        windows = [(text, choice) for choice, text in window_choices(work.session.view).items()]
+        panel.show_choices(panel.windows, windows, work.window)
+        panel.show_choices(panel.channels, _looks(work, self._context.viewer.layers), work.look)
+        targets: list[tuple[str, object]] = [("a new labels layer", NEW_LAYER)]
+        targets += [("one layer per object, too", ONE_EACH)]
+        targets += [(layer.name, layer) for layer in self._labels_layers(work)]
+        chosen: object = NEW_LAYER if work.masks.is_own else work.labels
+        panel.show_choices(panel.targets, targets, ONE_EACH if work.masks.has_each else chosen)
+
+    def close(self) -> None:
+        self._window.stop()
+
+    # -- intensities ---------------------------------------------------------------------------
+
+    def on_contrast(self, *_: object) -> None:
+        """The contrast limits have changed; more changes may follow at once."""
+        self._window.start()
+
+    def _on_window_chosen(self, *_: object) -> None:
+        if self._context.work is not None:
+            self._context.work.window = self._context.panel.windows.currentData()
+            self._look_up_windows()
+
+    def _look_up_windows(self) -> None:
+        """In the background: some have to be read from the image."""
+        for work in self._images.known.values():
+            look: Callable[[], Windows] = partial(window_for, work.session.view, work.window)
+            self._context.runner.request(look, partial(self._set_window, work))
+
+    def _set_window(self, work: Workspace, window: Windows) -> None:
+        context = self._context
+        if window == work.session.window:
+            return
+        work.session.window = window
+        context.changed.emit()
+        if work is not context.work or not work.session.prompts or context.is_running:
+            return
+        if any(context.frame in frames for frames in work.session.prompts.values()):
+            self._marking.preview(context.frame)
+        else:
+            context.panel.say(
+                "The intensities have changed, and with them what SAM 2 sees. "
+                "Press Update to bring the masks up to date."
+            )
+
+    # -- colours -------------------------------------------------------------------------------
+
+    def _on_look_chosen(self, *_: object) -> None:
+        context, work = self._context, self._context.work
+        look: Look = context.panel.channels.currentData()
+        if work is None or look == work.look:
+            return
+        if look.channels != work.look.channels and work.session.prompted_sequences:
+            context.panel.fail("Choose the channels before you mark objects; undo or delete those.")
+            self.fill()
+            return
+        try:
+            session = self._images.new_session(work.image, look)
+        except ValueError as error:
+            context.panel.fail(str(error))
+            self.fill()
+            return
+        if look.channels == work.look.channels:
+            state = replace(work.session.snapshot(), window=session.window)
+            session.restore(state, trust=False)
+        work.look = look
+        self._images.replace(work, session)
+
+    # -- labels --------------------------------------------------------------------------------
+
+    def _labels_layers(self, work: Workspace) -> list[napari.layers.Labels]:
+        """Those that masks can be written to."""
+        mine = [other.labels for other in self._images.known.values() if other.masks.is_own]
+        mine += list(work.masks.each.values())
+        return [
+            layer
+            for layer in self._context.viewer.layers
+            if isinstance(layer, napari.layers.Labels)
+            and layer not in mine
+            and not layer.multiscale
+            and tuple(layer.data.shape) == work.session.view.shape
+        ]
+
+    def _on_target_chosen(self, *_: object) -> None:
+        context, work = self._context, self._context.work
+        target: Any = context.panel.targets.currentData()
+        if work is None:
+            return
+        self._marking.add_layers()
+        masks, layers = work.masks, context.viewer.layers
+        if target != ONE_EACH and masks.has_each:
+            masks.show_each(False)
+        if target == ONE_EACH:
+            masks.show_each(True)
+        elif target == NEW_LAYER and not masks.is_own:
+            context.attempt(partial(masks.write_to, None, layers, self._marking.hooks))
+        elif target != NEW_LAYER and target is not work.labels:
+            self._write_to(work, target)
+        self.fill()
+        context.changed.emit()
+
+    def _write_to(self, work: Workspace, layer: napari.layers.Labels) -> None:
+        """An object without marks gives way, and gets an id that the layer does not hold yet."""
+        context, session = self._context, work.session
+        is_new = not session.prompted_objects and not session.masks
+        if is_new:
+            for object_id in session.objects:
+                session.remove_object(object_id)
+        write = partial(work.masks.write_to, layer, context.viewer.layers, self._marking.hooks)
+        context.attempt(write)
+        if is_new:
+            session.add_object()
+            session.history.clear()
+
+    def _on_overwrite(self, others: bool) -> None:
+        if self._context.work is not None:
+            self._context.work.masks.overwrite(others)
+
+
+def _looks(work: Workspace, layers: Any) -> list[tuple[str, Look]]:
+    """What the model can see of an image: itself, channels of it, or other images with it."""
+    image = work.image
+    found = [("as it is", Look())]
+    if image.rgb:
+        return found
+    shape = image_shape(image)
+    for axis, size in enumerate(shape):
+        is_labelled = str(image.axis_labels[axis]).lower() in ("c", "channel")
+        is_free = len(shape) > 2 and axis < len(shape) - 2
+        if is_free and size > 1 and (is_labelled or size <= _MOST_CHANNELS):
+            indices = tuple(range(min(size, 3)))
+            text = f"axis {image.axis_labels[axis]}: channels 1 to {len(indices)}"
+            found.append((text, Look(channels=Channels(axis, indices))))
+    others = [
+        layer
+        for layer in layers
+        if isinstance(layer, napari.layers.Image)
+        and layer is not image
+        and not layer.rgb
+        and layer.ndim == image.ndim
+        and image_shape(layer) == shape
+    ]
+    found += [(f"with {other.name}", Look((other,))) for other in others]
+    if len(others) > 1:
+        names = " and ".join(other.name for other in others[:2])
+        found.append((f"with {names}", Look(tuple(others[:2]))))
+    return found

@@ -1,0 +1,101 @@
+"""Following objects through the slices: what is asked for, and what is said of it."""
+
+from __future__ import annotations
+
+from napari_sam2.session import Session, Task
+from napari_sam2.widgets.context import Context
+from napari_sam2.widgets.marking import Marking
+from napari_sam2.widgets.panel import SELECTED_OBJECTS
+from napari_sam2.widgets.reach import chosen_task
+
+_NAMED = 3  # objects in a message
+
+
+class Propagation:
+    """One at a time, in the background."""
+
+    def __init__(self, context: Context, marking: Marking) -> None:
+        self._context = context
+        self._marking = marking
+        self._panel = context.panel
+        context.runner.stepped.connect(self._on_step)
+        context.runner.ended.connect(self._on_ended)
+
+    def start(self) -> None:
+        """Follow the chosen objects through the chosen slices."""
+        session, panel = self._context.session, self._panel
+        if session is None or self._context.is_running:
+            return
+        ids, reach = self._ids(session), panel.reach.currentData()
+        limits = panel.first.value(), panel.last.value()
+        try:
+            task = chosen_task(session, reach, ids, self._context.frame, limits)
+        except ValueError as error:
+            panel.fail(str(error))
+        else:
+            self._run(session, task, "Everything there is already up to date.")
+
+    def update(self) -> None:
+        """Find the masks anew that are out of date, and no others."""
+        session = self._context.session
+        if session is not None and not self._context.is_running:
+            task = session.task(self._ids(session), only_stale=True)
+            self._run(session, task, "Nothing is out of date.")
+
+    def stop(self) -> None:
+        """End after the slice under way; what is done is kept."""
+        if self._context.is_running:
+            self._context.runner.stop()
+            self._panel.stop.setEnabled(False)
+            self._panel.say("Stopping after this slice …")
+
+    def _ids(self, session: Session) -> list[int]:
+        if self._panel.which.currentData() == SELECTED_OBJECTS:
+            return self._panel.objects.selected
+        return list(session.objects)
+
+    def _run(self, session: Session, task: Task, nothing: str) -> None:
+        """nothing: what to say where there is nothing to do."""
+        if not task.wanted:
+            self._panel.fail(
+                "There is no mark yet to start from: click on an object or draw a box around it."
+            )
+            return
+        if not any(task.wanted.values()):
+            self._panel.say(nothing)
+            return
+        self._marking.add_layers()
+        self._panel.show_progress(0, 0)
+        is_loaded = session.model.is_loaded
+        self._panel.say("Following the objects …" if is_loaded else self._context.loading())
+        self._context.runner.run(session, task, f"SAM 2: {self._names(task)}")
+        self._context.changed.emit()
+
+    def _names(self, task: Task) -> str:
+        names = [self._context.name(i) for i in task.wanted]
+        return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+
+    def _on_step(self, done: int, total: int, seconds_left: float | None) -> None:
+        self._panel.show_progress(done, total, seconds_left)
+        if done == 1 and self._panel.stop.isEnabled():
+            self._panel.say(
+                "Following the objects; results appear slice by slice. You can look at them "
+                "meanwhile, and mark other objects."
+            )
+
+    def _on_ended(self, session: Session, task: Task, stopped: bool) -> None:
+        self._context.changed.emit()
+        if session is not self._context.session:
+            return
+        if stopped:
+            self._panel.say("Stopped. The slices done so far are kept.")
+            return
+        masks = session.masks
+        found = [
+            f"{self._context.name(i)} is on {len(masks.get(i, ()))} of {len(task.view)} slices"
+            for i in task.wanted
+        ]
+        self._panel.say(
+            f"Done: {'; '.join(found[:_NAMED])}{'; …' if len(found) > _NAMED else ''}. Where a "
+            "slice is wrong, mark it there or paint, then Update."
+        )

@@ -1,0 +1,150 @@
+"""Has the model work for a session in a thread, and shows how far it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from napari.utils import cancelable_progress
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from napari_sam2.session import Session, Step, Task
+from napari_sam2.widgets.worker import Worker
+
+_POLL_MS = 15
+_FIRST_STEPS = 3  # say little of the time that is left
+_LOOK_AHEAD = 4  # slices on either side
+
+
+class Runner(QObject):
+    """Previews at once, one propagation at a time, and slices looked at ahead when idle.
+
+    All of it takes effect in the window's thread, by `Session.accept`.
+    """
+
+    previewed = Signal(object, object)
+    """A session, and the Step that was found for a click or a box."""
+    stepped = Signal(int, int, object)
+    """Slices done, slices in all, and seconds left or None."""
+    ended = Signal(object, object, bool)
+    """A session, its Task, and whether it was stopped before its end."""
+    failed = Signal(Exception)
+    idle = Signal()
+    """Nothing is under way any more."""
+
+    def __init__(self, parent: QObject) -> None:
+        super().__init__(parent)
+        self.worker = Worker()
+        self.is_held: Callable[[], bool] = lambda: False
+        """Whether results must wait, because the person is in the middle of a stroke."""
+        self.running: Session | None = None
+        """Whose objects are being followed."""
+        self._bar: Any = None
+        self._began = 0.0
+        self._poll = QTimer(self)
+        self._poll.setInterval(_POLL_MS)
+        self._poll.timeout.connect(self._deliver)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the model is at work on what was asked, or results are not yet shown."""
+        return self.worker.is_busy
+
+    def preview(self, session: Session, frame: int) -> None:
+        """Find the masks of all objects that are marked on a slice."""
+        task = session.task()
+
+        def done(step: Step) -> None:
+            session.accept(task, step)
+            self.previewed.emit(session, step)
+
+        self.worker.request(
+            lambda: session.compute_preview(task, frame),
+            done,
+            self.failed.emit,
+            key=(id(session), session.view.key, frame),
+        )
+        self._poll.start()
+
+    def request(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Do something that takes long, then `done` with what it returns."""
+        self.worker.request(work, done, self.failed.emit)
+        self._poll.start()
+
+    def run(self, session: Session, task: Task, text: str) -> None:
+        """Follow objects through slices. text: what it is called in napari's list of activities."""
+        self.running = session
+        self._began = 0.0
+        self._bar = cancelable_progress(total=0, desc=text, cancel_callback=self.stop)
+        self.worker.run(
+            lambda: session.compute_propagation(task),
+            each=partial(self._on_step, session, task),
+            done=partial(self._on_end, session, task),
+            failed=self._on_run_failed,
+        )
+        self._poll.start()
+
+    def stop(self) -> None:
+        """End the propagation after the slice under way; what is done is kept."""
+        self.worker.cancel()
+
+    def look_ahead(self, session: Session, frame: int) -> None:
+        """Encode a slice and its neighbours while nothing else is to be done, nearest first."""
+        if self.is_busy or not session.model.is_loaded:
+            return
+        near = sorted(range(-_LOOK_AHEAD, _LOOK_AHEAD + 1), key=lambda step: (abs(step), -step))
+        ahead = (frame + step for step in near if 0 <= frame + step < len(session.view))
+        wanted = next((at for at in ahead if not session.is_encoded(at)), None)
+        if wanted is None:
+            return
+        task = session.task(objects=())
+        self.worker.request_when_idle(
+            lambda: session.encode(task, wanted),
+            lambda _: self.look_ahead(session, frame) if task.view is session.view else None,
+            self.failed.emit,
+        )
+        self._poll.start()
+
+    def close(self) -> None:
+        """End the thread after the step under way."""
+        self._poll.stop()
+        self.worker.close()
+        self._end_run()
+
+    # -- what comes from the thread ------------------------------------------------------------
+
+    def _deliver(self) -> None:
+        if self.is_held():
+            return
+        self.worker.deliver()
+        if self.worker.is_idle:
+            self._poll.stop()
+            self.idle.emit()
+
+    def _on_step(self, session: Session, task: Task, step: Step) -> None:
+        session.accept(task, step)
+        now = time.monotonic()
+        if not self._began:
+            self._began = now
+        each = (now - self._began) / max(1, step.done - 1)
+        left = each * (step.total - step.done) if step.done > _FIRST_STEPS else None
+        if self._bar is not None:
+            self._bar.total = step.total
+            self._bar.update(step.done - self._bar.n)
+        self.stepped.emit(step.done, step.total, left)
+
+    def _on_end(self, session: Session, task: Task, stopped: bool) -> None:
+        self._end_run()
+        self.ended.emit(session, task, stopped)
+
+    def _on_run_failed(self, error: Exception) -> None:
+        self._end_run()
+        self.failed.emit(error)
+
+    def _end_run(self) -> None:
+        self.running = None
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
