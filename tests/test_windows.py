@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from lazy import Lazy
+from models import small_model
 from napari.layers import Image
 
 from napari_sam2.sequence_view import Channels, SequenceKey, SequenceView
+from napari_sam2.session import Session
 from napari_sam2.windows import (
     CONTRAST_LIMITS,
     CT_WINDOWS,
@@ -126,3 +128,10 @@ def test_a_list_of_choices_holds_what_makes_sense():
 def test_an_unknown_window_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"'kidney'.*lung"):
         window_for(ramps(), "kidney")
+
+
+def test_a_session_of_several_arrays_gives_each_its_own_window():
+    session = Session([ramps(), ramps() * 1000], small_model())
+    assert session.window == window_for([ramps(), ramps() * 1000])
+    (_, first), (_, second) = session.window
+    assert second == pytest.approx(1000 * first, rel=0.01)

@@ -114,7 +114,8 @@ class Session:
         )
         self.view = self._make_view(None)
         """The sequence that prompts are set in, as frames."""
-        self.window = window_for(self.view) if window is None and self.view.layers else window
+        has_windows = self.view.layers or self.view.num_channels > 1
+        self.window = window_for(self.view) if window is None and has_windows else window
         """Change it at any time; masks that follow from another one are out of date."""
         self.model = model if isinstance(model, LazyModel) else LazyModel(model, device)
         """Change it at any time; masks that follow from another one are out of date."""
@@ -669,8 +670,10 @@ class Session:
     def stale(self, object_id: int) -> list[int]:
         """Frames whose masks follow from prompts, a window or a model that are others by now."""
         place = self.view.key, object_id
-        current = self._currency(object_id)
-        return [f for f in sorted(self._found.at(place)) if not current(f)]
+        is_current = self._currency(object_id)
+        anchors = self._anchors(object_id)
+        given = {frame for frame, said in anchors.items() if said.mask is not None}
+        return [f for f in sorted(self._found.at(place).keys() - given) if not is_current(f)]
 
     def preview(self, frame: int) -> Step:
         """Compute and show the masks of all objects that have prompts on a frame."""
