@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
 from models import small_model
 
 from napari_sam2.sequence_view import ELSEWHERE, OUTSIDE, SequenceKey, SequenceView
-from napari_sam2.session import NothingToDo, Session
+from napari_sam2.session import LockedError, NothingToDo, Session
+from napari_sam2.tasks import engine_prompts
 from sam2_engine.sequence import SequencePredictor
 
 SHAPE = (5, 40, 56)
@@ -41,14 +43,8 @@ def predictor(session):
     )
     for object_id, frames in session.prompts.items():
         for frame, said in frames.items():
-            fresh.set_prompts(
-                object_id,
-                frame,
-                points=said.points if len(said.points) else None,
-                labels=said.labels if len(said.points) else None,
-                box=said.box,
-                mask_input=None if said.corrects is None else said.corrects.logits(),
-            )
+            given = engine_prompts(said, fresh.source.geometry)
+            fresh.set_prompts(object_id, frame, **given)
     return fresh
 
 
@@ -316,15 +312,6 @@ def test_previews_between_the_steps_do_not_disturb_a_propagation(session):
     np.testing.assert_array_equal(session.labels, expected)
 
 
-def test_labels_of_others_are_left_alone(session):
-    session.labels[2, 10:20, 10:20] = 99
-    one = session.add_object()
-    session.add_points(one, [(2, 16, 16)])
-    run(session)
-    assert (session.labels == one).any()
-    assert (session.labels[2, 10:20, 10:20] == 99).all()
-
-
 def test_every_axis_has_its_own_prompts(session):
     one = session.add_object()
     session.add_points(one, [(2, 16, 16)])
@@ -362,3 +349,630 @@ def test_mistakes_are_told(session):
     with pytest.raises(ValueError, match="positive id"):
         session.add_object(object_id=one)
     assert session.prompts == {}
+
+
+# -- scribbles and lassos ----------------------------------------------------------------------
+
+
+def test_a_lasso_keeps_the_object_within_it(session):
+    one = session.add_object()
+    polygon = [(8, 8), (8, 26), (27, 26), (27, 8)]
+    session.add_box(one, 2, (8, 8, 27, 26))
+    session.preview(2)
+    boxed = session.labels[2].copy()
+    outside = np.ones(SHAPE[1:], bool)
+    outside[6:30, 6:29] = False  # but for a pixel of the model's masks
+    assert boxed[outside].any(), "the test needs a model that leaves the box"
+    session.set_prompts(one, 2, lassos=[polygon])
+    session.preview(2)
+    assert session.labels[2].any()
+    assert not session.labels[2][outside].any()
+    np.testing.assert_array_equal(session.labels[2], predictor(session).predict(2).labels())
+
+    session.add_points(one, [(2, 35, 50)])  # what is clicked on may lie outside after all
+    session.preview(2)
+    assert session.labels[2][outside].any()
+
+
+def test_a_scribble_is_clicks_along_it_placed_at_once(session):
+    one = session.add_object()
+    session.add_scribble(one, 2, [(16, 4), (16, 4), (16, 28)])
+    given = engine_prompts(session.prompts[one][2], predictor(session).source.geometry)
+    assert len(given["points"]) > 1
+    np.testing.assert_allclose(given["points"][:, 0], 16)
+    steps = np.diff(given["points"][:, 1])
+    np.testing.assert_allclose(steps, steps[0])
+    assert 4 < given["points"][:, 1].min() < given["points"][:, 1].max() < 28
+    assert set(given["strokes"]) == {0}
+    session.preview(2)
+    np.testing.assert_array_equal(session.labels[2], predictor(session).predict(2).labels())
+
+    session.add_scribble(one, 2, [(30, 40)], label=0)
+    said = session.prompts[one][2]
+    given = engine_prompts(said, predictor(session).source.geometry)
+    assert list(given["labels"][-2:]) == [1, 0]
+    assert given["strokes"][-1] == 1
+    assert said.count == 2
+
+
+def test_marks_may_reach_beyond_the_frame(session):
+    one = session.add_object()
+    session.set_prompts(
+        one, 2, scribbles=[([(-9, 5), (20, 5)], 1)], lassos=[[(-5, -5), (-5, 99), (30, 20)]]
+    )
+    session.preview(2)
+    np.testing.assert_array_equal(session.labels[2], predictor(session).predict(2).labels())
+
+
+def test_only_what_is_beside_an_object_shows_nothing(session):
+    one = session.add_object()
+    session.add_scribble(one, 2, [(2, 2), (2, 30)], label=0)
+    assert not session.prompts[one][2].usable
+    with pytest.raises(NothingToDo):
+        session.propagate()
+
+
+# -- propagation -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(session, monkeypatch):
+    """A session, and what its model does: [frames encoded, objects tracked to a frame]."""
+    counts = [0, 0]
+    model = session.model.get()
+    encode, attend = model.encode_image, model.attend_to_memory
+
+    def encoding(*args, **more):
+        counts[0] += 1
+        return encode(*args, **more)
+
+    def attending(features, tokens, *args, **more):
+        counts[1] += len(tokens)
+        return attend(features, tokens, *args, **more)
+
+    monkeypatch.setattr(model, "encode_image", encoding)
+    monkeypatch.setattr(model, "attend_to_memory", attending)
+    return session, counts
+
+
+def test_each_frame_is_encoded_once_and_tracked_once(counted):
+    session, counts = counted
+    one, two = session.add_object(), session.add_object()
+    session.add_points(one, [(2, 16, 16)])
+    session.preview(2)
+    assert counts == [1, 0]
+    session.add_points(two, [(3, 26, 36)])
+    session.propagate()
+    assert counts == [5, 8]
+    session.propagate()
+    session.update()
+    assert counts == [5, 8], "nothing was out of date"
+
+
+def test_objects_that_come_late_compute_nothing_of_the_others_again(counted):
+    session, counts = counted
+    one = session.add_object()
+    session.add_points(one, [(2, 16, 16)])
+    session.propagate()
+    assert counts == [5, 4]
+    before = session.masks_of(one)
+    two = session.add_object()
+    session.add_points(two, [(2, 26, 36)])
+    session.propagate()
+    assert counts == [5, 8]
+    assert all(session.masks_of(one)[frame] is mask for frame, mask in before.items())
+
+
+def test_an_update_goes_to_the_next_slices_that_are_sure(volume, monkeypatch):
+    deep = np.repeat(volume, 4, axis=0)
+    session = Session(deep, small_model(), window=(0, 250))
+    one, two = session.add_object(), session.add_object()
+    session.add_points(one, [(9, 16, 16)])
+    session.add_points(two, [(9, 26, 36)])
+    session.propagate()
+    session.keep(one, [4])
+    session.paint(one, 15, session.masks_of(one)[15].on_frame(SHAPE[1:]))
+    session.propagate()
+    before = {i: dict(session.masks_of(i)) for i in (one, two)}
+    tracked = []
+    model = session.model.get()
+    attend = model.attend_to_memory
+    monkeypatch.setattr(
+        model, "attend_to_memory", lambda *a, **k: tracked.append(len(a[1])) or attend(*a, **k)
+    )
+    monkeypatch.setattr(model, "encode_image", lambda *a: pytest.fail("a frame was encoded"))
+
+    session.add_points(one, [(9, 30, 40)], labels=[0])
+    assert session.stale(one) == [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+    session.preview(9)
+    steps = []
+    session.update(progress=steps.append)
+    frames = [5, 6, 7, 8, 10, 11, 12, 13, 14]
+    assert sorted(step.frame for step in steps) == frames
+    assert sum(tracked) == len(frames)
+    assert session.stale(one) == session.stale(two) == []
+    for frame in range(20):
+        same = session.masks_of(one)[frame] is before[one][frame]
+        assert same == (frame not in [*frames, 9])
+        assert session.masks_of(two)[frame] is before[two][frame]
+
+
+def test_an_update_leaves_out_what_was_never_computed(session):
+    one = session.add_object()
+    session.add_points(one, [(0, 14, 16)])
+    session.propagate(to=2)
+    assert list(session.masks_of(one)) == [0, 1, 2]
+    session.add_points(one, [(0, 30, 40)], labels=[0])
+    session.update()
+    assert list(session.masks_of(one)) == [0, 1, 2]
+    assert session.stale(one) == []
+
+
+def test_to_here_goes_from_the_nearest_prompt(session):
+    one, two = session.add_object(), session.add_object()
+    session.add_points(one, [(0, 14, 16), (4, 18, 16)])
+    session.add_points(two, [(4, 26, 34)])
+    session.propagate(to=3)
+    assert list(session.masks_of(one)) == [3, 4]
+    assert list(session.masks_of(two)) == [3, 4]
+    session.propagate(objects=[two], start=1, stop=2)
+    assert list(session.masks_of(one)) == [3, 4]
+    assert list(session.masks_of(two)) == [1, 2, 3, 4]
+    session.propagate()
+    np.testing.assert_array_equal(session.labels, propagated(session))
+
+
+def test_an_object_ends_where_it_is_not_seen_for_some_slices(volume, monkeypatch):
+    model = small_model(obj_bias=-2.0)  # sees nothing on tracked frames
+    session = Session(volume, model, window=(0, 250), end_after=2)
+    one = session.add_object()
+    session.paint(one, 0, volume[0] > 100)
+    tracked = []
+    attend = model.attend_to_memory
+    monkeypatch.setattr(
+        model, "attend_to_memory", lambda *a, **k: tracked.append(1) or attend(*a, **k)
+    )
+    session.propagate()
+    assert len(tracked) == 2
+    assert list(session.masks_of(one)) == [0]
+    monkeypatch.setattr(model, "encode_image", lambda *a: pytest.fail("a frame was encoded"))
+    session.end_after = 1
+    assert session.stale(one) == [1, 2, 3, 4]
+
+
+# -- what a person keeps -----------------------------------------------------------------------
+
+
+def square(at, size=6):
+    mask = np.zeros(SHAPE[1:], bool)
+    mask[at : at + size, at : at + size] = True
+    return mask
+
+
+def test_nothing_writes_a_painted_slice(session):
+    one = session.add_object()
+    session.add_points(one, [(2, 16, 16)])
+    session.propagate()
+    before = session.labels.copy()
+    session.paint(one, 3, square(30))
+    np.testing.assert_array_equal(session.labels[3], square(30) * one)
+    assert session.stale(one) == [4]
+    session.add_points(one, [(3, 16, 16)])  # waits
+    session.preview(3)
+    session.propagate()
+    np.testing.assert_array_equal(session.labels[3], square(30) * one)
+    assert (session.labels[4] != before[4]).any(), "the slices around follow from it"
+    session.unpaint(one, 3)
+    assert (session.labels[3] != square(30) * one).any()
+    session.paint(one, 1, np.zeros(SHAPE[1:]))
+    session.propagate()
+    assert not session.labels[1].any(), "painted as empty"
+
+
+@pytest.mark.parametrize("how", ["approved", "locked"])
+def test_nothing_writes_a_slice_that_is_kept(session, how):
+    one, two = session.add_object(), session.add_object()
+    session.add_points(one, [(2, 16, 16)])
+    session.propagate()
+    session.keep(one, [3], how)
+    assert session.kept(one) == {3: how}
+    kept = session.labels[3].copy()
+    session.add_points(one, [(2, 30, 40)], labels=[0])
+    session.add_points(one, [(3, 3, 3)])
+    session.add_box(two, 3, (5, 5, 30, 30))
+    session.propagate()
+    np.testing.assert_array_equal(np.where(kept, session.labels[3], 0), kept)
+    with pytest.raises(LockedError, match=f"is {how} on slice 3. Unlock it"):
+        session.paint(one, 3, square(0))
+    session.release(one, [3])
+    session.propagate()
+    np.testing.assert_array_equal(
+        session.masks_of(one)[3].on_frame(SHAPE[1:]) * one > 0, propagated_mask(session, one, 3)
+    )
+
+
+def propagated_mask(session, object_id, frame):
+    for result in predictor(session).propagate():
+        if result.frame == frame and object_id in result.object_ids:
+            return result.mask(object_id)
+    raise AssertionError
+
+
+def test_the_last_slice_that_is_released_is_not_lost(session):
+    one = session.add_object()
+    session.add_points(one, [(2, 16, 16)])
+    session.propagate()
+    session.keep(one, [3])
+    kept = session.labels[3].copy()
+    session.set_prompts(one, 2)
+    session.release(one, [3])
+    np.testing.assert_array_equal(session.labels[3], kept)
+    assert session.prompts[one][3].mask is not None
+
+
+def test_nothing_writes_a_locked_object(session):
+    one, two = session.add_object("liver"), session.add_object()
+    session.add_points(one, [(2, 16, 16)])
+    session.propagate()
+    locked = session.labels.copy()
+    session.edit_object(one, locked=True)
+    for change in (
+        lambda: session.add_points(one, [(2, 3, 3)]),
+        lambda: session.add_box(one, 2, (3, 3, 9, 9)),
+        lambda: session.set_prompts(one, 2),
+        lambda: session.paint(one, 2, square(0)),
+        lambda: session.remove_object(one),
+        lambda: session.merge_objects(two, one),
+    ):
+        with pytest.raises(LockedError, match="liver is locked"):
+            change()
+    session.add_box(two, 2, (8, 8, 30, 40))
+    session.window = (0, 1000)
+    session.propagate()
+    np.testing.assert_array_equal(np.where(locked, session.labels, 0), locked)
+    assert (session.labels == two).any()
+    session.edit_object(one, locked=False)
+    session.propagate()
+    assert (np.where(locked, session.labels, 0) != locked).any()
+
+
+# -- labels of others --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def others(volume):
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[:, 10:20, 10:20] = 3
+    labels[1:4, 25:30, 30:45] = 9
+    return labels
+
+
+def test_labels_of_others_are_left_alone(volume, others):
+    before = others.copy()
+    session = Session(volume, small_model(), window=(0, 250), labels=others)
+    one = session.add_object()
+    assert one == 10, "ids that are in the labels are not used again"
+    session.add_points(one, [(2, 16, 16)])
+    session.propagate()
+    np.testing.assert_array_equal(others[before > 0], before[before > 0])
+    np.testing.assert_array_equal(others == one, (whole(session, one)) & (before == 0))
+    session.remove_object(one)
+    np.testing.assert_array_equal(others, before)
+
+
+def whole(session, object_id):
+    """An object's masks, also where others cover them."""
+    found = np.zeros(SHAPE, bool)
+    for frame, mask in session.masks_of(object_id).items():
+        found[frame] = mask.on_frame(SHAPE[1:])
+    return found
+
+
+def test_labels_of_others_are_covered_where_asked_and_come_back(volume, others):
+    before = others.copy()
+    session = Session(volume, small_model(), window=(0, 250), labels=others, overwrite=True)
+    one = session.add_object()
+    session.add_points(one, [(2, 16, 16)])
+    session.propagate()
+    np.testing.assert_array_equal(others == one, whole(session, one))
+    session.undo()
+    session.undo()
+    np.testing.assert_array_equal(others, before)
+
+
+def test_labels_are_written_slice_by_slice(volume, tmp_path):
+    """An array like zarr's: never asked for more than a few slices."""
+
+    class OnDisk(Lazy):
+        chunks = (2, *SHAPE[1:])
+
+        def __setitem__(self, index, value):
+            self._array[index] = value
+
+    file = np.memmap(tmp_path / "labels.raw", np.uint16, "w+", shape=SHAPE)
+    session = Session(
+        Lazy(volume, volume[0].size), small_model(), window=(0, 250),
+        labels=OnDisk(file, 2 * volume[0].size),
+    )  # fmt: skip
+    one = session.add_object()
+    session.add_points(one, [(2, 16, 16)])
+    session.propagate()
+    np.testing.assert_array_equal(file == one, whole(session, one))
+
+
+def test_masks_move_to_other_labels(volume, others, session):
+    before = others.copy()
+    one = session.add_object(object_id=20)
+    session.add_points(one, [(2, 16, 16)])
+    session.propagate()
+    first = session.labels
+    session.write_to(others)
+    assert session.labels is others
+    assert not first.any()
+    np.testing.assert_array_equal(others == one, whole(session, one) & (before == 0))
+    session.write_to()
+    np.testing.assert_array_equal(others, before)
+    np.testing.assert_array_equal(session.labels == one, whole(session, one))
+
+    session.add_object(object_id=300)
+    with pytest.raises(ValueError, match="uint8, which hold ids up to 255, not 300"):
+        session.write_to(others)
+    session.remove_object(300)
+    session.add_object("spleen", object_id=9)
+    with pytest.raises(ValueError, match="under the id 9 already, which is the id of spleen"):
+        session.write_to(others)
+    with pytest.raises(ValueError, match="whole numbers"):
+        session.write_to(np.zeros(SHAPE))
+    with pytest.raises(ValueError, match="shape"):
+        session.write_to(np.zeros((3, 3), int))
+
+
+def test_each_object_can_have_labels_of_its_own(session):
+    one, two = session.add_object(), session.add_object()
+    session.add_points(one, [(2, 16, 16)])
+    alone = session.labels_of(one)
+    session.add_points(two, [(2, 18, 20)])
+    session.propagate()
+    np.testing.assert_array_equal(alone == one, whole(session, one))
+    np.testing.assert_array_equal(session.labels_of(two) == two, whole(session, two))
+    assert (whole(session, one) & whole(session, two)).any(), "the test needs an overlap"
+    session.undo()
+    assert not alone.any()
+
+
+def test_masks_along_several_axes_do_not_depend_on_the_order(volume):
+    results = []
+    for axes in ((0, 2), (2, 0)):
+        session = Session(volume, small_model(), window=(0, 250))
+        one, two = session.add_object(), session.add_object()
+        for axis in axes:
+            session.show(SequenceKey.along(axis, 3))
+            session.add_points(one if axis == 0 else two, [(2, 16, 16)])
+            session.add_points(two if axis == 0 else one, [(2, 26, 36)])
+            session.propagate()
+        results.append(session.labels.copy())
+        assert set(np.unique(results[-1])) == {0, one, two}
+    np.testing.assert_array_equal(*results)
+    session.show(SequenceKey.along(2, 3))
+    for object_id in (one, two):
+        for frame in list(session.prompts[object_id]):
+            session.set_prompts(object_id, frame)
+    session.show(SequenceKey.along(0, 3))
+    alone = Session(volume, small_model(), window=(0, 250))
+    alone.restore(session.snapshot())
+    np.testing.assert_array_equal(
+        session.labels == one, np.where(session.labels == one, whole(session, one), False)
+    )
+    np.testing.assert_array_equal(session.labels, alone.labels)
+
+
+# -- taking labels -----------------------------------------------------------------------------
+
+
+def test_existing_labels_start_objects(session, others):
+    assert session.take_labels(others) == [3, 9]
+    assert set(session.objects) == {3, 9}
+    assert list(session.prompts[9]) == [1]
+    np.testing.assert_array_equal(session.labels[1] == 9, others[1] == 9)
+    session.propagate()
+    assert list(session.masks_of(3)) == [0, 1, 2, 3, 4]
+    assert session.add_object() == 10
+    session.undo()
+    session.undo()
+    session.undo()
+    assert not session.labels.any()
+    assert not session.objects
+
+    assert session.take_labels(others, object_ids=[9], frames=[0, 2, 3]) == [9]
+    assert list(session.prompts[9]) == [2, 3]
+    session.keep(9, [2])
+    with pytest.raises(LockedError):
+        session.take_labels(others, frames=[2])
+    assert set(session.objects) == {9}, "nothing is taken then"
+    with pytest.raises(ValueError, match="shape"):
+        session.take_labels(others[1:])
+
+
+def test_objects_take_the_place_of_labels_that_they_are_made_from(volume, others):
+    before = others.copy()
+    session = Session(volume, small_model(), window=(0, 250), labels=others)
+    session.take_labels(others, object_ids=[9])
+    np.testing.assert_array_equal(others, before)
+    session.propagate(to=2)
+    np.testing.assert_array_equal(others[:2], before[:2])
+    np.testing.assert_array_equal(others[2] == 9, whole(session, 9)[2] & (before[2] != 3))
+    np.testing.assert_array_equal(others[3:], before[3:])
+    session.undo()
+    session.undo()
+    np.testing.assert_array_equal(others, before)
+
+
+# -- undo --------------------------------------------------------------------------------------
+
+
+def test_everything_can_be_taken_back_and_made_again(session):
+    one, two = session.add_object("one"), session.add_object("two")
+    session.history.clear()
+    actions = [
+        ("Prompt", lambda: session.add_points(one, [(2, 16, 16), (2, 2, 2)], labels=[1, 0])),
+        ("Prompt", lambda: session.add_box(two, 1, (17, 27, 35, 45))),
+        ("Propagate", lambda: session.propagate()),
+        ("Prompt", lambda: (session.add_points(one, [(3, 30, 8)], [0]), session.preview(3))),
+        ("Paint", lambda: session.paint(one, 0, square(3))),
+        ("Propagate", lambda: session.update()),
+        ("Approve", lambda: session.keep(two, [2, 3])),
+        ("Rename", lambda: session.edit_object(one, name="first")),
+        ("Lock", lambda: session.edit_object(one, locked=True)),
+        ("Lock", lambda: session.edit_object(one, locked=False)),
+        ("Unlock", lambda: session.release(two, [2])),
+        ("Unpaint", lambda: session.unpaint(one, 0)),
+        ("Prompt", lambda: session.set_prompts(one, 3)),
+        ("Merge", lambda: session.merge_objects(one, two)),
+        ("New object", lambda: session.add_object("three")),
+        ("Delete object", lambda: session.remove_object(one)),
+    ]  # fmt: skip
+    states = [state_of(session)]
+    for label, act in actions:
+        act()
+        assert session.history.undo_label == label
+        states.append(state_of(session))
+    for (label, _), state in zip(reversed(actions), reversed(states[:-1]), strict=True):
+        assert session.undo() == label
+        assert_same_state(state_of(session), state)
+    assert session.undo() is None
+    for (label, _), state in zip(actions, states[1:], strict=True):
+        assert session.redo() == label
+        assert_same_state(state_of(session), state)
+    assert session.redo() is None
+
+
+def state_of(session):
+    state = session.snapshot()
+    prompts = {place: dict(own.prompts) for place, own in state.sequences.items() if own.prompts}
+    kept = {place: dict(own.kept) for place, own in state.sequences.items() if own.kept}
+    return session.labels.copy(), state.objects, prompts, kept
+
+
+def assert_same_state(one, other):
+    np.testing.assert_array_equal(one[0], other[0])
+    assert one[1:] == other[1:]
+
+
+def test_a_change_after_undo_ends_what_could_be_made_again(session):
+    one = session.add_object()
+    session.add_points(one, [(2, 16, 16)])
+    session.undo()
+    session.add_points(one, [(3, 16, 16)])
+    assert session.redo() is None
+    assert list(session.prompts[one]) == [3]
+
+
+def test_undo_keeps_only_what_has_changed(session):
+    one = session.add_object()
+    session.add_points(one, [(2, 16, 16)])
+    session.propagate()
+    session.add_points(one, [(2, 2, 2)], labels=[0])
+    session.preview(2)
+    before = session.history.nbytes
+    replaced = sum(mask.nbytes for mask in session.masks_of(one).values())
+    session.update()
+    assert 0 < session.history.nbytes - before <= replaced
+    session.undo()
+    assert session.history.nbytes == before
+
+
+# -- saving ------------------------------------------------------------------------------------
+
+
+def test_a_state_can_be_pickled_and_restored(volume, session):
+    one, two = session.add_object("one"), session.add_object()
+    session.edit_object(two, colour=(1.0, 0.0, 0.5), hidden=True)
+    session.add_points(one, [(2, 16, 16)])
+    session.set_prompts(
+        two, 1, box=(17, 27, 35, 45), scribbles=[([(20, 30), (30, 40)], 1)],
+        lassos=[[(1, 1), (1, 50), (39, 20)]],
+    )  # fmt: skip
+    session.propagate()
+    session.add_points(one, [(3, 30, 8)], labels=[0])
+    session.preview(3)
+    session.paint(two, 4, square(20))
+    session.keep(one, [0])
+    session.show(SequenceKey.along(1, 3))
+    session.add_points(one, [(2, 16, 16)])
+    session.preview(16)
+    state = pickle.loads(pickle.dumps(session.snapshot()))
+
+    other = Session(volume, small_model(), window=(0, 99))
+    other.add_object("goes")
+    other.restore(state)
+    np.testing.assert_array_equal(other.labels, session.labels)
+    assert other.objects == session.objects
+    assert other.view.key == session.view.key
+    assert other.window == session.window
+    assert other.undo() is None
+    for axis in (0, 1):
+        for one_session in (session, other):
+            one_session.show(SequenceKey.along(axis, 3))
+        for object_id in session.objects:
+            assert other.stale(object_id) == session.stale(object_id)
+            assert other.facts(object_id) == session.facts(object_id)
+        for one_session in (session, other):
+            one_session.propagate()
+        np.testing.assert_array_equal(other.labels, session.labels)
+    assert other.add_object() == 3
+
+    other.restore(state, trust=False)
+    other.show(SequenceKey.along(0, 3))
+    assert set(other.stale(one)) >= {1, 2, 3}
+
+
+def test_a_state_restored_onto_its_own_labels_owns_them(volume, session):
+    one = session.add_object()
+    session.add_points(one, [(2, 16, 16)])
+    session.propagate()
+    labels = session.labels.copy()
+    labels[0, 0, 0] = 77
+    other = Session(volume, small_model(), window=(0, 250), labels=labels)
+    other.restore(session.snapshot())
+    other.remove_object(one)
+    assert (labels == 77).sum() == (labels > 0).sum() == 1
+
+
+# -- the list of objects -----------------------------------------------------------------------
+
+
+def test_facts_of_an_object(session):
+    one = session.add_object("liver")
+    facts = session.facts(one)
+    assert (facts.prompts, facts.slices, facts.first, facts.score) == (0, 0, None, None)
+    session.add_points(one, [(2, 16, 16), (2, 2, 2)], labels=[1, 0])
+    session.add_scribble(one, 2, [(16, 14), (16, 18)])
+    session.propagate(start=1, stop=3)
+    session.paint(one, 3, square(9))
+    facts = session.facts(one)
+    assert facts.info.name == "liver"
+    assert (facts.prompts, facts.slices, facts.first, facts.last) == (4, 3, 1, 3)
+    assert facts.score == pytest.approx(np.mean([session.masks_of(one)[f].iou for f in (1, 2)]))
+    assert facts.stale == 0
+    session.window = (0, 1000)
+    assert session.facts(one).stale == 2
+
+
+def test_two_objects_become_one(session):
+    one, two = session.add_object(), session.add_object()
+    session.add_points(one, [(2, 16, 16)])
+    session.add_box(two, 2, (17, 27, 35, 45))
+    session.add_points(two, [(3, 26, 36)])
+    session.propagate()
+    both = whole(session, one) | whole(session, two)
+    session.merge_objects(one, two)
+    np.testing.assert_array_equal(session.labels == one, both)
+    assert set(session.objects) == {one}
+    said = session.prompts[one]
+    assert list(said) == [2, 3]
+    assert said[2].box == (17, 27, 35, 45)
+    np.testing.assert_array_equal(said[2].points, [(16, 16)])
+    session.propagate()
+    np.testing.assert_array_equal(session.labels, propagated(session))
+    with pytest.raises(ValueError, match="with itself"):
+        session.merge_objects(one, one)

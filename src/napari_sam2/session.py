@@ -813,6 +813,9 @@ class Session:
                 if asked is not None and asked.mask is not None:
                     continue  # a person's own mask is the answer
                 found = Found(mask, task.basis(object_id, step.frame))
+                known = self._found.get((key, object_id), step.frame)
+                if known is not None and known.basis == found.basis:
+                    continue  # computed again along with others
                 self._found.set((key, object_id), step.frame, found)
                 is_new = True
             if is_new:
