@@ -129,6 +129,10 @@ class History:
         first = self._open.cells.get(cell, (before, None))[0]
         self._open.cells[cell] = first, after
 
+    def __len__(self) -> int:
+        """Changes that can be taken back."""
+        return len(self._done)
+
     @property
     def nbytes(self) -> int:
         """Of all values that are kept to take changes back."""
