@@ -6,6 +6,7 @@ session. So hundreds of steps cost little more than the masks that they replaced
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict, deque
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
@@ -80,6 +81,8 @@ class History:
             budget: and beyond so many bytes of values; the last change is always kept.
         """
         self._limit, self._budget = limit, budget
+        self.lock = threading.RLock()
+        """Held while anything changes, so that another thread can see cells that fit together."""
         self._done: deque[Change] = deque()
         self._undone: list[Change] = []
         self._open: Change | None = None
@@ -95,16 +98,17 @@ class History:
             return
         last = self._done[-1] if self._done else None
         goes_on = token is not None and last is not None and last.token is token
-        self._open = last if goes_on and last is not None else Change(label, token)
-        try:
-            yield
-        finally:
-            change, self._open = self._open, None
-            if change.cells:
-                self._undone.clear()
-                if not goes_on:
-                    self._done.append(change)
-                self._forget()
+        with self.lock:
+            self._open = last if goes_on and last is not None else Change(label, token)
+            try:
+                yield
+            finally:
+                change, self._open = self._open, None
+                if change.cells:
+                    self._undone.clear()
+                    if not goes_on:
+                        self._done.append(change)
+                    self._forget()
 
     @contextmanager
     def following(self) -> Iterator[None]:
@@ -113,11 +117,12 @@ class History:
             with self.change("Preview"):
                 yield
             return
-        self._open = self._done[-1]
-        try:
-            yield
-        finally:
-            self._open = None
+        with self.lock:
+            self._open = self._done[-1]
+            try:
+                yield
+            finally:
+                self._open = None
 
     def note(self, cells: Cells[Any], place: Hashable, frame: int, before: Any, after: Any) -> None:
         """A cell is about to change."""
@@ -157,8 +162,9 @@ class History:
         if not self._done:
             return None
         change = self._done.pop()
-        for (cells, place, frame), (before, _) in change.cells.items():
-            cells.put(place, frame, before)
+        with self.lock:
+            for (cells, place, frame), (before, _) in change.cells.items():
+                cells.put(place, frame, before)
         self._undone.append(change)
         return change
 
@@ -167,8 +173,9 @@ class History:
         if not self._undone:
             return None
         change = self._undone.pop()
-        for (cells, place, frame), (_, after) in change.cells.items():
-            cells.put(place, frame, after)
+        with self.lock:
+            for (cells, place, frame), (_, after) in change.cells.items():
+                cells.put(place, frame, after)
         self._done.append(change)
         self._forget()
         return change

@@ -136,11 +136,12 @@ class SequenceView:
             )
         self.layers: tuple[Any, ...] = tuple(one for one in images if is_layer(one))
         """The image layers, if they are layers."""
-        self._arrays = [_array_of(one) for one in images]
+        self.arrays: tuple[Any, ...] = tuple(_array_of(one) for one in images)
+        """Their arrays, at full resolution."""
         self.rgb = bool(images[0].rgb) if self.layers else rgb
         """Whether a frame is a picture in colours as it is."""
         self.channels = channels
-        full = tuple(int(size) for size in self._arrays[0].shape)
+        full = tuple(int(size) for size in self.arrays[0].shape)
         self._extent = full[:-1] if self.rgb else full
         self._check_images(images, full)
 
@@ -162,8 +163,10 @@ class SequenceView:
         steps = np.ones(len(self.shape)) if spacing is None else spacing
         if self.layers:
             steps = _steps(self.layers[0])
-        self.pixel_size = float(steps[self.plane[0]]), float(steps[self.plane[1]])
-        """Height and width of a pixel in the world, as the layer was placed then."""
+        self.spacing: tuple[float, ...] = tuple(float(step) for step in steps)
+        """Size of an element along each axis, as the layer was placed then."""
+        self.pixel_size = self.spacing[self.plane[0]], self.spacing[self.plane[1]]
+        """Height and width of a pixel."""
 
     @property
     def frame_shape(self) -> tuple[int, int]:
@@ -173,12 +176,12 @@ class SequenceView:
     @property
     def num_channels(self) -> int:
         """Channels that are seen together; 1 for a grey picture and for one in colours."""
-        return len(self._arrays) if self.channels is None else len(self.channels.indices)
+        return len(self.arrays) if self.channels is None else len(self.channels.indices)
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of a frame."""
-        return np.result_type(*(array.dtype for array in self._arrays))
+        return np.result_type(*(array.dtype for array in self.arrays))
 
     def __len__(self) -> int:
         return 1 if self.key.axis is None else self.shape[self.key.axis]
@@ -196,10 +199,10 @@ class SequenceView:
         """(H, W) of one of `num_channels`, or (H, W, 3 or 4) for colours."""
         index = self.index(frame)
         if self.channels is None:
-            return np.asarray(self._arrays[number][index])
+            return np.asarray(self.arrays[number][index])
         at = list(index)
         at[self.channels.axis] = self.channels.indices[number]
-        return np.asarray(self._arrays[0][tuple(at)])
+        return np.asarray(self.arrays[0][tuple(at)])
 
     def index(self, frame: int) -> tuple[int | slice, ...]:
         """What picks a frame's pixels from an array of `shape`."""
@@ -246,7 +249,7 @@ class SequenceView:
             raise ValueError(f"An image needs two axes or more; this one has {len(self._extent)}.")
         if self.layers and len(self.layers) != len(images):
             raise ValueError("Give layers or arrays, not both.")
-        for n, array in enumerate(self._arrays[1:], start=1):
+        for n, array in enumerate(self.arrays[1:], start=1):
             if tuple(array.shape) != full:
                 raise ValueError(
                     f"Images that are seen together need one shape; the first is {full}, "

@@ -540,25 +540,26 @@ class Session:
         """All there is to save, but for the labels and the history.
 
         It takes no time and shares its values with the session, which never change: it can be
-        written in another thread while the session goes on.
+        taken and written in another thread while the session goes on.
         """
-        sequences: dict[Place, ObjectState] = {}
-        tables: tuple[Cells[Any], ...] = (self._prompts, self._kept, self._found, self._tracked)
-        places = {place for table in tables for place in table.places}
-        for place in sorted(places, key=repr):
-            key, object_id = place
-            found = self._found.at(place)
-            is_current = self._currency(object_id, key)
-            sequences[place] = ObjectState(
-                prompts=dict(self._prompts.at(place)),
-                kept=dict(self._kept.at(place)),
-                found={frame: one.mask for frame, one in found.items()},
-                current=frozenset(frame for frame in found if is_current(frame)),
-                tracked={frame: one.mask for frame, one in self._tracked.at(place).items()},
+        with self.history.lock:
+            sequences: dict[Place, ObjectState] = {}
+            tables: tuple[Cells[Any], ...] = (self._prompts, self._kept, self._found, self._tracked)
+            places = {place for table in tables for place in table.places}
+            for place in sorted(places, key=repr):
+                key, object_id = place
+                found = self._found.at(place)
+                is_current = self._currency(object_id, key)
+                sequences[place] = ObjectState(
+                    prompts=dict(self._prompts.at(place)),
+                    kept=dict(self._kept.at(place)),
+                    found={frame: one.mask for frame, one in found.items()},
+                    current=frozenset(frame for frame in found if is_current(frame)),
+                    tracked={frame: one.mask for frame, one in self._tracked.at(place).items()},
+                )
+            return SessionState(
+                self.objects, sequences, self.view.key, self.window, self.end_after, self._last_id
             )
-        return SessionState(
-            self.objects, sequences, self.view.key, self.window, self.end_after, self._last_id
-        )
 
     def restore(self, state: SessionState, trust: bool = True) -> None:
         """Take over a saved state in place of the present one. The history begins anew.
@@ -571,28 +572,29 @@ class Session:
         self._output.clear()
         for output in self._single.values():
             output.clear()
-        tables: tuple[Cells[Any], ...] = (
-            self._objects, self._prompts, self._found, self._kept, self._tracked
-        )  # fmt: skip
-        for table in tables:
-            table.clear()
         self.window, self.end_after, self._last_id = state.window, state.end_after, state.last_id
-        self._output.claim(state.objects)
-        for object_id, info in state.objects.items():
-            self._objects.put(_ALL, object_id, info)
-        for (key, object_id), saved in state.sequences.items():
-            place = key, object_id
-            for frame, said in saved.prompts.items():
-                self._prompts.put(place, frame, said)
-            for frame, kept in saved.kept.items():
-                self._kept.put(place, frame, kept)
-            for frame, mask in saved.tracked.items():
-                self._tracked.put(place, frame, Found(mask, ()))
-            anchors = self._anchors(object_id, key)
-            for frame, mask in saved.found.items():
-                is_current = trust and frame in saved.current
-                found = Found(mask, basis(self._source, anchors, frame) if is_current else ())
-                self._found.put(place, frame, found)
+        with self.history.lock:
+            tables: tuple[Cells[Any], ...] = (
+                self._objects, self._prompts, self._found, self._kept, self._tracked
+            )  # fmt: skip
+            for table in tables:
+                table.clear()
+            self._output.claim(state.objects)
+            for object_id, info in state.objects.items():
+                self._objects.put(_ALL, object_id, info)
+            for (key, object_id), saved in state.sequences.items():
+                place = key, object_id
+                for frame, said in saved.prompts.items():
+                    self._prompts.put(place, frame, said)
+                for frame, kept in saved.kept.items():
+                    self._kept.put(place, frame, kept)
+                for frame, mask in saved.tracked.items():
+                    self._tracked.put(place, frame, Found(mask, ()))
+                anchors = self._anchors(object_id, key)
+                for frame, mask in saved.found.items():
+                    is_current = trust and frame in saved.current
+                    found = Found(mask, basis(self._source, anchors, frame) if is_current else ())
+                    self._found.put(place, frame, found)
         frames: dict[SequenceKey, set[int]] = defaultdict(set)
         for key, object_id in state.sequences:
             frames[key] |= self._shown_frames((key, object_id))

@@ -7,6 +7,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class LazyModel:
         self.device = device
         self.downloaded: tuple[int, int | None] | None = None
         """Bytes downloaded and bytes in all, during a download."""
+        self._is_named = isinstance(model, str)
         self._loaded = None if isinstance(model, str) else model
         self._lock = threading.Lock()
         self._stopped = False
@@ -63,13 +65,12 @@ class LazyModel:
 
     @property
     def checksum(self) -> str:
-        """A sum over all weights, wherever they came from; empty while they are not loaded."""
-        if self._loaded is not None and not self._checksum:
-            total = hashlib.sha256()
-            for name, tensor in sorted(self._loaded.state_dict().items()):
-                total.update(name.encode())
-                total.update(tensor.detach().cpu().float().numpy().tobytes())
-            self._checksum = total.hexdigest()
+        """The sha256 of the model's file, known before it is loaded; empty where it is not here.
+
+        Of a model that came loaded, a sum over its weights.
+        """
+        if not self._checksum:
+            self._checksum = _sum_of_file(self.name) if self._is_named else _sum_of(self.get())
         return self._checksum
 
     def stop_download(self) -> None:
@@ -186,6 +187,7 @@ class Engine:
             model,
             task.view,
             window=source.window,
+            fit="pad",
             pixel_size=task.view.pixel_size,
             refine_clicks=True,
             max_prompted_frames="adjacent",
@@ -195,6 +197,7 @@ class Engine:
             model,
             task.view,
             window=tracker.source.window,
+            fit="pad",
             pixel_size=task.view.pixel_size,
             refine_clicks=True,
         )
@@ -203,6 +206,29 @@ class Engine:
         preview.features = tracker.features
         self._tracker, self._preview = tracker, preview
         self._key, self._said = (task.view, source), {}
+
+
+def _sum_of_file(name: str) -> str:
+    """Of a model by name or path."""
+    from sam2_engine.weights import find
+    from sam2_engine.weights.registry import MODELS
+
+    info = MODELS.get(name)
+    if info is not None and info.sha256 is not None:
+        return info.sha256
+    path = Path(name).expanduser() if info is None else find(info)
+    if path is None or not path.is_file():
+        return ""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sum_of(model: SAM2) -> str:
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().float().numpy().tobytes())
+    return total.hexdigest()
 
 
 def _set_prompts(
