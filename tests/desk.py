@@ -117,6 +117,8 @@ class Desk:
             small_model(),
             self.session.view,
             window=self.session.window,
+            fit="pad",
+            pixel_size=self.session.view.pixel_size,
             refine_clicks=True,
             max_prompted_frames="adjacent",
         )

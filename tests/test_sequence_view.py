@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from lazy import Lazy, random_place
+from models import SMALL, small_model
 from napari.components import ViewerModel
 from napari.layers import Image, Labels
 
@@ -17,6 +18,8 @@ from napari_sam2.sequence_view import (
     SequenceView,
     sequence_axes,
 )
+from napari_sam2.session import Session
+from sam2_engine.model import SAM2
 
 SHAPE = (5, 6, 7)
 
@@ -314,3 +317,28 @@ def test_oblique_labels_are_never_read_as_a_whole():
 def test_labels_of_an_image_without_a_place_are_refused():
     with pytest.raises(ValueError, match="without a place"):
         labels_on(SequenceView(volume()), Labels(volume(dtype="int32")), 0)
+
+
+def test_a_session_shows_the_model_slices_in_their_true_aspect():
+    """An ellipse in pixels that is a disc in millimetres is a disc for the model."""
+    y, x = np.mgrid[:20, :90]
+    disc = (((y - 9.5) * 2.0) ** 2 + (x - 45.0) ** 2 < 18**2).astype(np.float32)
+    seen = []
+
+    class Watched(SAM2):
+        def encode_image(self, image):
+            seen.append(image)
+            return super().encode_image(image)
+
+    model = Watched(SMALL)
+    model.load_state_dict(small_model().state_dict())
+    stack = np.stack([disc, disc])
+    for shown_image in (image(stack, scale=(1, 2, 1)), stack):
+        spacing = None if isinstance(shown_image, Image) else (1, 2, 1)
+        session = Session(shown_image, model.eval(), window=(0, 1), spacing=spacing)
+        session.add_object()
+        session.add_points(1, [(0, 9, 45)])
+        session.preview(0)
+        bright = seen[-1][0, 0] > 0
+        rows, columns = int(bright.any(1).sum()), int(bright.any(0).sum())
+        assert abs(rows - columns) <= 4 and rows > 40
