@@ -74,6 +74,8 @@ def test_what_follows_from_a_change_goes_with_it(history, cells):
     assert history.undo_label == "Prompt"
     history.undo()
     assert cells.places == ()
+    with history.following():  # a preview of what undo has left
+        cells.set("mask", 1, "n")
     history.redo()
     assert cells.get("mask", 0) == "m"
 

@@ -521,7 +521,7 @@ def test_to_here_goes_from_the_nearest_prompt(session):
     assert list(session.masks_of(one)) == [3, 4]
     assert list(session.masks_of(two)) == [1, 2, 3, 4]
     session.propagate()
-    np.testing.assert_array_equal(session.labels, propagated(session))
+    assert_same(session.labels, propagated(session))
 
 
 def test_an_object_ends_where_it_is_not_seen_for_some_slices(volume, monkeypatch):

@@ -112,13 +112,15 @@ class History:
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """What changes inside follows from the last change and is taken back with it."""
-        if self._open is not None or not self._done:
-            with self.change("Preview"):
-                yield
+        """What changes inside follows from the last change and is taken back with it.
+
+        It is no change of its own: what was taken back can still be made again.
+        """
+        if self._open is not None:
+            yield
             return
         with self.lock:
-            self._open = self._done[-1]
+            self._open = self._done[-1] if self._done else Change("")
             try:
                 yield
             finally:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,22 @@ class Entry:
         """(h, w) what decides where masks overlap; above 0 on the object."""
         logits = self.mask.logits
         return np.where(logits > 0, np.float16(np.inf), logits) if self.is_kept else logits
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """What one object has on a frame."""
+
+    object_id: int
+    area: Area
+    weights: NDArray[np.float16]
+    """In the area; above 0 on the object."""
+
+
+Groups = list[list[_Piece]]
+"""By sequence, in the order in which they take pixels."""
+Covered = tuple[NDArray[Any], NDArray[Any]]
+"""Positions on a frame, counted row by row, and what of others was there."""
 
 
 class Output:
@@ -60,8 +77,8 @@ class Output:
         self.labels: Any = labels
         self._views: dict[SequenceKey, SequenceView] = {}
         self._written: dict[SequenceKey, dict[int, tuple[Entry, ...]]] = defaultdict(dict)
-        self._covered: dict[tuple[SequenceKey, int], tuple[NDArray[Any], NDArray[Any]]] = {}
-        """Frame -> where something of others is out of sight, and what it is."""
+        self._covered: dict[tuple[SequenceKey, int], Covered] = {}
+        """By sequence and frame."""
 
     @property
     def largest_id(self) -> int:
@@ -83,28 +100,37 @@ class Output:
 
         claimed: ids of which a person may have painted pixels, which do not belong to others.
         """
-        others = self._of_others(view, frame, frozenset(claimed) - self.others)
+        claimed = frozenset(claimed) - self.others
+        before = self._groups(view, frame)
         frames = self._written[view.key]
         frames.pop(frame, None)
         if entries:
             self._views[view.key] = view
             frames[frame] = tuple(entries)
-        own = self._composed(view, frame)
+        after = self._groups(view, frame)
         # An object that goes by an id of others takes its place where it has a mask.
         replaced = [i for i in self.others if any(e.object_id == i for e in entries)]
+        covered = self._covered.pop((view.key, frame), None)
+        if claimed or replaced or self.overwrite or covered:
+            area = _whole(view)
+        else:  # the rest of the frame stays as it is
+            area = _around([piece.area for group in [*before, *after] for piece in group])
+        others = self._of_others(view, frame, area, before, claimed, covered)
+        own = self._composed(area, after)
         hidden = np.isin(others, replaced) if replaced else np.zeros(own.shape, np.bool_)
         if self.overwrite:
             hidden |= (others != 0) & (own != 0)
-        self._covered.pop((view.key, frame), None)
         if hidden.any():
             self._covered[view.key, frame] = np.flatnonzero(hidden), others[hidden]
             others[hidden] = 0
-        self.labels[view.index(frame)] = np.where(others != 0, others, own)
+        self.labels[_index(view, frame, area)] = np.where(others != 0, others, own)
 
     def expected(self, view: SequenceView, frame: int, object_ids: Iterable[int]) -> NDArray[Any]:
         """(H, W) what a frame would hold if nobody had painted pixels with these ids."""
-        others = self._of_others(view, frame, frozenset(object_ids))
-        own = self._composed(view, frame)
+        area, groups = _whole(view), self._groups(view, frame)
+        covered = self._covered.get((view.key, frame))
+        others = self._of_others(view, frame, area, groups, frozenset(object_ids), covered)
+        own = self._composed(area, groups)
         if self.overwrite:
             others[own != 0] = 0
         return np.where(others != 0, others, own)
@@ -115,48 +141,56 @@ class Output:
             for frame in list(frames):
                 self.write(self._views[key], frame, ())
 
-    def _of_others(self, view: SequenceView, frame: int, claimed: frozenset[int]) -> NDArray[Any]:
-        """(H, W) a frame without the masks that were written, and without the claimed ids."""
-        labels = np.array(self.labels[view.index(frame)])
-        for group in self._groups(view, frame):
-            for object_id, area, weights in group:
-                part = labels[area]
-                part[(weights > 0) & (part == object_id)] = 0
+    def _of_others(
+        self,
+        view: SequenceView,
+        frame: int,
+        area: Area,
+        groups: Groups,
+        claimed: frozenset[int],
+        covered: Covered | None,
+    ) -> NDArray[Any]:
+        """(h, w) the area of a frame without these masks and without the claimed ids, and with what
+        was covered, for which the area is the whole frame."""
+        labels = np.array(self.labels[_index(view, frame, area)])
+        for piece in itertools.chain.from_iterable(groups):
+            part = labels[_within(area, piece.area)]
+            part[(piece.weights > 0) & (part == piece.object_id)] = 0
         if claimed:
             labels[np.isin(labels, list(claimed))] = 0
-        where, values = self._covered.get((view.key, frame), (None, None))
-        if where is not None:
+        if covered is not None:
+            where, values = covered
             flat = labels.reshape(-1)
             flat[where] = np.where(flat[where] == 0, values, flat[where])
         return labels
 
-    def _composed(self, view: SequenceView, frame: int) -> NDArray[Any]:
-        """(H, W) all masks together. Where they overlap, what a person keeps goes first, then the
-        larger logit, then the smaller id; of several sequences, the first one."""
-        own = np.zeros(view.frame_shape, self.labels.dtype)
-        for group in self._groups(view, frame):
+    def _composed(self, area: Area, groups: Groups) -> NDArray[Any]:
+        """(h, w) all masks in an area together. Where they overlap, what a person keeps goes first,
+        then the larger logit, then the smaller id; of several sequences, the first one."""
+        rows, columns = area
+        own = np.zeros((rows.stop - rows.start, columns.stop - columns.start), self.labels.dtype)
+        for group in groups:
             free = own == 0
             best = np.zeros(own.shape, np.float16)
-            for object_id, area, weights in sorted(group, key=lambda one: one[0]):
-                wins = (weights > best[area]) & free[area]
-                own[area][wins] = object_id
-                best[area][wins] = weights[wins]
+            for piece in sorted(group, key=lambda piece: piece.object_id):
+                here = _within(area, piece.area)
+                wins = (piece.weights > best[here]) & free[here]
+                own[here][wins] = piece.object_id
+                best[here][wins] = piece.weights[wins]
         return own
 
-    def _groups(
-        self, view: SequenceView, frame: int
-    ) -> Iterator[list[tuple[int, Area, NDArray[np.float16]]]]:
-        """By sequence: the masks that lie on a frame, as (object, area, weights in the area)."""
+    def _groups(self, view: SequenceView, frame: int) -> Groups:
+        """By sequence: what the masks have on a frame."""
+        groups = []
         for key in sorted(self._written, key=_rank):
             if key == view.key:
                 entries = self._written[key].get(frame, ())
-                yield [(e.object_id, e.mask.area, e.weights) for e in entries]
+                groups.append([_Piece(e.object_id, e.mask.area, e.weights) for e in entries])
             else:
-                yield list(self._crossing(view, frame, key))
+                groups.append(list(self._crossing(view, frame, key)))
+        return groups
 
-    def _crossing(
-        self, view: SequenceView, frame: int, key: SequenceKey
-    ) -> Iterator[tuple[int, Area, NDArray[np.float16]]]:
+    def _crossing(self, view: SequenceView, frame: int, key: SequenceKey) -> Iterator[_Piece]:
         """What the masks of another sequence have on a frame."""
         index = view.index(frame)
         for other_frame, entries in self._written[key].items():
@@ -176,7 +210,39 @@ class Output:
                 weights = entry.weights.reshape([part.stop - part.start for part in box])
                 rows, columns = box[view.plane[0]], box[view.plane[1]]
                 size = rows.stop - rows.start, columns.stop - columns.start
-                yield entry.object_id, (rows, columns), weights[within].reshape(size)
+                yield _Piece(entry.object_id, (rows, columns), weights[within].reshape(size))
+
+
+def _index(view: SequenceView, frame: int, area: Area) -> tuple[int | slice, ...]:
+    """What picks the area of a frame from an array in the shape of the image."""
+    index = list(view.index(frame))
+    index[view.plane[0]], index[view.plane[1]] = area
+    return tuple(index)
+
+
+def _whole(view: SequenceView) -> Area:
+    height, width = view.frame_shape
+    return slice(0, height), slice(0, width)
+
+
+def _around(areas: Sequence[Area]) -> Area:
+    """The smallest area that holds all of these; an empty one if there are none."""
+    rows, columns = (
+        slice(
+            min((one.start for one in side), default=0), max((one.stop for one in side), default=0)
+        )
+        for side in ([area[axis] for area in areas] for axis in (0, 1))
+    )
+    return rows, columns
+
+
+def _within(outer: Area, inner: Area) -> Area:
+    """An area of a frame, counted from the corner of one that holds it."""
+    rows, columns = (
+        slice(one.start - whole.start, one.stop - whole.start)
+        for whole, one in zip(outer, inner, strict=True)
+    )
+    return rows, columns
 
 
 def _rank(key: SequenceKey) -> tuple[int, ...]:
