@@ -12,6 +12,7 @@ from napari_sam2.alignment import align
 from napari_sam2.prompt_layers import (
     NEGATIVE,
     POSITIVE,
+    Follower,
     PromptLayers,
     image_transform,
     new_labels_layer,
@@ -242,16 +243,8 @@ def test_every_way_to_edit_many_clicks_changes_the_reading_and_is_told():
     points.selected_data = {0, 2}
     assert fired(layers, points.remove_selected)
     assert layers.read(view).prompts.keys() == {(1, 3)} and here().points == [(6, 8)]
-
-    def move_layer():
-        points.translate = (1, 2, 0)
-
-    assert fired(layers, move_layer) and here(1, 4).points == [(8, 8)]
-
-    def move_image():
-        layers.image.translate = (0, 2, 0)
-
-    assert fired(layers, move_image) and here(1, 4).points == [(6, 8)]
+    points.translate = (1, 2, 0)
+    assert here(1, 4).points == [(8, 8)]
 
 
 def test_every_way_to_edit_many_shapes_changes_the_reading_and_is_told():
@@ -272,6 +265,25 @@ def test_every_way_to_edit_many_shapes_changes_the_reading_and_is_told():
     assert here(9, 4).scribbles == [(((1, 4), (3, 6)), 0)] and not here(1, 4).scribbles
     shapes.selected_data = {0, 1}
     assert fired(layers, shapes.remove_selected) and not layers.read(view).prompts
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_marks_and_masks_follow_an_image_that_is_moved(seed):
+    layers, view = make()
+    labels = new_labels_layer(layers.image, np.zeros(SHAPE, np.int32))
+    held = Follower(layers.image, [labels], None)
+    layers.points.add(view.join(3, [(2, 4), (5, 6)]))
+    draw(layers, view, 3, rectangle(5, 10, 20, 30), "rectangle")
+    place = random_place(np.random.default_rng(seed), 3)
+    for name, value in place.items():
+        setattr(layers.image, name, value)
+    read = layers.read(view).prompts[1, 3]
+    np.testing.assert_allclose(read.points, [(2, 4), (5, 6)], atol=SINGLE)
+    np.testing.assert_allclose(read.box, (5, 10, 20, 30), atol=SINGLE)
+    np.testing.assert_allclose(align(layers.image, labels)([(4, 20, 30)]), [(4, 20, 30)])
+    del held
+    layers.image.translate = (9, 9, 9)
+    assert not np.allclose(align(layers.image, labels)([(4, 20, 30)]), [(4, 20, 30)])
 
 
 def test_the_marks_of_an_object_are_removed_from_all_sequences():

@@ -3,13 +3,13 @@
 Clicks lie in a Points layer. In a Shapes layer a rectangle is a box, a path or line a scribble, and
 a polygon or ellipse a lasso. Each mark knows from the layer's features which object it belongs to,
 along which axis it was placed, and whether it lies on the object or beside it. A box or lasso that
-lies beside it is a scribble across its widest row. Both layers have the image's ndim, and may be
-moved, scaled or turned apart from it.
+lies beside it is a scribble across its widest row. Both layers have the image's ndim, lie where it
+lies and follow it, and may be moved, scaled or turned apart from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from napari_sam2.session import Session
 from napari_sam2.slice_data import Box, SlicePrompts
 
 if TYPE_CHECKING:
-    from napari.layers import Image, Labels, Points, Shapes
+    from napari.layers import Image, Labels, Layer, Points, Shapes
     from napari.utils.colormaps import CyclicLabelColormap
 
 Colours = Callable[[int], NDArray[np.float64]]
@@ -103,6 +103,24 @@ def image_transform(image: Image, channel_axis: int | None = None) -> dict[str, 
     return place
 
 
+class Follower:
+    """Keeps other layers in place on an image that is scaled, moved or turned, while it is held."""
+
+    def __init__(self, image: Image, layers: Iterable[Layer], channel_axis: int | None) -> None:
+        """channel_axis: as for `image_transform`."""
+        self._image = image
+        self._layers = tuple(layers)
+        self._channel_axis = channel_axis
+        for name in _PLACE:
+            getattr(image.events, name).connect(self._follow)
+
+    def _follow(self, event: Any) -> None:
+        place = image_transform(self._image, self._channel_axis)
+        for layer in self._layers:
+            for name in _PLACE:
+                setattr(layer, name, place[name])
+
+
 def new_labels_layer(image: Image, labels: Any, channel_axis: int | None = None) -> Labels:
     """A layer that shows a session's labels in place on the image; it holds the same array."""
     from napari.layers import Labels
@@ -163,18 +181,17 @@ class PromptLayers:
             face_color=[0, 0, 0, 0],
             **place,
         )
+        self._follower = Follower(image, (self.points, self.boxes), channel_axis)
 
     @property
     def emitters(self) -> tuple[Any, ...]:
-        """Of all events after which `read` may find something else, by mouse, keyboard or script.
+        """Of the events of edited marks, by mouse, keyboard or script.
 
         Those of the data also announce changes to come: their `action` is then none of "added",
         "changed" and "removed".
         """
-        layers = self.points, self.boxes
-        marks = [e for layer in layers for e in (layer.events.data, layer.events.features)]
-        places = [getattr(one.events, name) for one in (*layers, self.image) for name in _PLACE]
-        return (*marks, *places)
+        points, boxes = self.points.events, self.boxes.events
+        return points.data, points.features, boxes.data, boxes.features
 
     def prepare(
         self, key: SequenceKey, object_id: int, label: str, colour: NDArray[np.float64]
