@@ -1,4 +1,4 @@
-"""The command `napari-sam2`: segment a file from prompts, without a window."""
+"""The command `napari-sam2`: segment a file from prompts or a saved session, without a window."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ exit codes:
   0    done
   1    something unexpected (set NAPARI_SAM2_DEBUG=1 to see all of it)
   2    the command line is wrong: an unknown option, a malformed prompt
-  3    the image or the mask cannot be read, or the prompts do not fit them
+  3    the image, the mask or the session cannot be read, or they do not fit each other
   4    the labels cannot be written
   5    the model or the device is not there
   130  stopped with Ctrl-C
@@ -123,9 +123,6 @@ def _parser() -> _Parser:
         allow_abbrev=False,
     )
     add = segment.add_argument
-    add("image", metavar="IMAGE", help="NIfTI, TIFF, a DICOM folder or a file of a DICOM series")
-    help_ = "labels file to write: .nii, .nii.gz, .tif or .ome.tif"
-    add("-o", "--output", required=True, metavar="OUT", help=help_)
     several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
     add("--box", metavar="ID:Z,Y0,X0,Y1,X1", help="a box around object ID on slice Z", **several)
     add("--point", metavar="ID:Z,Y,X", help="a point on object ID", **several)
@@ -140,9 +137,42 @@ def _parser() -> _Parser:
     add("--slices", metavar="FIRST,LAST", help=help_)
     help_ = "a name of `napari-sam2 models` or a checkpoint file (default: nano)"
     add("--model", default="nano", help=help_)
-    add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     help_ = "intensities shown as black and white, as -160,240 (default: 0.5 and 99.5 percentile)"
     add("--window", metavar="LO,HI", help=help_)
+    _add_files_and_device(segment)
+    segment.set_defaults(run=_segment)
+
+    replay = commands.add_parser(
+        "replay",
+        help="compute the masks of a saved session anew",
+        description="Compute the masks of a session, which was saved in napari or by a script,\n"
+        "anew from its prompts, and write a labels file that overlays its image.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    replay.add_argument("session", metavar="SESSION", help="a .sam2session file")
+    help_ = "follow objects through all slices, not only where the session had looked for them"
+    replay.add_argument("--all-slices", action="store_true", help=help_)
+    help_ = "a name of `napari-sam2 models` or a checkpoint file (default: the session's)"
+    replay.add_argument("--model", help=help_)
+    help_ = "go on where the image has other pixels than when the session was saved"
+    replay.add_argument("--changed-image", action="store_true", help=help_)
+    _add_files_and_device(replay)
+    replay.set_defaults(run=_replay)
+
+    models = commands.add_parser("models", help="list the models", allow_abbrev=False)
+    models.set_defaults(run=_models)
+    return parser
+
+
+def _add_files_and_device(parser: argparse.ArgumentParser) -> None:
+    """What all commands have that read an image and write labels."""
+    add = parser.add_argument
+    add("image", metavar="IMAGE", help="NIfTI, TIFF, a DICOM folder or a file of a DICOM series")
+    help_ = "labels file to write: .nii, .nii.gz, .tif or .ome.tif"
+    add("-o", "--output", required=True, metavar="OUT", help=help_)
+    add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     help_ = "which volume of a 4-D file or time series, from 0"
     add("--volume", type=int, metavar="N", help=help_)
     add("--channel", type=int, metavar="N", help="which channel of a TIFF, from 0")
@@ -151,11 +181,6 @@ def _parser() -> _Parser:
     add("--overwrite", action="store_true", help="replace OUT if it exists")
     help_ = "no progress bar, no summary, no warnings"
     add("-q", "--quiet", action="store_true", help=help_)
-    segment.set_defaults(run=_segment)
-
-    models = commands.add_parser("models", help="list the models", allow_abbrev=False)
-    models.set_defaults(run=_models)
-    return parser
 
 
 class _Version(argparse.Action):
@@ -234,6 +259,59 @@ def _segment(options: argparse.Namespace) -> int:
     return OK
 
 
+# ---- napari-sam2 replay
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from napari_sam2.io import ReadError, WriteError, check_target, read_volume, write_labels
+    from napari_sam2.segmentation import ModelError
+    from napari_sam2.session_file import (
+        ChangedImageError,
+        MissingModelError,
+        SessionFileError,
+        fitted,
+        read_session,
+        replay,
+    )
+
+    started = time.perf_counter()
+    bar = _Bar(options.quiet)
+    try:
+        check_target(options.output, overwrite=options.overwrite, source=options.image)
+        saved = read_session(options.session)
+        volume = read_volume(
+            options.image, volume=options.volume, channel=options.channel, series=options.series
+        )
+        bar.notes = volume.notes
+        labels = replay(
+            options.session,
+            fitted(volume.array, saved.image),
+            model=options.model,
+            device=options.device,
+            everywhere=options.all_slices,
+            changed_image=options.changed_image,
+            progress=lambda step: bar.update(step.done, step.total),
+        ).reshape(volume.shape)
+        write_labels(options.output, labels, volume, overwrite=options.overwrite)
+    except MissingModelError as error:
+        raise _UserError(NO_MODEL, f"{error} --model does so.") from error
+    except ModelError as error:
+        raise _UserError(NO_MODEL, str(error)) from error
+    except ChangedImageError as error:
+        raise _UserError(BAD_INPUT, f"{error} --changed-image does so.") from error
+    except (ReadError, SessionFileError) as error:
+        raise _UserError(BAD_INPUT, str(error)) from error
+    except WriteError as error:
+        raise _UserError(BAD_OUTPUT, str(error)) from error
+    finally:
+        bar.close()
+    if not options.quiet:
+        seconds = time.perf_counter() - started
+        found = _summary(labels, volume, saved.state.objects.keys())
+        print(f"{options.output}: {found}; {seconds:.1f} s")
+    return OK
+
+
 class _Bar:
     """The progress bar; it appears, after the reader's notes, when the first slice is done."""
 
@@ -250,6 +328,7 @@ class _Bar:
 
             for note in self.notes:
                 print(f"warning: {note}", file=sys.stderr)
+            self.notes = ()
             self._bar = tqdm(total=total, unit="step", desc="Segmenting")
         self._bar.update(done - self._bar.n)
         if done == total:
@@ -258,6 +337,7 @@ class _Bar:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
 
 
 def _summary(labels: np.ndarray, volume: Volume, wanted: Set[int]) -> str:

@@ -1,0 +1,548 @@
+"""How a session lies on disk: a zip of JSON and NumPy arrays, which other programs can read.
+
+`session.json` holds all that is said, and `masks/N.npz` the masks of an object in one sequence.
+docs/sessions.md describes both.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_sam2.io.volume import WriteError
+from napari_sam2.sequence_view import Channels, SequenceKey, SequenceView, Windows
+from napari_sam2.session import Session
+from napari_sam2.slice_data import (
+    CoarseLogits,
+    Kept,
+    ObjectInfo,
+    ObjectMask,
+    ObjectState,
+    Place,
+    Scribble,
+    SessionState,
+    SlicePrompts,
+)
+
+_FORMAT, _VERSION = "napari-sam2 session", 1
+_LARGEST_SIDE = 4096  # of coarse logits: more is damage
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # equal arrays make equal files
+
+Packed = dict[Place, tuple[ObjectState, bytes]]
+"""What was written last, and as which bytes."""
+
+
+class SessionFileError(ValueError):
+    """A session cannot be opened. The message is a sentence that says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class ImageReference:
+    """Which image a session belongs to."""
+
+    names: tuple[str, ...]
+    """Of its layers; of arrays, empty texts. Several images were seen together in colours."""
+    paths: tuple[str, ...]
+    """Of their files; empty where they are not known."""
+    shape: tuple[int, ...]
+    """Of the array, with colours and channels."""
+    dtype: str
+    rgb: bool
+    channels: Channels | None
+    spacing: tuple[float, ...]
+    """Size of an element along each axis of the image; only their ratios matter."""
+    fingerprint: str
+    """As `fingerprint` gave it."""
+
+    def __str__(self) -> str:
+        named = " and ".join(f'"{name}"' for name in self.names if name)
+        return f"image {named}".strip() if named else "image"
+
+
+@dataclass(frozen=True)
+class SavedSession:
+    """What a session's file holds."""
+
+    image: ImageReference
+    model: str
+    """Name or path."""
+    checksum: str
+    """Of the model, as `LazyModel.checksum`."""
+    program: str
+    """Name and version of what wrote the file."""
+    saved: str
+    """When, in ISO 8601."""
+    state: SessionState
+
+    def labels(self) -> NDArray[np.int32]:
+        """The masks as they were saved: (...) in the shape of the image, without colours.
+
+        Needs neither the image nor the model.
+        """
+        session = Session(
+            _blank(self.image), self.model, rgb=self.image.rgb, channels=self.image.channels
+        )
+        session.restore(self.state)
+        labels: NDArray[np.int32] = session.labels
+        return labels
+
+
+# -- writing -------------------------------------------------------------------------------------
+
+
+def write_session(path: str | os.PathLike[str], saved: SavedSession, packed: Packed) -> None:
+    """Write a session's file; an older one stays whole until the new one is complete.
+
+    packed: of the last time, or empty; what has not changed since is not packed again.
+
+    Raises WriteError, which says why the file cannot be written.
+    """
+    places = saved.state.sequences
+    for place in packed.keys() - places.keys():
+        del packed[place]
+    for place, known in places.items():
+        if place not in packed or not _is_same(packed[place][0], known):
+            packed[place] = known, _npz(_pack(known))
+    text = json.dumps(_to_json(saved), allow_nan=False, default=_plain)
+    members = {f"masks/{n}.npz": packed[place][1] for n, place in enumerate(places)}
+    _write_whole(path, {"session.json": text.encode(), **members})
+
+
+def _is_same(old: ObjectState, new: ObjectState) -> bool:
+    """Whether two states hold the same masks; these never change."""
+    tables: list[tuple[Mapping[int, object], Mapping[int, object]]] = [
+        (old.prompts, new.prompts),
+        (old.kept, new.kept),
+        (old.found, new.found),
+        (old.tracked, new.tracked),
+    ]
+    return old.current == new.current and all(
+        a.keys() == b.keys() and all(a[frame] is b[frame] for frame in a) for a, b in tables
+    )
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays for JSON."""
+    return value.tolist()
+
+
+def _write_whole(path: str | os.PathLike[str], members: Mapping[str, bytes]) -> None:
+    """A zip of files that appears whole or not at all, and stays whatever happens afterwards."""
+    target = Path(path)
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        target = target.resolve()
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(None, "it is write-protected")
+        beside = target.with_name(
+            f".{target.name[:100]}.{os.getpid()}-{threading.get_ident()}.part"
+        )
+        try:
+            with open(beside, "wb") as file:
+                with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as whole:
+                    for name, content in members.items():
+                        how = zipfile.ZIP_STORED if name.endswith(".npz") else zipfile.ZIP_DEFLATED
+                        whole.writestr(zipfile.ZipInfo(name, _EPOCH), content, how)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, target)
+        finally:
+            with suppress(OSError):
+                beside.unlink()
+        if os.name == "posix":
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the new name survives, too
+            finally:
+                os.close(folder)
+    except OSError as error:
+        raise WriteError(
+            f"The session could not be saved to {path}: {error.strerror or error}."
+        ) from error
+
+
+def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """As `numpy.savez_compressed`, but quick."""
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, array, allow_pickle=False)
+            member = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
+            file.writestr(member, content.getvalue(), zipfile.ZIP_DEFLATED, 1)
+    return whole.getvalue()
+
+
+def _to_json(saved: SavedSession) -> dict[str, Any]:
+    state, image, channels = saved.state, saved.image, saved.image.channels
+    sequences: dict[SequenceKey, list[dict[str, Any]]] = {}
+    for n, ((key, object_id), known) in enumerate(state.sequences.items()):
+        one = {
+            "object": object_id,
+            "masks": f"masks/{n}.npz",
+            "prompts": [
+                {"slice": frame} | _said_json(said) for frame, said in sorted(known.prompts.items())
+            ],
+            "kept": [
+                {"slice": frame, "how": kept.how} for frame, kept in sorted(known.kept.items())
+            ],
+        }
+        sequences.setdefault(key, []).append(one)
+    return {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "program": saved.program,
+        "saved": saved.saved,
+        "image": {
+            "names": list(image.names),
+            "paths": list(image.paths),
+            "shape": list(image.shape),
+            "dtype": image.dtype,
+            "rgb": image.rgb,
+            "channels": None
+            if channels is None
+            else {"axis": channels.axis, "indices": list(channels.indices)},
+            "spacing": list(image.spacing),
+            "fingerprint": image.fingerprint,
+        },
+        "model": {"name": saved.model, "checksum": saved.checksum},
+        "window": state.window,
+        "end_after": state.end_after,
+        "last_id": state.last_id,
+        "shown": _key_json(state.shown),
+        "objects": [
+            {
+                "id": object_id,
+                "name": info.name,
+                "colour": info.colour,
+                "hidden": info.hidden,
+                "locked": info.locked,
+            }
+            for object_id, info in state.objects.items()
+        ],
+        "sequences": [_key_json(key) | {"objects": objects} for key, objects in sequences.items()],
+    }
+
+
+def _key_json(key: SequenceKey) -> dict[str, Any]:
+    return {"axis": key.axis, "position": list(key.position)}
+
+
+def _said_json(said: SlicePrompts) -> dict[str, Any]:
+    return {
+        "points": said.points.tolist(),
+        "labels": said.labels.tolist(),
+        "box": said.box,
+        "scribbles": [{"path": s.path.tolist(), "label": s.label} for s in said.scribbles],
+        "lassos": [lasso.tolist() for lasso in said.lassos],
+    }
+
+
+def _pack(known: ObjectState) -> dict[str, NDArray[Any]]:
+    """All arrays of an object in one sequence, by name."""
+    painted = {f: said.mask for f, said in known.prompts.items() if said.mask is not None}
+    kept = {f: one.prompts.mask for f, one in known.kept.items()}
+    corrected = {f: said.corrects for f, said in known.prompts.items() if said.corrects is not None}
+    return {
+        **_pack_masks("painted", painted),
+        **_pack_masks("kept", kept),
+        **_pack_masks("found", known.found),
+        **_pack_masks("tracked", known.tracked),
+        **_pack_coarse("corrected", corrected),
+        "current_slices": np.array(sorted(known.current), np.int64),
+    }
+
+
+def _pack_masks(table: str, masks: Mapping[int, ObjectMask | None]) -> dict[str, NDArray[Any]]:
+    frames = sorted(masks)
+    seen = {frame: mask for frame in frames if (mask := masks[frame]) is not None}
+    boxes = [(mask.top, mask.left, *mask.logits.shape) for mask in seen.values()]
+    logits = [mask.logits.ravel() for mask in seen.values()]
+    coarse = {f: mask.coarse for f, mask in seen.items() if mask.coarse is not None}
+    return {
+        f"{table}_slices": np.array(list(seen), np.int64),
+        f"{table}_boxes": np.array(boxes, np.int64).reshape(-1, 4),
+        f"{table}_scores": np.array([mask.iou for mask in seen.values()], np.float64),
+        f"{table}_logits": np.concatenate([np.empty(0, np.float16), *logits]),
+        f"{table}_absent": np.array([f for f in frames if f not in seen], np.int64),
+        **_pack_coarse(f"{table}_coarse", coarse),
+    }
+
+
+def _pack_coarse(table: str, logits: Mapping[int, CoarseLogits]) -> dict[str, NDArray[Any]]:
+    places = [(one.side, one.top, one.left, *one.steps.shape) for one in logits.values()]
+    steps = [one.steps.ravel() for one in logits.values()]
+    return {
+        f"{table}_slices": np.array(list(logits), np.int64),
+        f"{table}_boxes": np.array(places, np.int64).reshape(-1, 5),
+        f"{table}_logits": np.concatenate([np.empty(0, np.int8), *steps]),
+    }
+
+
+def _blank(reference: ImageReference) -> list[NDArray[np.uint8]]:
+    """Images of the right shape that take no memory."""
+    return [np.broadcast_to(np.uint8(0), reference.shape)] * len(reference.names)
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+def read_session(path: str | os.PathLike[str]) -> SavedSession:
+    """What a session's file holds; every value is checked.
+
+    Raises SessionFileError: there is no such file, it is none of a session or damaged, or a newer
+    napari-sam2 has written it.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            content = _json_of(file, path)
+            return _from_json(content, file)
+    except SessionFileError:
+        raise
+    except FileNotFoundError as error:
+        raise SessionFileError(f"There is no file {path}.") from error
+    except OSError as error:
+        raise SessionFileError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # damage makes numpy, json and zipfile raise almost anything
+        raise SessionFileError(
+            f"{path} is damaged, or not a session of napari-sam2. Open a copy of it, or another "
+            "one."
+        ) from error
+
+
+def _json_of(file: zipfile.ZipFile, path: str | os.PathLike[str]) -> dict[str, Any]:
+    content = json.loads(file.read("session.json"))
+    if content["format"] != _FORMAT:
+        raise SessionFileError(f"{path} is not a session of napari-sam2.")
+    version = _whole(content["version"], 1)
+    if version > _VERSION:
+        raise SessionFileError(
+            f"{path} was saved by a newer version of the plugin ({content['program']}). Update "
+            "napari-sam2 to open it."
+        )
+    return content  # type: ignore[no-any-return]
+
+
+def _from_json(content: Mapping[str, Any], file: zipfile.ZipFile) -> SavedSession:
+    image = content["image"]
+    channels = image["channels"]
+    reference = ImageReference(
+        names=tuple(str(name) for name in image["names"]),
+        paths=tuple(str(path) for path in image["paths"]),
+        shape=tuple(_whole(size, 1) for size in image["shape"]),
+        dtype=str(np.dtype(image["dtype"])),
+        rgb=bool(image["rgb"]),
+        channels=None
+        if channels is None
+        else Channels(_whole(channels["axis"]), tuple(map(_whole, channels["indices"]))),
+        spacing=tuple(_number(step) for step in image["spacing"]),
+        fingerprint=str(image["fingerprint"]),
+    )
+    objects = {
+        _whole(one["id"], 1): ObjectInfo(
+            str(one["name"]), _colour(one["colour"]), bool(one["hidden"]), bool(one["locked"])
+        )
+        for one in content["objects"]
+    }
+    sequences: dict[Place, ObjectState] = {}
+    for sequence in content["sequences"]:
+        view = _view(reference, sequence)
+        for one in sequence["objects"]:
+            if one["object"] not in objects:
+                raise ValueError("A mask belongs to no object.")
+            place = view.key, one["object"]
+            with zipfile.ZipFile(io.BytesIO(file.read(one["masks"]))) as masks:
+                sequences[place] = _state(one, _Arrays(masks, view))
+    end_after = content["end_after"]
+    state = SessionState(
+        objects=objects,
+        sequences=sequences,
+        shown=_view(reference, content["shown"]).key,
+        window=_window(content["window"]),
+        end_after=None if end_after is None else _whole(end_after, 1),
+        last_id=_whole(content["last_id"], max(objects, default=0)),
+    )
+    model = content["model"]
+    return SavedSession(
+        image=reference,
+        model=str(model["name"]),
+        checksum=str(model["checksum"]),
+        program=str(content["program"]),
+        saved=str(content["saved"]),
+        state=state,
+    )
+
+
+def _view(reference: ImageReference, key: Mapping[str, Any]) -> SequenceView:
+    """The frames of a sequence, all black; ValueError where the image has no such sequence."""
+    axis = None if key["axis"] is None else _whole(key["axis"])
+    position = tuple(None if index is None else _whole(index) for index in key["position"])
+    view = SequenceView(
+        _blank(reference),
+        SequenceKey(axis, position),
+        rgb=reference.rgb,
+        channels=reference.channels,
+        spacing=reference.spacing,
+    )
+    is_inside = [i is None or i < n for i, n in zip(position, view.shape, strict=True)]
+    if not all(is_inside) or (axis is not None and position[axis] is not None):
+        raise ValueError(f"{key} is no sequence of the image.")
+    return view
+
+
+class _Arrays:
+    """The arrays of an object in one sequence, as masks."""
+
+    def __init__(self, file: zipfile.ZipFile, view: SequenceView) -> None:
+        self._file, self._view = file, view
+
+    def frames(self, name: str) -> list[int]:
+        frames = self._array(f"{name}", np.int64, 1)
+        if ((frames < 0) | (frames >= len(self._view))).any():
+            raise ValueError("A mask lies outside the image.")
+        return [int(frame) for frame in frames]
+
+    def masks(self, table: str) -> dict[int, ObjectMask]:
+        frames = self.frames(f"{table}_slices")
+        boxes = self._array(f"{table}_boxes", np.int64, 2)
+        scores = self._array(f"{table}_scores", np.float64, 1)
+        coarse = self.coarse(f"{table}_coarse")
+        parts = _cut(self._array(f"{table}_logits", np.float16, 1), boxes)
+        found = {}
+        for frame, box, score, logits in zip(frames, boxes, scores, parts, strict=True):
+            top, left = int(box[0]), int(box[1])
+            bottom, right = top + logits.shape[0], left + logits.shape[1]
+            height, width = self._view.frame_shape
+            if top < 0 or left < 0 or bottom > height or right > width:
+                raise ValueError("A mask lies outside its slice.")
+            found[frame] = ObjectMask(top, left, logits, coarse.get(frame), float(score))
+        return found
+
+    def coarse(self, table: str) -> dict[int, CoarseLogits]:
+        frames = self.frames(f"{table}_slices")
+        places = self._array(f"{table}_boxes", np.int64, 2)
+        parts = _cut(self._array(f"{table}_logits", np.int8, 1), places[:, 1:])
+        found = {}
+        for frame, (side, top, left, height, width), steps in zip(
+            frames, places.tolist(), parts, strict=True
+        ):
+            if not (
+                0 <= top <= top + height <= side
+                and 0 <= left <= left + width <= side <= _LARGEST_SIDE
+            ):
+                raise ValueError("A mask lies outside its slice.")
+            found[frame] = CoarseLogits(side, top, left, steps)
+        return found
+
+    def _array(self, name: str, dtype: type, ndim: int) -> NDArray[Any]:
+        with self._file.open(f"{name}.npy") as member:
+            array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+        if array.dtype != dtype or array.ndim != ndim:
+            raise ValueError(f"{name} is {array.dtype} of {array.shape}.")
+        return array
+
+
+def _cut(flat: NDArray[Any], boxes: NDArray[np.int64]) -> list[NDArray[Any]]:
+    """A flat array into (h, w) parts, one after the other, of boxes (N, 4): ..., h, w."""
+    sizes = boxes[:, 2:]
+    if boxes.shape[1] != 4 or (sizes < 0).any() or sizes.prod(axis=1).sum() != len(flat):
+        raise ValueError("Masks and their sizes do not go together.")
+    ends = np.cumsum(sizes.prod(axis=1))
+    parts = np.split(flat, ends[:-1]) if len(boxes) else []
+    return [part.reshape(size) for part, size in zip(parts, sizes, strict=True)]
+
+
+def _state(one: Mapping[str, Any], arrays: _Arrays) -> ObjectState:
+    painted, corrected = arrays.masks("painted"), arrays.coarse("corrected")
+    kept, found, tracked = (arrays.masks(table) for table in ("kept", "found", "tracked"))
+    how = {_whole(entry["slice"]): entry["how"] for entry in one["kept"]}
+    prompts = {
+        _whole(said["slice"]): _said(said, corrected.get(said["slice"]), painted.get(said["slice"]))
+        for said in one["prompts"]
+    }
+    if how.keys() != kept.keys() or not set(how.values()) <= {"approved", "locked"}:
+        raise ValueError("Approved or locked slices and their masks do not go together.")
+    if not painted.keys() | corrected.keys() <= prompts.keys():
+        raise ValueError("Prompts and their masks do not go together.")
+    return ObjectState(
+        prompts=prompts,
+        kept={frame: Kept(how[frame], SlicePrompts(mask=mask)) for frame, mask in kept.items()},
+        found={**found, **dict.fromkeys(arrays.frames("found_absent"))},
+        current=frozenset(arrays.frames("current_slices")),
+        tracked={**tracked, **dict.fromkeys(arrays.frames("tracked_absent"))},
+    )
+
+
+def _said(
+    said: Mapping[str, Any], corrects: CoarseLogits | None, mask: ObjectMask | None
+) -> SlicePrompts:
+    points = _positions(said["points"])
+    labels = np.array([_sign(label) for label in said["labels"]], np.int64)
+    if len(points) != len(labels):
+        raise ValueError("Points and their labels do not go together.")
+    box = None if said["box"] is None else tuple(_number(value) for value in said["box"])
+    if box is not None and len(box) != 4:
+        raise ValueError("A box has four numbers.")
+    return SlicePrompts(
+        points,
+        labels,
+        box,
+        tuple(Scribble(_positions(s["path"], 1), _sign(s["label"])) for s in said["scribbles"]),
+        tuple(_positions(lasso, 3) for lasso in said["lassos"]),
+        corrects,
+        mask,
+    )
+
+
+def _positions(yx: Any, least: int = 0) -> NDArray[np.float64]:
+    found = np.array([[_number(value) for value in point] for point in yx], np.float64)
+    found = found.reshape(len(yx), 2)
+    if len(found) < least:
+        raise ValueError("A drawing has too few corners.")
+    return found
+
+
+def _window(window: Any) -> Windows | None:
+    if window is None:
+        return None
+    if isinstance(window[0], list):
+        return tuple((_number(low), _number(high)) for low, high in window)
+    low, high = window
+    return _number(low), _number(high)
+
+
+def _colour(colour: Any) -> tuple[float, float, float] | None:
+    if colour is None:
+        return None
+    red, green, blue = (_number(value) for value in colour)
+    return red, green, blue
+
+
+def _whole(value: Any, least: int = 0) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{value!r} should be a whole number from {least}.")
+    return value
+
+
+def _sign(label: Any) -> int:
+    if label not in (0, 1):
+        raise ValueError(f"{label!r} should be 0 or 1.")
+    return int(label)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise ValueError(f"{value!r} should be a number.")
+    return float(value)
