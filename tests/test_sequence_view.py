@@ -342,3 +342,16 @@ def test_a_session_shows_the_model_slices_in_their_true_aspect():
         bright = seen[-1][0, 0] > 0
         rows, columns = int(bright.any(1).sum()), int(bright.any(0).sum())
         assert abs(rows - columns) <= 4 and rows > 40
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_session_never_reads_an_image_as_a_whole(axis):
+    array = Lazy(np.random.default_rng(0).random((6, 20, 24)).astype(np.float32), 20 * 24)
+    layer = Image(array, contrast_limits=(0, 1), multiscale=False)
+    for shown_image in (layer, array):
+        session = Session(shown_image, small_model())
+        session.show(SequenceKey.along(axis, 3))
+        session.add_object()
+        session.set_prompts(1, 3, box=(1, 2, 5, 15))
+        session.propagate()
+        assert len(session.masks_of(1)) == array.shape[axis]
