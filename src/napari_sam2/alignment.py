@@ -62,23 +62,27 @@ def labels_on(view: SequenceView, labels: Labels, frame: int) -> NDArray[Any]:
     data = labels.data[0] if labels.multiscale else labels.data
     corners = view.join(frame, [(0, 0), (1, 0), (0, 1)])
     origin, below, beside = align(view.layers[0], labels)(corners)
-    down, right = below - origin, beside - origin
-    is_grid = np.allclose(down * right, 0, atol=_ROUNDING)
-    size = _TILE if is_grid else _OBLIQUE_TILE
     height, width = view.frame_shape
+    down, right = below - origin, beside - origin
+    down[abs(down) * height < _ROUNDING] = 0
+    right[abs(right) * width < _ROUNDING] = 0
+    size = _OBLIQUE_TILE if (down * right).any() else _TILE
     found = np.zeros((height, width), data.dtype)
     for top, left in product(range(0, height, size), range(0, width, size)):
         tile = found[top : top + size, left : left + size]
-        y, x = np.mgrid[top : top + tile.shape[0], left : left + tile.shape[1]]
-        at = origin + y[..., None] * down + x[..., None] * right
-        nearest = np.floor(at + 0.5 + _ROUNDING).astype(np.int64)
-        is_inside = ((nearest >= 0) & (nearest < data.shape)).all(axis=-1)
-        if not is_inside.any():
-            continue
-        nearest = nearest[is_inside]
-        low, high = nearest.min(axis=0), nearest.max(axis=0) + 1
-        block = np.asarray(data[tuple(slice(a, b) for a, b in zip(low, high, strict=True))])
-        tile[is_inside] = block[tuple((nearest - low).T)]
+        y, x = np.ogrid[top : top + tile.shape[0], left : left + tile.shape[1]]
+        # Along an axis that runs along rows or columns only, a few numbers say where all lie.
+        steps = zip(origin, down, right, data.shape, strict=True)
+        nearest, is_inside, area = [], np.ones(tile.shape, np.bool_), []
+        for start, step_y, step_x, end in steps:
+            at = np.array(start + (y * step_y if step_y else 0) + (x * step_x if step_x else 0))
+            near = np.floor(at + 0.5 + _ROUNDING).astype(np.int64)
+            is_inside &= (near >= 0) & (near < end)
+            area.append(slice(max(0, int(near.min())), min(end, int(near.max()) + 1)))
+            nearest.append(near.clip(area[-1].start, area[-1].stop - 1) - area[-1].start)
+        if is_inside.any():
+            block = np.asarray(data[tuple(area)])
+            tile[:] = np.where(is_inside, block[tuple(nearest)], 0)
     return found
 
 
