@@ -9,12 +9,14 @@ The protocol is described in docs/benchmarks.md.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -241,8 +243,8 @@ class ItemScores:
     seconds_per_frame: float
 
 
-def score_item(model: SAM2, item: Item) -> list[ItemScores]:
-    """All prompts of one item, by the model and by the classical method."""
+def score_item(model: SAM2, item: Item, classically: bool = True) -> list[ItemScores]:
+    """All prompts of one item, by the model and, if wanted, by the classical method."""
     frames, targets = read_case(item)
     truths = [target.truth for target in targets]
     run = ModelRun(model, frames, item.kind, truths)
@@ -251,7 +253,7 @@ def score_item(model: SAM2, item: Item) -> list[ItemScores]:
     for prompt in PROMPTS[item.kind]:
         seconds = run.run(prompt)
         results.append(_scored(item, "model", prompt, targets, run.masks, seconds))
-        if prompt == "box+3":
+        if prompt == "box+3" or not classically:
             continue  # the classical method takes no corrections
         started = time.perf_counter()
         masks = [classical_masks(grey, item.kind, prompt, truth) for truth in truths]
@@ -261,17 +263,17 @@ def score_item(model: SAM2, item: Item) -> list[ItemScores]:
 
 
 def score_items(
-    items: Sequence[Item], model: str, device: str, jobs: int
+    items: Sequence[Item], model: str, device: str, jobs: int, classically: bool = True
 ) -> Iterator[list[ItemScores]]:
     """Each item's scores as they come, computed in `jobs` processes that share the cores."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     if jobs == 1:
         loaded = load_model(model, device=device)
-        yield from (score_item(loaded, item) for item in items)
+        yield from (score_item(loaded, item, classically) for item in items)
         return
     context = multiprocessing.get_context("spawn")
     with context.Pool(jobs, _start_worker, (model, device, threads)) as pool:
-        yield from pool.imap_unordered(_score_in_worker, items)
+        yield from pool.imap_unordered(partial(_score_in_worker, classically), items)
 
 
 _worker_model: SAM2 | None = None
@@ -283,9 +285,9 @@ def _start_worker(model: str, device: str, threads: int) -> None:
     _worker_model = load_model(model, device=device)
 
 
-def _score_in_worker(item: Item) -> list[ItemScores]:
+def _score_in_worker(classically: bool, item: Item) -> list[ItemScores]:
     assert _worker_model is not None
-    return score_item(_worker_model, item)
+    return score_item(_worker_model, item, classically)
 
 
 def classical_masks(grey: NDArray[np.float32], kind: str, prompt: str, truth: Masks) -> Masks:
@@ -434,12 +436,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="at most so many items of each data set")
     parser.add_argument("--json", type=Path, help="write rows and summary here too")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the cores")
+    parser.add_argument(
+        "--classical",
+        type=Path,
+        metavar="FILE",
+        help="JSON of an earlier run on the same items, to take the classical method's rows from",
+    )
     chosen = parser.parse_args(arguments)
+    known = read_classical(chosen.classical) if chosen.classical else []
 
     items = read_items(chosen.data, chosen.split, chosen.limit)
     started = begun = time.perf_counter()
     results: list[ItemScores] = []
-    for scored in score_items(items, chosen.model, chosen.device, chosen.jobs):
+    for scored in score_items(items, chosen.model, chosen.device, chosen.jobs, not known):
         results += scored
         seconds = time.perf_counter() - begun
         begun = time.perf_counter()
@@ -448,6 +457,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"[{done}/{len(items)}] {scored[0].item.name}: {_in_short(scored)} ({seconds:.1f} s)"
         )
     rows = make_rows(results)
+    counted = {(row["dataset"], row["prompt"]): row["n"] for row in rows}
+    for row in known:
+        if counted.get((row["dataset"], row["prompt"])) != row["n"]:
+            raise SystemExit(f"{chosen.classical} was made on other items of {row['dataset']}.")
+    rows += known
     summary = summarise(rows)
     seconds = time.perf_counter() - started
     print(as_table(rows, summary))
@@ -456,7 +470,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.write_json(
             chosen.json,
             {
-                "rows": [{**row, "model": chosen.model} for row in rows],
+                "rows": [{"model": chosen.model, **row} for row in rows],
                 "summary": summary,
                 "seconds": seconds,
                 "model": chosen.model,
@@ -466,6 +480,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "machine": report.machine(),
             },
         )
+
+
+def read_classical(path: Path) -> list[dict[str, Any]]:
+    """The classical method's rows of an earlier run; it takes long, and no model changes it."""
+    try:
+        rows = json.loads(path.read_text())["rows"]
+    except (OSError, ValueError, KeyError) as error:
+        raise SystemExit(f"{path} is no JSON file of this benchmark: {error}.") from None
+    return [row for row in rows if row["method"] == "classical"]
 
 
 def _in_short(results: Sequence[ItemScores]) -> str:

@@ -294,6 +294,16 @@ def test_quality_end_to_end(
     assert "| organ MR (union) " in printed.out and "mean over data sets" in printed.out
     assert "[6/6]" in printed.err
 
+    again = tmp_path / "again.json"
+    known = ["--classical", str(out), "--json", str(again)]
+    quality.main(["--data", str(folder), "--split", "mine", "--model", "other", *known])
+    others = json.loads(again.read_text())
+    assert others["summary"] == content["summary"]  # the same network under another name
+    models = {(row["method"], row["model"]) for row in others["rows"]}
+    assert models == {("model", "other"), ("classical", "tiny")}
+    with pytest.raises(SystemExit, match="other items"):
+        quality.main(["--data", str(folder), "--split", "mine", "--limit", "1", *known])
+
 
 def test_corrections_add_to_the_prompted_slice_and_refine_others(model: SAM2) -> None:
     frames = np.random.default_rng(0).normal(size=(3, 32, 32))
