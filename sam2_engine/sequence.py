@@ -435,6 +435,7 @@ class SequencePredictor:
         for one in passes:
             resumed = [self._resume(sweep, ids, one.wanted_of(sweep)) for sweep in one.sweeps]
             runs.append((one, resumed))
+        self._paused.clear()  # of earlier calls, which could pile up
         for one, runners in runs:
             try:
                 for frame in one.frames(runners):

@@ -27,6 +27,7 @@ from napari_sam2.history import Cells, Change, History
 from napari_sam2.output import Entry, Output
 from napari_sam2.sequence_view import Channels, SequenceKey, SequenceView, Windows
 from napari_sam2.slice_data import (
+    Basis,
     Box,
     Found,
     Keep,
@@ -132,6 +133,7 @@ class Session:
         self._output = Output(self.view.shape, labels, overwrite)
         self._single: dict[int, Output] = {}
         self._last_id = 0
+        self._last_source = Source(self.model, self.window, self.end_after)
         self._engine = Engine()
 
     # -- objects -------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ class Session:
         with self.history.change(label):
             self._objects.set(_ALL, object_id, replace(self.objects[object_id], **changes))
         if "locked" in changes:  # a locked mask goes first where masks overlap
-            self._write_object(object_id)
+            self._write_object(object_id, only_covered=True)
         self.objects_changed.emit()
 
     def facts(self, object_id: int) -> ObjectFacts:
@@ -378,8 +380,8 @@ class Session:
     def take_painting(self, frame: int) -> list[int]:
         """Take over what someone has painted into `labels` on a frame, as by `paint`.
 
-        Objects gain and lose the pixels that changed hands. What is locked or approved stays as
-        it was. Returns the objects whose masks have changed.
+        What is seen of an object becomes its mask. What is locked or approved stays as it was.
+        Returns the objects whose masks have changed.
         """
         self._check_frame(frame)
         now = np.array(self.labels[self.view.index(frame)])
@@ -387,17 +389,22 @@ class Session:
         differs = now != shown
         if not differs.any():
             return []
-        fixed = {i for i in self.objects if self._is_fixed(i, frame)}
-        differs &= ~np.isin(shown, list(fixed))
+        fixed = [i for i in self.objects if self._is_fixed(i, frame)]
+        seen = np.where(np.isin(shown, fixed), shown, now)
+        erased = (seen == 0) & (shown != 0)
+        touched = {*np.unique(seen[differs]).tolist(), *np.unique(shown[differs]).tolist()}
+        for object_id in self.objects:  # erased is erased, also for what lay beneath
+            own = self._shown((self.view.key, object_id), frame)
+            if own is not None and (erased[own.area] & (own.logits > 0)).any():
+                touched.add(object_id)
         changed = []
         with self.history.change("Paint"):
-            for object_id in np.unique([now[differs], shown[differs]]).tolist():
-                if object_id not in self.objects or object_id in fixed:
-                    continue
-                own = self._shown((self.view.key, object_id), frame)
-                shape = self.view.frame_shape
-                mask = np.zeros(shape, np.bool_) if own is None else own.on_frame(shape)
-                mask[differs] = now[differs] == object_id
+            for object_id in sorted(touched.intersection(self.objects).difference(fixed)):
+                mask, before = seen == object_id, shown == object_id
+                covered = np.isin(seen[before & ~mask], list(self.objects)).all()
+                is_only_covered = covered and (before & ~mask).any() and not (mask & ~before).any()
+                if is_only_covered and not self._is_kept((self.view.key, object_id), frame):
+                    continue  # what is painted goes first anyway
                 self.paint(object_id, frame, mask)
                 changed.append(object_id)
         self._write(self.view, [frame], claimed=self.objects)
@@ -665,9 +672,7 @@ class Session:
 
     def masks_of(self, object_id: int) -> Mapping[int, ObjectMask]:
         """Frame -> mask of one object, whole, in the sequence that is shown."""
-        place = self.view.key, object_id
-        frames = {f: self._shown(place, f) for f in sorted(self._shown_frames(place))}
-        return {f: mask for f, mask in frames.items() if mask is not None}
+        return self._masks_at((self.view.key, object_id))
 
     def stale(self, object_id: int) -> list[int]:
         """Frames whose masks follow from prompts, a window or a model that are others by now."""
@@ -860,7 +865,10 @@ class Session:
 
     @property
     def _source(self) -> Source:
-        return Source(self.model, self.window, self.end_after)
+        source = Source(self.model, self.window, self.end_after)
+        if source != self._last_source:
+            self._last_source = source
+        return self._last_source  # the same object: it is compared often, and then quickly
 
     def _currency(self, object_id: int, key: SequenceKey | None = None) -> Callable[[int], bool]:
         """A test whether what was found on a frame follows from what there is now."""
@@ -868,6 +876,7 @@ class Session:
         frames = sorted(anchors)
         source = self._source
         found = self._found.at((key or self.view.key, object_id))
+        between: dict[int, Basis] = {}  # by the number of anchors before a frame
 
         def is_current(frame: int) -> bool:
             if frame not in found or not frames:
@@ -875,8 +884,9 @@ class Session:
             if frame in anchors:
                 return found[frame].basis == (source, anchors[frame])
             place = bisect_left(frames, frame)
-            around = frames[max(0, place - 1) : place + 1] if place else frames[:1]
-            return found[frame].basis == (source, *(anchors[f] for f in around))
+            if place not in between:
+                between[place] = basis(source, anchors, frame)
+            return found[frame].basis == between[place]
 
         return is_current
 
@@ -927,7 +937,7 @@ class Session:
         frames: dict[SequenceKey, set[int]] = defaultdict(set)
         for cells, place, number in change.cells:
             if cells is self._objects:
-                self._write_object(number)
+                self._write_object(number, only_covered=True)
             else:
                 frames[place[0]].add(number)  # type: ignore[index]
         for key, changed in frames.items():
@@ -935,6 +945,14 @@ class Session:
         self.objects_changed.emit()
         self.prompts_replaced.emit()
         return change.label
+
+    def _masks_at(self, place: Place) -> dict[int, ObjectMask]:
+        """What `_shown` gives on all frames where it gives something."""
+        masks = {frame: found.mask for frame, found in self._found.at(place).items()}
+        said = self._prompts.at(place).items()
+        masks |= {frame: one.mask for frame, one in said if one.mask is not None}
+        masks |= {frame: kept.prompts.mask for frame, kept in self._kept.at(place).items()}
+        return {f: mask for f, mask in sorted(masks.items()) if mask and not mask.is_empty}
 
     def _shown_frames(self, place: Place) -> set[int]:
         painted = {f for f, said in self._prompts.at(place).items() if said.mask is not None}
@@ -970,10 +988,22 @@ class Session:
                 output.write(view, frame, own, claimed)
             self.masks_changed.emit(view.index(frame))
 
-    def _write_object(self, object_id: int) -> None:
-        """Write all frames anew on which an object has a mask."""
+    def _write_object(self, object_id: int, only_covered: bool = False) -> None:
+        """Write frames anew on which an object has a mask.
+
+        only_covered: those where it may lie over another object, or another over it.
+        """
         for key, view in list(self._views.items()):
-            self._write(view, sorted(self._shown_frames((key, object_id))))
+            frames = sorted(self._masks_at((key, object_id)))
+            if only_covered:
+                others = [(key, other) for other in self.objects if other != object_id]
+                frames = [f for f in frames if self._is_covered((key, object_id), f, others)]
+            self._write(view, frames)
+
+    def _is_covered(self, place: Place, frame: int, others: Iterable[Place]) -> bool:
+        own = self._shown(place, frame)
+        masks = (self._shown(other, frame) for other in others)
+        return own is not None and any(mask is not None and own.meets(mask) for mask in masks)
 
     def _is_kept(self, place: Place, frame: int) -> bool:
         """Whether a person has given, approved or locked the mask on a frame."""

@@ -109,6 +109,13 @@ class ObjectMask:
     def nbytes(self) -> int:
         return self.logits.nbytes + (0 if self.coarse is None else self.coarse.steps.nbytes)
 
+    def meets(self, other: ObjectMask) -> bool:
+        """Whether the bounding boxes overlap."""
+        return all(
+            one.start < two.stop and two.start < one.stop
+            for one, two in zip(self.area, other.area, strict=True)
+        )
+
     def on_frame(self, shape: tuple[int, int]) -> NDArray[np.bool_]:
         """(H, W), True on the object."""
         mask = np.zeros(shape, np.bool_)
