@@ -559,7 +559,11 @@ def test_nothing_writes_a_painted_slice(session):
     session.paint(one, 3, square(30))
     np.testing.assert_array_equal(session.labels[3], square(30) * one)
     assert session.stale(one) == [4]
+    session.update()
     session.add_points(one, [(3, 16, 16)])  # waits
+    session.keep(one, [3])
+    session.release(one, [3])
+    assert session.stale(one) == [], "the same mask was kept and painted"
     session.preview(3)
     session.propagate()
     np.testing.assert_array_equal(session.labels[3], square(30) * one)
@@ -964,15 +968,20 @@ def test_two_objects_become_one(session):
     one, two = session.add_object(), session.add_object()
     session.add_points(one, [(2, 16, 16)])
     session.add_box(two, 2, (17, 27, 35, 45))
-    session.add_points(two, [(3, 26, 36)])
+    session.add_box(one, 3, (8, 8, 26, 24))
+    session.add_box(two, 3, (17, 27, 35, 45))
     session.propagate()
+    session.paint(two, 4, np.zeros(SHAPE[1:]))
+    session.paint(one, 4, np.zeros(SHAPE[1:]))
     both = whole(session, one) | whole(session, two)
     session.merge_objects(one, two)
     np.testing.assert_array_equal(session.labels == one, both)
     assert set(session.objects) == {one}
     said = session.prompts[one]
-    assert list(said) == [2, 3]
+    assert list(said) == [2, 3, 4]
     assert said[2].box == (17, 27, 35, 45)
+    assert said[3].box == (8, 8, 35, 45)
+    assert said[4].mask.is_empty
     np.testing.assert_array_equal(said[2].points, [(16, 16)])
     session.propagate()
     np.testing.assert_array_equal(session.labels, propagated(session))

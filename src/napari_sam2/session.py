@@ -28,7 +28,6 @@ from napari_sam2.output import Entry, Output
 from napari_sam2.sequence_view import Channels, SequenceKey, SequenceView, Windows
 from napari_sam2.slice_data import (
     Basis,
-    Box,
     Found,
     Keep,
     Kept,
@@ -37,7 +36,6 @@ from napari_sam2.slice_data import (
     ObjectMask,
     ObjectState,
     Place,
-    Scribble,
     SessionState,
     SlicePrompts,
 )
@@ -217,23 +215,33 @@ class Session:
                 first, second = (key, into), (key, other)
                 frames = {*self._shown_frames(second), *self._prompts.at(second)}
                 for frame in sorted(frames):
-                    masks = [self._shown(place, frame) for place in (first, second)]
-                    said = [self._prompts.get(place, frame) for place in (first, second)]
-                    union = _union(view.frame_shape, masks)
-                    kept = self._kept.get(first, frame) or self._kept.get(second, frame)
-                    painted = any(one is not None and one.mask is not None for one in said)
-                    if kept is not None and union is not None:
-                        self._kept.set(first, frame, Kept(kept.how, SlicePrompts(mask=union)))
-                    if any(said):
-                        merged = _merged(said, union if painted else None)
-                        self._prompts.set(first, frame, merged)
-                    if union is not None:
-                        self._found.set(first, frame, Found(union, ()))
+                    self._merge_on(view, frame, first, second)
                 self._clear(second)
                 self._write(view, sorted(frames))
             self._objects.set(_ALL, other, None)
         self.objects_changed.emit()
         self.prompts_replaced.emit()
+
+    def _merge_on(self, view: SequenceView, frame: int, first: Place, second: Place) -> None:
+        """Add what is said and shown of the second object on a frame to the first."""
+        shown = [self._shown(place, frame) for place in (first, second)]
+        masks = [mask for mask in shown if mask is not None]
+        union = ObjectMask.union(masks, view.frame_shape)
+        said = [self._prompts.get(place, frame) or SlicePrompts() for place in (first, second)]
+        merged = said[0].with_more(said[1])
+        if said[0].box is not None and said[1].box is not None:
+            corners = np.reshape([said[0].box, said[1].box], (4, 2))
+            (y0, x0), (y1, x1) = corners.min(axis=0), corners.max(axis=0)
+            merged = replace(merged, box=(y0, x0, y1, x1))
+        if merged.mask is not None:
+            merged = replace(merged, mask=union)
+        kept = self._kept.get(first, frame) or self._kept.get(second, frame)
+        if kept is not None:
+            self._kept.set(first, frame, Kept(kept.how, SlicePrompts(mask=union)))
+        if not merged.is_empty:
+            self._prompts.set(first, frame, merged)
+        if masks:
+            self._found.set(first, frame, Found(union, ()))
 
     # -- prompts -------------------------------------------------------------------------------
 
@@ -298,13 +306,9 @@ class Session:
         self._check_unlocked(object_id)
         self._check_frame(frame)
         own = self._prompts.get((self.view.key, object_id), frame)
-        said = SlicePrompts(
-            *_points(points, labels),
-            box=None if box is None else _box(box),
-            scribbles=tuple(_scribble(path, label) for path, label in scribbles),
-            lassos=tuple(_lasso(polygon) for polygon in lassos),
-            mask=None if own is None else own.mask,
-        )
+        said = SlicePrompts.create(points, labels, box, scribbles, lassos)
+        if own is not None:
+            said = replace(said, mask=own.mask)
         with self.history.change("Prompt"):
             self._say(object_id, frame, said)
         self.objects_changed.emit()
@@ -319,44 +323,36 @@ class Session:
         """
         self._check_unlocked(object_id)
         frames, yx = self.view.split(points)
-        yx, signs = _points(yx, labels)
+        new = SlicePrompts.create(yx, labels)
         if (frames < 0).any():
             lost = np.asarray(points, float).reshape(len(frames), -1)[frames < 0][0]
             raise ValueError(f"The point {lost.tolist()} lies outside the image or its sequence.")
         changed = [int(frame) for frame in np.unique(frames)]
         with self.history.change("Prompt"):
             for frame in changed:
-                known, here = self._said(object_id, frame), frames == frame
-                more = replace(
-                    known,
-                    points=np.concatenate((known.points, yx[here])),
-                    labels=np.concatenate((known.labels, signs[here])),
-                )
-                self._say(object_id, frame, more)
+                here = frames == frame
+                more = SlicePrompts(new.points[here], new.labels[here])
+                self._say(object_id, frame, self._said(object_id, frame).with_more(more))
         self.objects_changed.emit()
         return changed
 
     def add_box(self, object_id: int, frame: int, box: Sequence[float]) -> None:
         """Draw a box, y0, x0, y1, x1, around the object on a frame; it replaces an earlier one."""
-        self._add(object_id, frame, lambda known: replace(known, box=_box(box)))
+        self._add(object_id, frame, SlicePrompts.create(box=box))
 
     def add_scribble(self, object_id: int, frame: int, path: ArrayLike, label: int = 1) -> None:
         """Draw a line, (N, 2) y, x, on the object on a frame; beside it with the label 0."""
-        new = _scribble(path, label)
-        self._add(object_id, frame, lambda known: replace(known, scribbles=(*known.scribbles, new)))
+        self._add(object_id, frame, SlicePrompts.create(scribbles=[(path, label)]))
 
     def add_lasso(self, object_id: int, frame: int, polygon: ArrayLike) -> None:
         """Draw a polygon, (N, 2) y, x, around the object or a part of it on a frame."""
-        new = _lasso(polygon)
-        self._add(object_id, frame, lambda known: replace(known, lassos=(*known.lassos, new)))
+        self._add(object_id, frame, SlicePrompts.create(lassos=[polygon]))
 
-    def _add(
-        self, object_id: int, frame: int, more: Callable[[SlicePrompts], SlicePrompts]
-    ) -> None:
+    def _add(self, object_id: int, frame: int, more: SlicePrompts) -> None:
         self._check_unlocked(object_id)
         self._check_frame(frame)
         with self.history.change("Prompt"):
-            self._say(object_id, frame, more(self._said(object_id, frame)))
+            self._say(object_id, frame, self._said(object_id, frame).with_more(more))
         self.objects_changed.emit()
 
     def paint(self, object_id: int, frame: int, mask: ArrayLike) -> None:
@@ -664,6 +660,10 @@ class Session:
             self._write_object(object_id)
         return self._single[object_id].labels
 
+    def drop_labels_of(self, object_id: int) -> None:
+        """Leave the array of `labels_of` as it is from now on."""
+        self._single.pop(object_id, None)
+
     @property
     def masks(self) -> Mapping[int, Mapping[int, ObjectMask]]:
         """Object -> frame -> mask, of the sequence that is shown."""
@@ -882,7 +882,7 @@ class Session:
             if frame not in found or not frames:
                 return False
             if frame in anchors:
-                return found[frame].basis == (source, anchors[frame])
+                return found[frame].basis == basis(source, anchors, frame)
             place = bisect_left(frames, frame)
             if place not in between:
                 between[place] = basis(source, anchors, frame)
@@ -1014,58 +1014,3 @@ class Session:
             or (said is not None and said.mask is not None)
             or (info is not None and info.locked)
         )
-
-
-def _points(
-    points: ArrayLike, labels: ArrayLike | None
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    yx = np.array(points, float).reshape(-1, 2)
-    signs = np.ones(len(yx), np.int64) if labels is None else np.array(labels, np.int64)
-    if signs.shape != (len(yx),):
-        raise ValueError(f"{len(yx)} points have {signs.size} labels; give each point one.")
-    if not np.isin(signs, (0, 1)).all():
-        raise ValueError("A point's label is 1 (on the object) or 0 (beside it).")
-    return yx, signs
-
-
-def _box(box: Sequence[float]) -> Box:
-    y0, x0, y1, x1 = (float(value) for value in box)
-    return min(y0, y1), min(x0, x1), max(y0, y1), max(x0, x1)
-
-
-def _scribble(path: ArrayLike, label: int) -> Scribble:
-    corners = np.array(path, float).reshape(-1, 2)
-    if not len(corners):
-        raise ValueError("A scribble needs a position at least.")
-    if label not in (0, 1):
-        raise ValueError("A scribble's label is 1 (on the object) or 0 (beside it).")
-    return Scribble(corners, int(label))
-
-
-def _lasso(polygon: ArrayLike) -> NDArray[np.float64]:
-    corners = np.array(polygon, float).reshape(-1, 2)
-    if len(corners) < 3:
-        raise ValueError(f"A lasso needs three corners or more, not {len(corners)}.")
-    return corners
-
-
-def _union(shape: tuple[int, int], masks: Sequence[ObjectMask | None]) -> ObjectMask | None:
-    known = [mask for mask in masks if mask is not None]
-    if len(known) < 2:
-        return known[0] if known else None
-    return ObjectMask.given(np.logical_or.reduce([mask.on_frame(shape) for mask in known]))
-
-
-def _merged(said: Sequence[SlicePrompts | None], painted: ObjectMask | None) -> SlicePrompts:
-    """What is said of two objects on a frame, said of one."""
-    known = [one for one in said if one is not None]
-    boxes = np.array([one.box for one in known if one.box is not None])
-    box = (*boxes[:, :2].min(axis=0), *boxes[:, 2:].max(axis=0)) if len(boxes) else None
-    return SlicePrompts(
-        np.concatenate([one.points for one in known]),
-        np.concatenate([one.labels for one in known]),
-        box,  # type: ignore[arg-type]
-        scribbles=tuple(scribble for one in known for scribble in one.scribbles),
-        lassos=tuple(lasso for one in known for lasso in one.lassos),
-        mask=painted,
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -94,6 +94,16 @@ class ObjectMask:
         logits = (inside[area] * _CERTAIN).astype(np.float16)
         return cls(area[0].start, area[1].start, logits, None, 1.0)
 
+    @classmethod
+    def union(cls, masks: Sequence[ObjectMask], shape: tuple[int, int]) -> ObjectMask:
+        """All of these masks on a frame of this (H, W) shape; one alone stays the same object."""
+        if len(masks) == 1:
+            return masks[0]
+        whole = np.zeros(shape, np.bool_)
+        for mask in masks:
+            whole |= mask.on_frame(shape)
+        return cls.given(whole)
+
     @property
     def area(self) -> tuple[slice, slice]:
         """The rows and columns of the frame that `logits` covers."""
@@ -140,6 +150,45 @@ class SlicePrompts:
     """The tracked mask that points and scribbles correct."""
     mask: ObjectMask | None = None
     """Painted by the person: the frame's whole answer, whatever else is said."""
+
+    @classmethod
+    def create(
+        cls,
+        points: ArrayLike = (),
+        labels: ArrayLike | None = None,
+        box: Sequence[float] | None = None,
+        scribbles: Iterable[tuple[ArrayLike, int]] = (),
+        lassos: Iterable[ArrayLike] = (),
+    ) -> SlicePrompts:
+        """Check and convert what is given as to `Session.set_prompts`; raises ValueError."""
+        yx = np.array(points, float).reshape(-1, 2)
+        signs = np.ones(len(yx), np.int64) if labels is None else np.array(labels, np.int64)
+        if signs.shape != (len(yx),):
+            raise ValueError(f"{len(yx)} points have {signs.size} labels; give each point one.")
+        lines = tuple(Scribble(np.array(p, float).reshape(-1, 2), int(i)) for p, i in scribbles)
+        if not np.isin([*signs, *(line.label for line in lines)], (0, 1)).all():
+            raise ValueError("The label of a click or scribble is 1 (on the object) or 0 (beside).")
+        if not all(len(line.path) for line in lines):
+            raise ValueError("A scribble needs a position at least.")
+        polygons = tuple(np.array(polygon, float).reshape(-1, 2) for polygon in lassos)
+        for polygon in polygons:
+            if len(polygon) < 3:
+                raise ValueError(f"A lasso needs three corners or more, not {len(polygon)}.")
+        if box is not None:
+            y0, x0, y1, x1 = (float(value) for value in box)
+            box = min(y0, y1), min(x0, x1), max(y0, y1), max(x0, x1)
+        return cls(yx, signs, box, lines, polygons)
+
+    def with_more(self, other: SlicePrompts) -> SlicePrompts:
+        """This and what another says; of two boxes or paintings, the other's."""
+        return SlicePrompts(
+            np.concatenate((self.points, other.points)),
+            np.concatenate((self.labels, other.labels)),
+            other.box or self.box,
+            self.scribbles + other.scribbles,
+            self.lassos + other.lassos,
+            mask=self.mask if other.mask is None else other.mask,
+        )
 
     @property
     def is_empty(self) -> bool:

@@ -128,11 +128,14 @@ class Step:
 def basis(source: Source, anchors: Anchors, frame: int) -> Basis:
     """What an object's mask on a frame follows from: the prompts on it, else those around it."""
     if frame in anchors:
-        return source, anchors[frame]
-    frames = sorted(anchors)
-    place = bisect_left(frames, frame)
-    around = frames[max(0, place - 1) : place + 1] if place else frames[:1]
-    return source, *(anchors[f] for f in around)
+        around = [frame]
+    else:
+        frames = sorted(anchors)
+        place = bisect_left(frames, frame)
+        around = frames[max(0, place - 1) : place + 1] if place else frames[:1]
+    said = [anchors[f] for f in around]
+    # Of what is painted or kept, only the mask counts, whatever else is said there.
+    return source, *(one if one.mask is None else one.mask for one in said)
 
 
 class Engine:
