@@ -12,10 +12,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 @pytest.fixture
 def own_choices(monkeypatch, tmp_path):
-    """The choices of whoever runs the tests are neither read nor changed."""
-    from napari_sam2.widgets import choices
+    """Nothing that whoever runs the tests has chosen or saved is read or changed."""
+    from napari_sam2 import recovery
+    from napari_sam2.widgets import choices, workspace
 
     monkeypatch.setattr(choices, "FILE", tmp_path / "choices" / "widget.json")
+    monkeypatch.setattr(recovery, "FOLDER", tmp_path / "recovery")
+    monkeypatch.setattr(workspace, "AUTOSAVE_SECONDS", 3600.0)
 
 
 @pytest.fixture

@@ -101,6 +101,7 @@ class Desk:
             self.mouse(QEvent.Type.MouseMove, at, **how)
             self.qtbot.wait(30)  # vispy drops moves that come too fast
         self.mouse(QEvent.Type.MouseButtonRelease, others[-1], held=False, **how)
+        QApplication.processEvents()
 
     def key(self, key, modifiers=Qt.KeyboardModifier.NoModifier):
         self.qtbot.keyClick(self.canvas, key, modifiers)

@@ -64,6 +64,13 @@ class Display:
         panel.approve.setChecked(states.has(frame, APPROVED))
         panel.lock.setChecked(states.has(frame, LOCKED))
 
+    def settle(self) -> None:
+        """Nothing is under way any more: show also what takes longer."""
+        labels = self._context.labels
+        if labels is not None:
+            labels.refresh()  # with its thumbnail
+        self.show()
+
     def on_objects_changed(self) -> None:
         """Several changes in a row are shown together."""
         if not self._facts.isActive():

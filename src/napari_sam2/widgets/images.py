@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import napari.layers
+from napari.utils.notifications import show_warning
+from qtpy.QtCore import QObject, Signal
 
 from napari_sam2.session import Session
 from napari_sam2.widgets import choices
@@ -13,20 +16,27 @@ from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.display import Display
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.options import Options
+from napari_sam2.widgets.session_files import SessionFiles
 from napari_sam2.widgets.workspace import Look, Workspace
 
 _END_AFTER = 10
 
 
-class Images:
+class Images(QObject):
     """Keeps a workspace for every image that was chosen, as long as the image is there."""
 
+    autosave_failed = Signal(str)
+    """Why a session cannot be saved by itself; comes from another thread."""
+
     def __init__(self, context: Context, marking: Marking, display: Display) -> None:
+        super().__init__(context)
         self._context = context
         self._marking = marking
         self._display = display
         self.known: dict[napari.layers.Image, Workspace] = {}
         self._options = Options(context, marking, self)
+        self.files = SessionFiles(context, self)
+        self.autosave_failed.connect(self._on_autosave_failed)
         panel = context.panel
         panel.images.currentIndexChanged.connect(self._on_chosen)
         panel.end_after.setValue(int(choices.load().get("end_after", _END_AFTER)))
@@ -79,8 +89,12 @@ class Images:
             if partner in layers:
                 layers.remove(partner)
 
-    def adopt(self, work: Workspace) -> None:
-        """Listen to a workspace, and take it for its image's."""
+    def adopt(self, work: Workspace, recovered: Path | None = None) -> None:
+        """Listen to a workspace, and take it for its image's.
+
+        recovered: the file that its session has been recovered from, and that is saved to again.
+        """
+        work.start_autosave(recovered, self.autosave_failed.emit)
         work.events.connect(work.session.masks_changed, self._display.on_masks_changed)
         work.events.connect(work.session.objects_changed, self._display.on_objects_changed)
         work.events.connect(work.image.events.contrast_limits, self._options.on_contrast)
@@ -102,6 +116,7 @@ class Images:
                 if image not in self.known:
                     self.adopt(Workspace(image, self.new_session(image)))
                 context.work = self.known[image]
+                self.files.look_for_recovery(context.work)
             except ValueError as error:
                 problem = str(error)
             self.follow_viewer()
@@ -122,7 +137,9 @@ class Images:
             end_after=self._context.panel.end_after.value() or None,
         )
 
-    def replace(self, work: Workspace, session: Session) -> None:
+    def replace(
+        self, work: Workspace, session: Session, recovered: Path | None = None
+    ) -> Workspace:
         """Go on with another session of the same image, in the same layers of marks and masks."""
         new = Workspace(work.image, session)
         new.window, new.look = work.window, work.look
@@ -134,7 +151,7 @@ class Images:
         for layer in old:
             if layer in layers:
                 layers.remove(layer)
-        self.adopt(new)
+        self.adopt(new, recovered)
         if was_chosen:
             self._context.work = new
             if has_layers:
@@ -142,6 +159,7 @@ class Images:
             self._options.fill()
             self.follow_viewer()
             self._context.changed.emit()
+        return new
 
     def _on_data(self, event: Any) -> None:
         """Other pixels: marks and masks of the old ones are kept where they still fit."""
@@ -172,6 +190,9 @@ class Images:
             self._context.runner.stop()
         if self._context.work is work:
             self._context.work = None
+
+    def _on_autosave_failed(self, text: str) -> None:
+        show_warning(f"SAM 2 cannot save the session by itself: {text}")
 
     def _on_end_after(self, count: int) -> None:
         choices.remember(end_after=count)

@@ -49,7 +49,7 @@ class Marking:
         self._context = context
         self._panel = context.panel
         self.hooks = Hooks(
-            self.take_over_edits, self._on_painted, self._on_label_selected, self.show_mode, keys
+            self.take_over_edits, self._on_stroke, self._on_label_selected, self.show_mode, keys
         )
         self.ahead = QTimer(context)
         self.ahead.setInterval(_AHEAD_MS)
@@ -119,6 +119,7 @@ class Marking:
         work, say = self._context.work, self._panel.say
         if work is None:
             return
+        self.take_over_strokes()
         edit = work.take_over_edits()
         prompts = work.session.prompts
         for object_id, frame in edit.places:
@@ -133,6 +134,8 @@ class Marking:
         frames = {f for i, f in edit.places if f in prompts.get(i, {}) and prompts[i][f].usable}
         for frame in sorted(frames):
             self.preview(frame)
+        if edit.refused:
+            self._panel.fail(edit.refused)
         if edit.is_outside:
             self._panel.fail("That is not on a slice of the image, so it is not used.")
         if edit.has_leftovers:
@@ -171,11 +174,18 @@ class Marking:
         )
         self.ahead.start()
 
-    def _on_painted(self, *_: object) -> None:
+    def _on_stroke(self, *_: object) -> None:
+        """napari tells of some strokes just before it paints them."""
+        if self._context.work is not None:
+            self._context.work.masks.has_strokes = True
+            QTimer.singleShot(0, self.take_over_strokes)
+
+    def take_over_strokes(self) -> None:
         """Take what was painted by hand as the objects' masks on their slices."""
         context, work = self._context, self._context.work
-        if work is None or work.labels is None:
+        if work is None or work.labels is None or not work.masks.has_strokes:
             return
+        work.masks.has_strokes = False
         session, labels = work.session, work.labels
         is_flat = context.viewer.dims.ndisplay == 2 and labels.n_edit_dimensions == 2
         frames = [context.frame] if is_flat else range(len(session.view))

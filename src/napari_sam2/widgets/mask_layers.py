@@ -39,6 +39,8 @@ class MaskLayers:
         """Whether the layer was made here, so that all labels in it are objects."""
         self.is_held = False
         """Whether the person is in the middle of a stroke."""
+        self.has_strokes = False
+        """Whether strokes have ended that the session has not taken over yet."""
         self.selected = 1
         self._layers: LayerList | None = None
         self._events = Connections()
@@ -111,13 +113,13 @@ class MaskLayers:
             if not self.is_own:
                 self.layer.colormap = self._colormap
         self.layer = None
-        self.is_held = False
+        self.is_held = self.has_strokes = False
 
     def refresh(self) -> None:
         """Show what has changed in the masks."""
         for layer in (self.layer, *self.each.values()):
             if layer is not None and layer.visible:
-                layer.refresh()
+                layer.refresh(thumbnail=False, highlight=False, extent=False)  # these are as before
 
     def colour_of(self, object_id: int) -> NDArray[np.float64]:
         """RGBA of an object."""

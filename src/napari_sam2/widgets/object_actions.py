@@ -133,6 +133,7 @@ class ObjectActions:
 
     def _travel(self, word: str, step: Callable[[Any], str | None]) -> None:
         work = self._context.work
+        self._marking.take_over_strokes()
         if work is None or work.is_held:
             return
         what = step(work.session)

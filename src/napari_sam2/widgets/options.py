@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from napari_sam2.widgets.images import Images
 
 _WINDOW_MS = 400
-_MOST_CHANNELS = 8  # an axis with more is hardly one of channels, unless its label says so
+_MOST_CHANNELS = 4  # an axis with more is hardly one of channels, unless its label says so
 
 
 class Options:

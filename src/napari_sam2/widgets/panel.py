@@ -134,6 +134,8 @@ class Panel(QWidget):
         self.session_menu = QMenu(self)
         self.session.setMenu(self.session_menu)
         self.help = _button("Keys", "")
+        self.recover = _button("Recover", "Go on where work on this image was cut off.")
+        self.discard = _button("Discard", "Delete what was saved of it.")
 
         self.status = QLabel()
         self.status.setWordWrap(True)
@@ -195,6 +197,11 @@ class Panel(QWidget):
         buttons = (self.undo, self.redo, self.session, self.help)
         layout.addSpacing(4)
         layout.addLayout(_row(*((button, 1) for button in buttons)))
+        self.recovery = QWidget()
+        note = QLabel("Unsaved work on this image:")
+        self.recovery.setLayout(_row((note, 1), (self.recover, 0), (self.discard, 0)))
+        self.recovery.hide()
+        layout.addWidget(self.recovery)
         layout.addWidget(self.status)
 
     # -- what is shown -------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import napari.layers
@@ -191,6 +192,14 @@ class SAM2Widget(QWidget):
         """Make the change again that was last taken back."""
         self._objects.redo()
 
+    def save_session(self, path: str | Path | None = None) -> None:
+        """Save the session in the background; by default to its file, or to one that is asked."""
+        self._images.files.save(path)
+
+    def open_session(self, path: str | Path | None = None) -> None:
+        """Open a session of the chosen image; by default from a file that is asked for."""
+        self._images.files.open(path)
+
     def shut_down(self) -> None:
         """Let go of the viewer and end the threads; the layers stay as they are."""
         self._marking.ahead.stop()
@@ -261,7 +270,7 @@ class SAM2Widget(QWidget):
             shortcut.activated.connect(action)
         self._models.failed.connect(self._on_failed)
         self._runner.failed.connect(self._on_failed)
-        self._runner.idle.connect(self._display.show)
+        self._runner.idle.connect(self._display.settle)
 
     def _show_keys(self) -> None:
         QToolTip.showText(QCursor.pos(), self.panel.help.toolTip(), self.panel.help)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_sam2.prompt_layers import NEGATIVE, POSITIVE, PromptLayers, Reading
+from napari_sam2.recovery import Autosave
 from napari_sam2.sequence_view import Channels, SequenceKey
-from napari_sam2.session import Session
+from napari_sam2.session import LockedError, Session
 from napari_sam2.widgets.events import Connections, Hooks, Keys, bind_keys, unbind_keys
 from napari_sam2.widgets.mask_layers import MaskLayers
 from napari_sam2.windows import CONTRAST_LIMITS
@@ -16,6 +18,8 @@ from napari_sam2.windows import CONTRAST_LIMITS
 if TYPE_CHECKING:
     from napari.components import LayerList
     from napari.layers import Image, Labels, Layer, Points, Shapes
+
+AUTOSAVE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Edit:
     """Whether something was placed where it cannot be used."""
     has_leftovers: bool
     """Whether there are boxes to be removed: replaced by a later one, or too small."""
+    refused: str = ""
+    """Why a change was not taken over but taken back: its object is locked."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,11 @@ class Workspace:
         self.look = Look()
         self.events = Connections()
         """Those that last as long as the workspace."""
+        self.file: Path | None = None
+        """Where the person has saved the session."""
+        self.is_saved = True
+        """Whether nothing has changed since."""
+        self._autosave: Autosave | None = None
         self._prompt_events = Connections()
         self._readings: dict[SequenceKey, Reading] = {}
         self._is_held = False  # the mouse button, in a prompt layer
@@ -69,6 +80,8 @@ class Workspace:
         self._excludes = False
         self.masks.selected = self._object_id
         self.events.connect(session.prompts_replaced, self.refill)
+        for signal in (session.objects_changed, session.masks_changed):
+            self.events.connect(signal, self._on_change)
 
     # -- layers --------------------------------------------------------------------------------
 
@@ -95,8 +108,8 @@ class Workspace:
 
     @property
     def is_held(self) -> bool:
-        """Whether the person is in the middle of a stroke."""
-        return self._is_held or self.masks.is_held
+        """Whether the person is in the middle of a stroke, or it is not yet taken over."""
+        return self._is_held or self.masks.is_held or self.masks.has_strokes
 
     def add_layers(self, layers: LayerList, hooks: Hooks) -> PromptLayers:
         """Add the layers that are missing, and show the session in them."""
@@ -154,6 +167,19 @@ class Workspace:
         self._let_go_of_prompts()
         self.masks.forget()
         self.events.disconnect_all()
+        if self._autosave is not None:
+            is_empty = not self.session.prompted_sequences
+            self._autosave.close(forget=self.is_saved or is_empty)
+            self._autosave = None
+
+    def start_autosave(self, path: Path | None, failed: Callable[[str], None]) -> None:
+        """Save the session by itself. path: go on with this file; failed: as for `Autosave`."""
+        self._autosave = Autosave(self.session, path, AUTOSAVE_SECONDS, failed)
+        if path is not None:
+            self.is_saved = False
+
+    def _on_change(self, *_: object) -> None:
+        self.is_saved = False
 
     def _let_go_of_prompts(self) -> None:
         self._prompt_events.disconnect_all()
@@ -191,12 +217,21 @@ class Workspace:
         ]
         # First what is there, then what is gone: an object whose prompts move keeps its masks.
         changed.sort(key=lambda place: place not in now.prompts)
-        with self.session.history.change("Mark" if len(now.prompts) else "Delete marks"):
-            taken = [place for place in changed if self._take_over(place, now)]
-        if changed:
+        taken, refused = [], ""
+        with self.session.history.change("Mark" if now.prompts else "Delete marks"):
+            for place in changed:
+                try:
+                    if self._take_over(place, now):
+                        taken.append(place)
+                except LockedError as error:
+                    refused = str(error)
+        if refused:
+            self.refill()
+        elif changed:
             self.colour_prompts()
         self.prepare(self._object_id, self._excludes)
-        return Edit(tuple(taken), now.outside > before.outside, bool(now.replaced))
+        is_outside = now.outside > before.outside
+        return Edit(tuple(taken), is_outside, bool(now.replaced), refused)
 
     def remove_leftovers(self) -> None:
         """Remove boxes that a later one replaces, and those that a click without a drag makes."""

@@ -1,0 +1,560 @@
+"""Prompt, propagate, correct: the widget's workflow in a real viewer, by mouse and keyboard."""
+
+from __future__ import annotations
+
+import numpy as np
+from desk import SHAPE, TIMEOUT, assert_same, blobs
+from models import small_model
+from qtpy.QtCore import QEvent, QPoint, Qt
+from qtpy.QtWidgets import QApplication, QLineEdit
+
+from napari_sam2.session import Session
+from napari_sam2.widgets import choices
+from napari_sam2.widgets.object_table import EYE, LOCK, NAME
+from napari_sam2.widgets.slice_strip import APPROVED, LOCKED, MASK, PAINTED, PROMPTED, STALE
+
+CONTROL, SHIFT = Qt.KeyboardModifier.ControlModifier, Qt.KeyboardModifier.ShiftModifier
+
+
+def cell(d, row, column):
+    """Click on a cell of the table of objects."""
+    table = d.panel.objects
+    at = table.visualItemRect(table.item(row, column)).center()
+    d.qtbot.mouseClick(table.viewport(), Qt.MouseButton.LeftButton, pos=at)
+
+
+def choose(combo, value):
+    """Choose from a list as a person does, who is told of it."""
+    index = combo.findData(value)
+    assert index >= 0
+    combo.setCurrentIndex(index)
+    combo.activated.emit(index)
+
+
+def mark_two(d):
+    """An object on slice 2 and one on slice 4, followed through all slices."""
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    d.key("N")
+    d.go_to(4)
+    d.click((32, 42))
+    d.settle()
+    d.key("G")
+    d.settle()
+    assert list(d.session.masks) == [1, 2]
+
+
+# -- marking -----------------------------------------------------------------------------------
+
+
+def test_scribbles_and_lassos_are_drawn_with_the_mouse(desk):
+    d = desk()
+    d.go_to(2)
+    d.key("D")  # keys work where a layer of the image is active: not yet
+    assert d.session.prompts == {}
+    d.press(d.panel.modes["scribble"])
+    d.draw((12, 16), (14, 18), (17, 21), (20, 24))
+    (scribble,) = d.session.prompts[1][2].scribbles
+    assert scribble.label == 1
+    np.testing.assert_allclose(scribble.path[0], (12, 16), atol=1)
+    np.testing.assert_allclose(scribble.path[-1], (20, 24), atol=1)
+    d.draw((40, 10), (40, 20), (40, 30), modifiers=SHIFT)
+    assert [one.label for one in d.session.prompts[1][2].scribbles] == [1, 0]
+    d.settle()
+    assert_same(d.labels[2], d.expected(2))
+
+    d.key("N")
+    d.key("L")
+    assert d.panel.modes["lasso"].isChecked()
+    d.draw((24, 38), (24, 54), (40, 54), (40, 38), (26, 37))
+    (lasso,) = d.session.prompts[2][2].lassos
+    assert np.ptp(lasso, axis=0).min() > 12
+    d.settle()
+    assert_same(d.labels[2], d.expected(2))
+    assert d.panel.objects.item(0, 1).text() == "2"
+    assert d.panel.objects.item(1, 1).text() == "1"
+
+
+def test_many_marks_are_moved_and_deleted_at_once(desk):
+    d = desk()
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    for at in ((14, 18), (16, 20), (18, 22)):
+        d.click(at)
+    d.settle()
+    d.key("S")  # napari's own: select
+    d.key("A")  # all of this slice
+    assert len(d.widget.points_layer.selected_data) == 3
+    d.draw((16, 20), (20, 25), (26, 32))
+    d.settle()
+    np.testing.assert_allclose(d.session.prompts[1][2].points[1], (26, 32), atol=1)
+    np.testing.assert_allclose(d.session.prompts[1][2].points[0], (24, 30), atol=1)
+    assert_same(d.labels[2], d.expected(2))
+    d.key(Qt.Key.Key_Delete)
+    d.settle()
+    assert d.session.prompts == {}
+    assert not d.labels.any()
+    d.key(Qt.Key.Key_Z, CONTROL)
+    assert len(d.widget.points_layer.data) == 3
+    assert len(d.session.prompts[1][2].points) == 3
+    assert d.labels[2].any()
+
+
+# -- painting ----------------------------------------------------------------------------------
+
+
+def test_painting_and_erasing_by_hand_is_taken_over_and_kept(desk):
+    d = desk()
+    mark_two(d)
+    d.panel.object_id = 1
+    d.go_to(5)
+    layer = d.widget.labels_layer
+    d.press(d.panel.modes["paint"])
+    assert d.viewer.layers.selection.active is layer
+    assert layer.selected_label == 1
+    layer.brush_size = 3
+    d.draw((40, 5), (40, 9), (40, 13))
+    painted = d.labels[5].copy()
+    assert painted[40, 5] == painted[40, 13] == 1
+    assert d.session.prompts[1][5].mask is not None
+    assert d.panel.strip.states.flags[5] & PAINTED
+    d.key("1")  # napari's own: erase
+    d.draw((40, 5), (40, 6), (40, 7))
+    d.settle()
+    erased = d.labels[5].copy()
+    assert erased[40, 5] == 0
+    assert erased[40, 13] == 1
+    stale = d.session.stale(1)
+    assert stale
+    assert d.panel.strip.states.flags[stale[0]] & STALE
+    encoded = d.session._engine._tracker.features.encoded
+    d.key("U")
+    d.settle()
+    assert d.session.stale(1) == []
+    np.testing.assert_array_equal(d.labels[5], erased)
+    assert d.session._engine._tracker.features.encoded == encoded
+    # Undo takes the strokes back one by one, also in the labels layer itself.
+    for _ in range(2):
+        d.key(Qt.Key.Key_Z, CONTROL)
+    np.testing.assert_array_equal(d.labels[5], painted)
+    d.key(Qt.Key.Key_Z, CONTROL)
+    assert 5 not in d.session.prompts.get(1, {})
+    d.key(Qt.Key.Key_Z, CONTROL | SHIFT)
+    np.testing.assert_array_equal(d.labels[5], painted)
+
+
+def test_other_labels_and_locked_masks_are_not_painted_over(desk):
+    d = desk()
+    mark_two(d)
+    d.go_to(4)
+    d.panel.object_id = 2
+    d.key("Y")
+    assert d.session.kept(2) == {4: "approved"}
+    assert d.panel.approve.isChecked()
+    mask = d.labels[4] == 2
+    y, x = np.argwhere(mask)[len(np.argwhere(mask)) // 2]
+    d.panel.object_id = 1
+    d.press(d.panel.modes["paint"])
+    d.widget.labels_layer.brush_size = 5
+    d.draw((y, x), (y, x + 1))
+    np.testing.assert_array_equal(d.labels[4] == 2, mask)
+    # A label that is no object yet becomes one.
+    d.widget.labels_layer.selected_label = 7
+    d.draw((44, 4), (44, 6))
+    assert 7 in d.session.objects
+    assert d.panel.object_id == 7
+    assert (d.labels[4] == 7).sum() > 5
+
+
+# -- objects -----------------------------------------------------------------------------------
+
+
+def test_the_table_names_hides_locks_merges_and_deletes(desk):
+    d = desk()
+    mark_two(d)
+    table = d.panel.objects
+    rows = list(table)
+    assert [row.prompts for row in rows] == [1, 1]
+    assert rows[0].slices == (min(d.session.masks[1]), max(d.session.masks[1]))
+    assert 0 < rows[0].score <= 1
+
+    at = table.visualItemRect(table.item(1, NAME)).center()
+    d.qtbot.mouseClick(table.viewport(), Qt.MouseButton.LeftButton, pos=at)
+    d.qtbot.mouseDClick(table.viewport(), Qt.MouseButton.LeftButton, pos=at)
+    editor = table.findChild(QLineEdit)
+    editor.selectAll()
+    d.qtbot.keyClicks(editor, "big nucleus")  # b, i, n, ... are no keys of the widget here
+    d.qtbot.keyClick(editor, Qt.Key.Key_Return)
+    d.qtbot.waitUntil(lambda: d.session.objects[2].name == "big nucleus")
+    assert list(d.session.objects) == [1, 2]
+
+    cell(d, 0, EYE)
+    assert d.session.objects[1].hidden
+    assert d.widget.labels_layer.colormap.map(1)[..., 3] == 0
+    assert (d.labels == 1).any()
+    cell(d, 0, EYE)
+    assert d.widget.labels_layer.colormap.map(1)[..., 3] == 1
+
+    cell(d, 0, LOCK)
+    before = d.labels.copy()
+    table.object_id = 1
+    d.press(d.panel.delete)
+    assert "locked" in d.status
+    d.go_to(2)
+    d.press(d.panel.modes["exclude"])
+    d.click((30, 40))
+    d.settle()
+    np.testing.assert_array_equal(d.labels == 1, before == 1)
+    assert "locked" in d.status
+    assert len(d.widget.points_layer.data) == 2  # the click is taken back
+    cell(d, 0, LOCK)
+
+    d.viewer.layers.selection.active = d.widget.points_layer
+    d.key("O")
+    assert d.panel.object_id == 2
+    d.key("O", SHIFT)
+    assert d.panel.object_id == 1
+    union = d.labels > 0
+    table.selectAll()
+    d.press(d.panel.merge)
+    assert list(d.session.objects) == [1]
+    assert (union <= (d.labels == 1)).all()
+    assert set(d.widget.points_layer.features["object"]) == {1}
+    d.press(d.panel.undo)
+    assert list(d.session.objects) == [1, 2]
+    assert d.session.objects[2].name == "big nucleus"
+    assert set(d.widget.points_layer.features["object"]) == {1, 2}
+    table.object_id = 2
+    d.press(d.panel.delete)
+    assert list(d.session.objects) == [1]
+    assert len(d.widget.points_layer.data) == 1
+    d.press(d.panel.undo)
+    assert (d.labels == 2).any()
+
+
+def test_an_existing_labels_layer_is_a_start(desk):
+    d = desk()
+    truth = np.zeros(SHAPE, np.uint8)
+    truth[3, 10:24, 12:28], truth[2, 12:16, 12:16], truth[4, 26:40, 34:50] = 5, 5, 9
+    other = d.viewer.add_labels(truth, name="truth")
+    d.panel.labels_menu.aboutToShow.emit()
+    texts = [action.text() for action in d.panel.labels_menu.actions()]
+    assert texts == ["truth: all objects", "truth: all on this slice", "truth: selected label"]
+    other.selected_label = 9
+    d.panel.labels_menu.aboutToShow.emit()
+    d.panel.labels_menu.actions()[2].trigger()
+    assert d.session.prompts[9].keys() == {4}
+    np.testing.assert_array_equal(d.labels[4] == 9, truth[4] == 9)
+    d.panel.labels_menu.actions()[0].trigger()
+    assert d.session.prompts[5].keys() == {3}
+    d.press(d.panel.propagate)
+    d.settle()
+    np.testing.assert_array_equal(d.labels[3] == 5, truth[3] == 5)
+    assert {5, 9} <= set(d.session.masks)
+
+
+# -- propagation -------------------------------------------------------------------------------
+
+
+def test_propagation_reaches_where_it_is_told(desk):
+    d = desk()
+    panel = d.panel
+    d.go_to(1)
+    d.press(panel.modes["include"])
+    d.click((15, 20))
+    d.go_to(5)
+    d.click((19, 20))
+    d.settle()
+
+    def found():
+        return sorted(d.session.masks[1])
+
+    d.go_to(3)
+    panel.reach.setCurrentIndex(panel.reach.findData("here"))
+    d.press(panel.propagate)
+    d.settle()
+    assert set(found()) <= {1, 2, 3, 5}
+    assert len(found()) == 4
+    panel.reach.setCurrentIndex(panel.reach.findData("between"))
+    d.press(panel.propagate)
+    d.settle()
+    assert found() == [1, 2, 3, 4, 5]
+    d.go_to(6)
+    d.press(panel.propagate)
+    assert "does not lie between two marked slices" in d.status
+    panel.reach.setCurrentIndex(panel.reach.findData("range"))
+    assert panel.range.isVisible()
+    panel.first.setValue(0)
+    panel.last.setValue(0)
+    d.press(panel.propagate)
+    d.settle()
+    assert found() == [0, 1, 2, 3, 4, 5]
+    panel.reach.setCurrentIndex(panel.reach.findData("both"))
+    d.press(panel.propagate)
+    d.settle()
+    assert_same(d.labels, d.expected())
+    d.press(panel.propagate)
+    assert "up to date" in d.status
+
+    # Only the selected object.
+    d.press(panel.new)
+    d.go_to(3)
+    d.click((32, 43))
+    d.settle()
+    panel.which.setCurrentIndex(panel.which.findData("selected"))
+    before = dict(d.session.masks[1])
+    d.press(panel.propagate)
+    d.settle()
+    assert len(d.session.masks[2]) > 1
+    assert all(d.session.masks[1][frame] is mask for frame, mask in before.items())
+
+
+def test_locked_and_approved_slices_are_kept_and_shown(desk):
+    d = desk()
+    mark_two(d)
+    d.panel.object_id = 1
+    d.go_to(4)
+    d.press(d.panel.approve)
+    d.go_to(6)
+    d.press(d.panel.lock)
+    flags = d.panel.strip.states.flags
+    assert flags[4] & APPROVED
+    assert flags[6] & LOCKED
+    assert flags[2] & PROMPTED
+    assert flags[3] & MASK
+    assert "locked" in d.panel.slice.text()
+    kept = d.labels[[4, 6]] == 1
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((30, 40))
+    d.settle()
+    d.press(d.panel.update_masks)
+    d.settle()
+    np.testing.assert_array_equal(d.labels[[4, 6]] == 1, kept)
+    d.go_to(6)
+    assert d.panel.lock.isChecked()
+    d.press(d.panel.lock)
+    assert not d.panel.lock.isChecked()
+    assert d.session.kept(1) == {4: "approved"}
+
+    # The strip shows slices, and takes the viewer to them.
+    strip = d.panel.strip
+    at = QPoint(int((1.5 / SHAPE[0]) * strip.width()), 12)
+    d.qtbot.mouseClick(strip, Qt.MouseButton.LeftButton, pos=at)
+    assert d.viewer.dims.current_step[0] == 1
+
+
+def test_in_3d_the_work_goes_on_but_marks_need_slices(desk):
+    d = desk()
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    d.settle()
+    d.viewer.dims.ndisplay = 3
+    d.key("E")
+    assert "2D" in d.status
+    d.key("G")
+    d.settle()
+    assert_same(d.labels, d.expected())
+    d.key(Qt.Key.Key_Z, CONTROL)
+    assert not np.delete(d.labels, 2, axis=0).any()
+    d.key(Qt.Key.Key_Z, CONTROL | SHIFT)
+    assert_same(d.labels, d.expected())
+    # Painting in 3D reaches over slices, and each of them is taken over.
+    layer = d.widget.labels_layer
+    d.viewer.layers.selection.active = layer
+    layer.n_edit_dimensions = 3
+    layer.brush_size = 5
+    layer.selected_label = 2
+    layer.paint((4, 40, 10), 2)
+    QApplication.processEvents()
+    painted = [frame for frame, said in d.session.prompts[2].items() if said.mask is not None]
+    assert painted == [2, 3, 4, 5, 6]
+    assert d.labels[4, 40, 10] == 2
+
+
+def test_slices_near_by_are_encoded_while_nothing_else_is_to_do(desk):
+    d = desk()
+    d.go_to(3)
+    d.press(d.panel.modes["include"])
+    d.qtbot.waitUntil(
+        lambda: all(d.session.is_encoded(frame) for frame in range(SHAPE[0])), timeout=TIMEOUT
+    )
+    assert not d.widget.is_busy
+
+
+# -- options -----------------------------------------------------------------------------------
+
+
+def test_intensities_are_chosen_and_change_what_the_model_sees(desk):
+    d = desk(contrast_limits=(0, 250))
+    choose(d.panel.windows, "lung")
+    d.settle()
+    assert d.session.window == (-1350, 150)
+    d.image.contrast_limits = (0, 100)  # another choice is in force
+    d.qtbot.wait(600)
+    d.settle()
+    assert d.session.window == (-1350, 150)
+    choose(d.panel.windows, "percentiles")
+    d.settle()
+    low, high = d.session.window
+    assert -60 < low < 0 < 200 < high < 260
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    d.settle()
+    assert_same(d.labels[2], d.expected(2))
+    before = d.labels[2].copy()
+    choose(d.panel.windows, "bone")
+    d.settle()
+    assert (d.labels[2] != before).any()
+    assert_same(d.labels[2], d.expected(2))
+
+
+def test_images_are_seen_together_as_colours(desk):
+    d = desk()
+    other = d.viewer.add_image(blobs()[:, ::-1].copy(), name="stain")
+    d.widget.choose_image(d.image)
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    d.settle()
+    texts = [d.panel.channels.itemText(i) for i in range(d.panel.channels.count())]
+    assert texts == ["as it is", "with stain"]
+    d.panel.channels.setCurrentIndex(1)
+    d.panel.channels.activated.emit(1)
+    assert d.session.view.num_channels == 2
+    assert list(d.session.prompts[1]) == [2]
+    assert len(d.widget.points_layer.data) == 1
+    d.press(d.panel.propagate)
+    d.settle()
+    assert_same(d.labels, d.expected())
+    d.viewer.layers.remove(other)
+    assert d.session is not None
+
+
+def test_masks_are_written_where_the_person_wants_them(desk):
+    d = desk()
+    shared = np.zeros(SHAPE, np.int32)
+    shared[:, 10:30, 10:16] = 3
+    before = shared.copy()
+    other = d.viewer.add_labels(shared, name="shared")
+    choose(d.panel.targets, other)
+    assert d.widget.labels_layer is other
+    assert list(d.session.objects) == [4]  # an id that was free
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    d.press(d.panel.propagate)
+    d.settle()
+    np.testing.assert_array_equal(shared == 3, before == 3)
+    assert (shared == 4).any()
+    d.press(d.panel.more)
+    d.press(d.panel.overwrite)
+    assert ((before == 3) & (shared == 4)).any()
+    d.press(d.panel.overwrite)
+    np.testing.assert_array_equal(shared == 3, before == 3)
+
+    choose(d.panel.targets, "new layer")
+    np.testing.assert_array_equal(shared, before)
+    assert d.widget.labels_layer is not other
+    assert (d.labels == 4).any()
+    choose(d.panel.targets, "one each")
+    single = d.viewer.layers["scan Object 4"]
+    np.testing.assert_array_equal(single.data == 4, d.labels == 4)
+    d.press(d.panel.new)
+    assert "scan Object 5" in d.viewer.layers
+    choose(d.panel.targets, "new layer")
+    assert "scan Object 5" not in d.viewer.layers
+
+
+def test_a_labels_layer_that_does_not_fit_is_refused(desk):
+    d = desk()
+    moved = d.viewer.add_labels(np.zeros(SHAPE, np.int32), name="moved", translate=(3, 0, 0))
+    choose(d.panel.targets, moved)
+    assert "does not lie on the image" in d.status
+    assert d.widget.labels_layer is not moved
+
+
+def test_the_last_choices_are_remembered(desk):
+    d = desk()
+    d.panel.end_after.setValue(4)
+    assert d.session.end_after == 4
+    assert choices.load()["end_after"] == 4
+    choices.FILE.write_text("{ broken")
+    assert choices.load() == {}
+    choices.remember(end_after=2)
+    assert choices.load() == {"end_after": 2}
+
+
+# -- two of everything -------------------------------------------------------------------------
+
+
+def test_two_widgets_and_two_viewers_do_not_mind_each_other(desk, make_napari_viewer):
+    from napari_sam2.widgets import SAM2Widget
+
+    d = desk()
+    second = SAM2Widget(d.viewer, model=small_model())
+    d.viewer.window.add_dock_widget(second, name="SAM 2, second")
+    viewer = make_napari_viewer()
+    third = SAM2Widget(viewer, model=small_model())
+    viewer.add_image(blobs(), name="elsewhere")
+    d.qtbot.addWidget(third)
+    for widget in (d.widget, second, third):
+        widget.start("include")
+        widget.points_layer.add([2, 16, 20])
+    for widget in (d.widget, second, third):
+        d.qtbot.waitUntil(lambda widget=widget: not widget.is_busy, timeout=TIMEOUT)
+        assert list(widget.session.prompts[1]) == [2]
+        assert_same(widget.session.labels[2], d.expected(2))
+    assert second.session is not d.session
+    second.close()
+    d.widget.points_layer.add([4, 18, 20])
+    third.points_layer.add([3, 18, 20])
+    d.settle()
+    assert sorted(d.session.prompts[1]) == [2, 4]
+    assert list(second._images.known) == []
+    third.shut_down()
+
+
+def test_it_follows_the_theme(desk):
+    d = desk()
+    dark = d.panel.objects.horizontalHeaderItem(EYE).icon().pixmap(32, 32).toImage()
+    d.viewer.theme = "light"
+    QApplication.processEvents()
+    light = d.panel.objects.horizontalHeaderItem(EYE).icon().pixmap(32, 32).toImage()
+    assert dark.pixelColor(16, 16).lightness() > 150 > light.pixelColor(16, 16).lightness()
+
+
+def test_a_replay_of_the_final_prompts_gives_the_same_masks(desk):
+    d = desk()
+    mark_two(d)
+    d.go_to(3)
+    d.click((34, 43))
+    d.settle()
+    d.press(d.panel.update_masks)
+    d.settle()
+    fresh = Session(blobs(), small_model(), window=d.session.window, end_after=d.session.end_after)
+    fresh.restore(d.session.snapshot(), trust=False)
+    fresh.propagate()
+    np.testing.assert_array_equal(fresh.labels, d.labels)
+
+
+def test_a_drag_is_one_stroke_although_results_arrive(desk):
+    d = desk()
+    mark_two(d)
+    d.go_to(5)
+    d.panel.object_id = 1
+    d.press(d.panel.modes["paint"])
+    d.widget.labels_layer.brush_size = 3
+    start, end = d.position((42, 5)), d.position((42, 12))
+    d.mouse(QEvent.Type.MouseButtonPress, start)
+    d.image.contrast_limits = (0, 120)  # the masks are out of date in the middle of the stroke
+    d.widget.update_masks()
+    d.qtbot.wait(700)
+    d.mouse(QEvent.Type.MouseMove, end)
+    d.mouse(QEvent.Type.MouseButtonRelease, end, held=False)
+    d.settle()
+    assert d.labels[5, 42, 5] == d.labels[5, 42, 12] == 1
+    assert d.session.prompts[1][5].mask is not None
