@@ -12,7 +12,6 @@ it, and a script calls it alike.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -23,23 +22,22 @@ from numpy.typing import ArrayLike, NDArray
 from psygnal import Signal
 
 from napari_sam2.alignment import labels_on
-from napari_sam2.history import Cells, Change, History
+from napari_sam2.history import Change, History
 from napari_sam2.output import Entry, Output
+from napari_sam2.records import Records
 from napari_sam2.sequence_view import Channels, SequenceKey, SequenceView, Windows
 from napari_sam2.slice_data import (
-    Basis,
     Found,
     Keep,
     Kept,
     ObjectFacts,
     ObjectInfo,
     ObjectMask,
-    ObjectState,
     Place,
     SessionState,
     SlicePrompts,
 )
-from napari_sam2.tasks import Engine, LazyModel, Source, Step, Task, basis
+from napari_sam2.tasks import Engine, LazyModel, Source, Step, Task
 from napari_sam2.windows import window_for
 
 if TYPE_CHECKING:
@@ -47,7 +45,6 @@ if TYPE_CHECKING:
 
 Direction = Literal["both", "forward", "backward"]
 
-_ALL = "objects"  # the one place of the table of objects
 _EDITS = {"name": "Rename", "colour": "Colour", "hidden": "Hide", "locked": "Lock"}
 
 
@@ -122,12 +119,7 @@ class Session:
         """Change it at any time, as `model`."""
         self.history = History()
         self._views = {self.view.key: self.view}
-        self._objects: Cells[ObjectInfo] = Cells(self.history)
-        self._prompts: Cells[SlicePrompts] = Cells(self.history)
-        self._found: Cells[Found] = Cells(self.history)
-        self._kept: Cells[Kept] = Cells(self.history)
-        self._tracked: Cells[Found] = Cells(self.history)
-        """What was found on frames that got prompts afterwards: what these correct."""
+        self._records = Records(self.history)
         self._output = Output(self.view.shape, labels, overwrite)
         self._single: dict[int, Output] = {}
         self._last_id = 0
@@ -139,7 +131,7 @@ class Session:
     @property
     def objects(self) -> Mapping[int, ObjectInfo]:
         """All objects by id."""
-        return dict(sorted(self._objects.at(_ALL).items()))
+        return dict(sorted(self._records.objects.items()))
 
     def add_object(self, name: str = "", object_id: int | None = None) -> int:
         """A new object without prompts. Returns its id.
@@ -159,7 +151,7 @@ class Session:
             )
         self._last_id = max(self._last_id, object_id)
         with self.history.change("New object"):
-            self._objects.set(_ALL, object_id, ObjectInfo(name or f"Object {object_id}"))
+            self._records.set_object(object_id, ObjectInfo(name or f"Object {object_id}"))
         self.objects_changed.emit()
         return object_id
 
@@ -168,7 +160,7 @@ class Session:
         self._check_object(object_id)
         label = next((_EDITS[name] for name in changes if name in _EDITS), "Edit object")
         with self.history.change(label):
-            self._objects.set(_ALL, object_id, replace(self.objects[object_id], **changes))
+            self._records.set_object(object_id, replace(self.objects[object_id], **changes))
         if "locked" in changes:  # a locked mask goes first where masks overlap
             self._write_object(object_id, only_covered=True)
         self.objects_changed.emit()
@@ -176,12 +168,12 @@ class Session:
     def facts(self, object_id: int) -> ObjectFacts:
         """What a list of objects says of one, in the sequence that is shown."""
         self._check_object(object_id)
-        place = self.view.key, object_id
         masks = self.masks_of(object_id)
+        said = self._records.prompts.at((self.view.key, object_id))
         scores = [mask.iou for mask in masks.values() if mask.coarse is not None]
         return ObjectFacts(
             info=self.objects[object_id],
-            prompts=sum(said.count for said in self._prompts.at(place).values()),
+            prompts=sum(one.count for one in said.values()),
             slices=len(masks),
             first=min(masks, default=None),
             last=max(masks, default=None),
@@ -196,9 +188,9 @@ class Session:
         """
         self._check_unlocked(object_id)
         with self.history.change("Delete object"):
-            self._objects.set(_ALL, object_id, None)
-            for key in list(self._views):
-                self._clear((key, object_id))
+            self._records.set_object(object_id, None)
+            for key, view in list(self._views.items()):
+                self._write(view, self._records.clear((key, object_id)))
         self.objects_changed.emit()
 
     def merge_objects(self, into: int, other: int) -> None:
@@ -213,35 +205,15 @@ class Session:
         with self.history.change("Merge"):
             for key, view in list(self._views.items()):
                 first, second = (key, into), (key, other)
-                frames = {*self._shown_frames(second), *self._prompts.at(second)}
-                for frame in sorted(frames):
-                    self._merge_on(view, frame, first, second)
-                self._clear(second)
-                self._write(view, sorted(frames))
-            self._objects.set(_ALL, other, None)
+                said = self._records.prompts.at(second)
+                frames = sorted({*self._records.masks(second), *said})
+                for frame in frames:
+                    self._records.merge(frame, view.frame_shape, first, second)
+                self._records.clear(second)
+                self._write(view, frames)
+            self._records.set_object(other, None)
         self.objects_changed.emit()
         self.prompts_replaced.emit()
-
-    def _merge_on(self, view: SequenceView, frame: int, first: Place, second: Place) -> None:
-        """Add what is said and shown of the second object on a frame to the first."""
-        shown = [self._shown(place, frame) for place in (first, second)]
-        masks = [mask for mask in shown if mask is not None]
-        union = ObjectMask.union(masks, view.frame_shape)
-        said = [self._prompts.get(place, frame) or SlicePrompts() for place in (first, second)]
-        merged = said[0].with_more(said[1])
-        if said[0].box is not None and said[1].box is not None:
-            corners = np.reshape([said[0].box, said[1].box], (4, 2))
-            (y0, x0), (y1, x1) = corners.min(axis=0), corners.max(axis=0)
-            merged = replace(merged, box=(y0, x0, y1, x1))
-        if merged.mask is not None:
-            merged = replace(merged, mask=union)
-        kept = self._kept.get(first, frame) or self._kept.get(second, frame)
-        if kept is not None:
-            self._kept.set(first, frame, Kept(kept.how, SlicePrompts(mask=union)))
-        if not merged.is_empty:
-            self._prompts.set(first, frame, merged)
-        if masks:
-            self._found.set(first, frame, Found(union, ()))
 
     # -- prompts -------------------------------------------------------------------------------
 
@@ -258,7 +230,7 @@ class Session:
 
     def prompts_of(self, key: SequenceKey) -> Mapping[int, Mapping[int, SlicePrompts]]:
         """Object -> frame -> prompts, of any sequence."""
-        found = {i: dict(self._prompts.at((key, i))) for i in self.objects}
+        found = {i: dict(self._records.prompts.at((key, i))) for i in self.objects}
         return {i: frames for i, frames in found.items() if frames}
 
     @property
@@ -305,10 +277,8 @@ class Session:
         """
         self._check_unlocked(object_id)
         self._check_frame(frame)
-        own = self._prompts.get((self.view.key, object_id), frame)
         said = SlicePrompts.create(points, labels, box, scribbles, lassos)
-        if own is not None:
-            said = replace(said, mask=own.mask)
+        said = replace(said, mask=self._said(object_id, frame).mask)
         with self.history.change("Prompt"):
             self._say(object_id, frame, said)
         self.objects_changed.emit()
@@ -385,12 +355,12 @@ class Session:
         differs = now != shown
         if not differs.any():
             return []
-        fixed = [i for i in self.objects if self._is_fixed(i, frame)]
+        fixed = [i for i in self.objects if self._records.is_fixed((self.view.key, i), frame)]
         seen = np.where(np.isin(shown, fixed), shown, now)
         erased = (seen == 0) & (shown != 0)
         touched = {*np.unique(seen[differs]).tolist(), *np.unique(shown[differs]).tolist()}
         for object_id in self.objects:  # erased is erased, also for what lay beneath
-            own = self._shown((self.view.key, object_id), frame)
+            own = self._records.shown((self.view.key, object_id), frame)
             if own is not None and (erased[own.area] & (own.logits > 0)).any():
                 touched.add(object_id)
         changed = []
@@ -399,17 +369,13 @@ class Session:
                 mask, before = seen == object_id, shown == object_id
                 covered = np.isin(seen[before & ~mask], list(self.objects)).all()
                 is_only_covered = covered and (before & ~mask).any() and not (mask & ~before).any()
-                if is_only_covered and not self._is_kept((self.view.key, object_id), frame):
+                place = self.view.key, object_id
+                if is_only_covered and not self._records.is_kept(place, frame):
                     continue  # what is painted goes first anyway
                 self.paint(object_id, frame, mask)
                 changed.append(object_id)
         self._write(self.view, [frame], claimed=self.objects)
         return changed
-
-    def _is_fixed(self, object_id: int, frame: int) -> bool:
-        """Whether an object is locked, or its mask on a frame approved or locked."""
-        kept = self._kept.get((self.view.key, object_id), frame)
-        return self.objects[object_id].locked or kept is not None
 
     def unpaint(self, object_id: int, frame: int) -> None:
         """Take back what was painted by hand; clicks and boxes on the frame count again."""
@@ -497,8 +463,8 @@ class Session:
         with self.history.change("Approve" if how == "approved" else "Lock"):
             for frame in frames:
                 self._check_frame(frame)
-                mask = self._shown(place, frame) or ObjectMask.given(np.zeros((1, 1)))
-                self._kept.set(place, frame, Kept(how, SlicePrompts(mask=mask)))
+                mask = self._records.shown(place, frame) or ObjectMask.given(np.zeros((1, 1)))
+                self._records.kept.set(place, frame, Kept(how, SlicePrompts(mask=mask)))
             self._write(self.view, frames)
         self.objects_changed.emit()
 
@@ -509,23 +475,23 @@ class Session:
         counts as painted by hand, so that it is not lost.
         """
         self._check_object(object_id)
-        place = self.view.key, object_id
-        changed = sorted(set(frames) & self._kept.at(place).keys())
+        place, records = (self.view.key, object_id), self._records
+        changed = sorted(set(frames) & records.kept.at(place).keys())
         with self.history.change("Unlock"):
             for frame in changed:
-                kept = self._kept.at(place)[frame]
-                self._kept.set(place, frame, None)
-                mask = kept.prompts.mask
-                if not self._anchors(object_id):
-                    self._say(object_id, frame, replace(self._said(object_id, frame), mask=mask))
-                elif self._found.get(place, frame) is None and mask is not None:
-                    self._found.set(place, frame, Found(None if mask.is_empty else mask, ()))
+                mask = records.kept.at(place)[frame].prompts.mask
+                records.kept.set(place, frame, None)
+                if not records.anchors(place):
+                    records.say(place, frame, replace(records.said(place, frame), mask=mask))
+                elif records.found.get(place, frame) is None and mask is not None:
+                    records.found.set(place, frame, Found(None if mask.is_empty else mask, ()))
             self._write(self.view, changed)
         self.objects_changed.emit()
 
     def kept(self, object_id: int) -> Mapping[int, Keep]:
         """Frame -> "approved" or "locked", of the sequence that is shown."""
-        return {f: kept.how for f, kept in self._kept.at((self.view.key, object_id)).items()}
+        kept = self._records.kept.at((self.view.key, object_id))
+        return {frame: one.how for frame, one in kept.items()}
 
     # -- history -------------------------------------------------------------------------------
 
@@ -546,22 +512,13 @@ class Session:
         taken and written in another thread while the session goes on.
         """
         with self.history.lock:
-            sequences: dict[Place, ObjectState] = {}
-            tables: tuple[Cells[Any], ...] = (self._prompts, self._kept, self._found, self._tracked)
-            places = {place for table in tables for place in table.places}
-            for place in sorted(places, key=repr):
-                key, object_id = place
-                found = self._found.at(place)
-                is_current = self._currency(object_id, key)
-                sequences[place] = ObjectState(
-                    prompts=dict(self._prompts.at(place)),
-                    kept=dict(self._kept.at(place)),
-                    found={frame: one.mask for frame, one in found.items()},
-                    current=frozenset(frame for frame in found if is_current(frame)),
-                    tracked={frame: one.mask for frame, one in self._tracked.at(place).items()},
-                )
             return SessionState(
-                self.objects, sequences, self.view.key, self.window, self.end_after, self._last_id
+                self.objects,
+                self._records.snapshot(self._source),
+                self.view.key,
+                self.window,
+                self.end_after,
+                self._last_id,
             )
 
     def restore(self, state: SessionState, trust: bool = True) -> None:
@@ -576,31 +533,12 @@ class Session:
         for output in self._single.values():
             output.clear()
         self.window, self.end_after, self._last_id = state.window, state.end_after, state.last_id
+        self._output.claim(state.objects)
         with self.history.lock:
-            tables: tuple[Cells[Any], ...] = (
-                self._objects, self._prompts, self._found, self._kept, self._tracked
-            )  # fmt: skip
-            for table in tables:
-                table.clear()
-            self._output.claim(state.objects)
-            for object_id, info in state.objects.items():
-                self._objects.put(_ALL, object_id, info)
-            for (key, object_id), saved in state.sequences.items():
-                place = key, object_id
-                for frame, said in saved.prompts.items():
-                    self._prompts.put(place, frame, said)
-                for frame, kept in saved.kept.items():
-                    self._kept.put(place, frame, kept)
-                for frame, mask in saved.tracked.items():
-                    self._tracked.put(place, frame, Found(mask, ()))
-                anchors = self._anchors(object_id, key)
-                for frame, mask in saved.found.items():
-                    is_current = trust and frame in saved.current
-                    found = Found(mask, basis(self._source, anchors, frame) if is_current else ())
-                    self._found.put(place, frame, found)
+            self._records.load(state.objects, state.sequences, self._source, trust)
         frames: dict[SequenceKey, set[int]] = defaultdict(set)
         for key, object_id in state.sequences:
-            frames[key] |= self._shown_frames((key, object_id))
+            frames[key].update(self._records.masks((key, object_id)))
         for key, changed in frames.items():
             self._write(self.view_of(key), sorted(changed), claimed=state.objects)
         self.history.clear()
@@ -672,15 +610,11 @@ class Session:
 
     def masks_of(self, object_id: int) -> Mapping[int, ObjectMask]:
         """Frame -> mask of one object, whole, in the sequence that is shown."""
-        return self._masks_at((self.view.key, object_id))
+        return self._records.masks((self.view.key, object_id))
 
     def stale(self, object_id: int) -> list[int]:
         """Frames whose masks follow from prompts, a window or a model that are others by now."""
-        place = self.view.key, object_id
-        is_current = self._currency(object_id)
-        anchors = self._anchors(object_id)
-        given = {frame for frame, said in anchors.items() if said.mask is not None}
-        return [f for f in sorted(self._found.at(place).keys() - given) if not is_current(f)]
+        return self._records.stale((self.view.key, object_id), self._source)
 
     def preview(self, frame: int) -> Step:
         """Compute and show the masks of all objects that have prompts on a frame."""
@@ -769,7 +703,8 @@ class Session:
             self._check_object(object_id)
         anchors, wanted = {}, {}
         for object_id, info in self.objects.items():
-            own = self._anchors(object_id)
+            place = self.view.key, object_id
+            own = self._records.anchors(place)
             if not own:
                 continue
             anchors[object_id] = own
@@ -780,7 +715,9 @@ class Session:
             if to is not None:
                 near = min(own, key=lambda frame: (abs(frame - to), frame))
                 low, high = max(low, min(near, to)), min(high, max(near, to))
-            wanted[object_id] = self._wanted(object_id, range(low, high + 1), only_stale)
+            wanted[object_id] = self._records.wanted(
+                place, self._source, range(low, high + 1), only_stale
+            )
         return Task(self.view, self._source, anchors, wanted)
 
     def compute_preview(self, task: Task, frame: int) -> Step:
@@ -810,20 +747,20 @@ class Session:
         with history.following() if step.is_preview else history.change("Propagate", task):
             is_new = False
             for object_id, mask in step.masks.items():
-                info = self.objects.get(object_id)
+                place, info = (key, object_id), self.objects.get(object_id)
                 if info is None or info.locked:
                     continue
-                now = self._anchors(object_id, key)
+                now = self._records.anchors(place)
                 asked = task.anchors[object_id].get(step.frame)
                 if not now or asked is not now.get(step.frame):
                     continue
                 if asked is not None and asked.mask is not None:
                     continue  # a person's own mask is the answer
                 found = Found(mask, task.basis(object_id, step.frame))
-                known = self._found.get((key, object_id), step.frame)
+                known = self._records.found.get(place, step.frame)
                 if known is not None and known.basis == found.basis:
                     continue  # computed again along with others
-                self._found.set((key, object_id), step.frame, found)
+                self._records.found.set(place, step.frame, found)
                 is_new = True
             if is_new:
                 self._write(task.view, [step.frame])
@@ -836,7 +773,7 @@ class Session:
             yield step
 
     def _check_object(self, object_id: int) -> None:
-        if object_id not in self._objects.at(_ALL):
+        if object_id not in self._records.objects:
             raise ValueError(f"There is no object {object_id}; add it with add_object first.")
 
     def _check_frame(self, frame: int) -> None:
@@ -845,23 +782,23 @@ class Session:
 
     def _check_unlocked(self, object_id: int, frame: int | None = None) -> None:
         self._check_object(object_id)
-        info = self._objects.at(_ALL)[object_id]
+        info = self._records.objects[object_id]
         if info.locked:
             raise LockedError(f"{info.name} is locked. Unlock it first.")
         if frame is not None:
             self._check_frame(frame)
-            kept = self._kept.get((self.view.key, object_id), frame)
+            kept = self._records.kept.get((self.view.key, object_id), frame)
             if kept is not None:
                 raise LockedError(f"{info.name} is {kept.how} on slice {frame}. Unlock it first.")
 
     def _said(self, object_id: int, frame: int) -> SlicePrompts:
-        return self._prompts.get((self.view.key, object_id), frame) or SlicePrompts()
+        return self._records.said((self.view.key, object_id), frame)
 
-    def _anchors(self, object_id: int, key: SequenceKey | None = None) -> dict[int, SlicePrompts]:
-        """Frame -> what an object's masks follow from: what is kept there, else its prompts."""
-        place = key or self.view.key, object_id
-        said = {f: one for f, one in self._prompts.at(place).items() if one.usable}
-        return said | {f: kept.prompts for f, kept in self._kept.at(place).items()}
+    def _say(
+        self, object_id: int, frame: int, said: SlicePrompts, claimed: Iterable[int] = ()
+    ) -> None:
+        changed = self._records.say((self.view.key, object_id), frame, said)
+        self._write(self.view, changed, claimed)
 
     @property
     def _source(self) -> Source:
@@ -870,73 +807,13 @@ class Session:
             self._last_source = source
         return self._last_source  # the same object: it is compared often, and then quickly
 
-    def _currency(self, object_id: int, key: SequenceKey | None = None) -> Callable[[int], bool]:
-        """A test whether what was found on a frame follows from what there is now."""
-        anchors = self._anchors(object_id, key)
-        frames = sorted(anchors)
-        source = self._source
-        found = self._found.at((key or self.view.key, object_id))
-        between: dict[int, Basis] = {}  # by the number of anchors before a frame
-
-        def is_current(frame: int) -> bool:
-            if frame not in found or not frames:
-                return False
-            if frame in anchors:
-                return found[frame].basis == basis(source, anchors, frame)
-            place = bisect_left(frames, frame)
-            if place not in between:
-                between[place] = basis(source, anchors, frame)
-            return found[frame].basis == between[place]
-
-        return is_current
-
-    def _wanted(self, object_id: int, frames: range, only_stale: bool) -> frozenset[int]:
-        anchors = self._anchors(object_id)
-        found = self._found.at((self.view.key, object_id))
-        is_current = self._currency(object_id)
-        return frozenset(
-            frame
-            for frame in frames
-            if not (frame in anchors and anchors[frame].mask is not None)
-            and not is_current(frame)
-            and (frame in found or frame in anchors or not only_stale)
-        )
-
-    def _say(
-        self, object_id: int, frame: int, said: SlicePrompts, claimed: Iterable[int] = ()
-    ) -> None:
-        """Change what is said on a frame, and take back the masks that followed from it alone."""
-        place = self.view.key, object_id
-        before = self._prompts.get(place, frame)
-        was_usable = before is not None and before.usable
-        found = self._found.get(place, frame)
-        tracked = self._tracked.get(place, frame) if was_usable else found
-        start = None if tracked is None or tracked.mask is None else tracked.mask.coarse
-        said = replace(said, corrects=None if said.starts_over else start)
-        self._prompts.set(place, frame, None if said.is_empty else said)
-        self._tracked.set(place, frame, tracked if said.usable else None)
-        if was_usable and not said.usable:
-            self._found.set(place, frame, tracked)
-        if not self._anchors(object_id):
-            self._clear(place, prompts=False)
-        self._write(self.view, [frame], claimed)
-
-    def _clear(self, place: Place, prompts: bool = True) -> None:
-        """Empty all cells of an object in a sequence."""
-        frames = sorted(self._shown_frames(place))
-        tables: list[Cells[Any]] = [self._found, self._tracked, self._kept]
-        for cells in [*tables, self._prompts] if prompts else tables:
-            for frame in list(cells.at(place)):
-                cells.set(place, frame, None)
-        self._write(self.view_of(place[0]), frames)
-
     def _restored(self, change: Change | None) -> str | None:
         """Show what undo or redo has changed."""
         if change is None:
             return None
         frames: dict[SequenceKey, set[int]] = defaultdict(set)
         for cells, place, number in change.cells:
-            if cells is self._objects:
+            if self._records.is_object(cells):
                 self._write_object(number, only_covered=True)
             else:
                 frames[place[0]].add(number)  # type: ignore[index]
@@ -946,30 +823,6 @@ class Session:
         self.prompts_replaced.emit()
         return change.label
 
-    def _masks_at(self, place: Place) -> dict[int, ObjectMask]:
-        """What `_shown` gives on all frames where it gives something."""
-        masks = {frame: found.mask for frame, found in self._found.at(place).items()}
-        said = self._prompts.at(place).items()
-        masks |= {frame: one.mask for frame, one in said if one.mask is not None}
-        masks |= {frame: kept.prompts.mask for frame, kept in self._kept.at(place).items()}
-        return {f: mask for f, mask in sorted(masks.items()) if mask and not mask.is_empty}
-
-    def _shown_frames(self, place: Place) -> set[int]:
-        painted = {f for f, said in self._prompts.at(place).items() if said.mask is not None}
-        return {*self._found.at(place), *self._kept.at(place), *painted}
-
-    def _shown(self, place: Place, frame: int) -> ObjectMask | None:
-        """The mask that the labels show: what is kept, else painted, else found."""
-        kept = self._kept.get(place, frame)
-        said = self._prompts.get(place, frame)
-        found = self._found.get(place, frame)
-        mask = found.mask if found is not None else None
-        if kept is not None:
-            mask = kept.prompts.mask
-        elif said is not None and said.mask is not None:
-            mask = said.mask
-        return None if mask is None or mask.is_empty else mask
-
     def _write(
         self, view: SequenceView, frames: Iterable[int], claimed: Iterable[int] = ()
     ) -> None:
@@ -977,11 +830,11 @@ class Session:
         claimed = list(claimed)
         for frame in frames:
             entries = []
-            for object_id in self._objects.at(_ALL):
+            for object_id in self._records.objects:
                 place = view.key, object_id
-                mask = self._shown(place, frame)
+                mask = self._records.shown(place, frame)
                 if mask is not None:
-                    entries.append(Entry(object_id, mask, self._is_kept(place, frame)))
+                    entries.append(Entry(object_id, mask, self._records.is_kept(place, frame)))
             self._output.write(view, frame, entries, claimed)
             for object_id, output in self._single.items():
                 own = [entry for entry in entries if entry.object_id == object_id]
@@ -994,23 +847,13 @@ class Session:
         only_covered: those where it may lie over another object, or another over it.
         """
         for key, view in list(self._views.items()):
-            frames = sorted(self._masks_at((key, object_id)))
+            frames = list(self._records.masks((key, object_id)))
             if only_covered:
                 others = [(key, other) for other in self.objects if other != object_id]
                 frames = [f for f in frames if self._is_covered((key, object_id), f, others)]
             self._write(view, frames)
 
     def _is_covered(self, place: Place, frame: int, others: Iterable[Place]) -> bool:
-        own = self._shown(place, frame)
-        masks = (self._shown(other, frame) for other in others)
+        own = self._records.shown(place, frame)
+        masks = (self._records.shown(other, frame) for other in others)
         return own is not None and any(mask is not None and own.meets(mask) for mask in masks)
-
-    def _is_kept(self, place: Place, frame: int) -> bool:
-        """Whether a person has given, approved or locked the mask on a frame."""
-        said = self._prompts.get(place, frame)
-        info = self._objects.get(_ALL, place[1])
-        return (
-            self._kept.get(place, frame) is not None
-            or (said is not None and said.mask is not None)
-            or (info is not None and info.locked)
-        )

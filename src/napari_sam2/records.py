@@ -1,0 +1,241 @@
+"""All that is known of the objects of an image, in cells that a history can take back."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from napari_sam2.history import Cells, History
+from napari_sam2.slice_data import (
+    Basis,
+    Found,
+    Kept,
+    ObjectInfo,
+    ObjectMask,
+    ObjectState,
+    Place,
+    SlicePrompts,
+)
+from napari_sam2.tasks import Source, basis
+
+_ALL = "objects"  # the one place of the table of objects
+
+
+class Records:
+    """What is said, kept and found of objects, and what follows from that; no labels are written.
+
+    A place is a sequence and an object. Cells are changed inside `History.change`.
+    """
+
+    def __init__(self, history: History) -> None:
+        self._objects: Cells[ObjectInfo] = Cells(history)
+        self.prompts: Cells[SlicePrompts] = Cells(history)
+        """What is said, and painted."""
+        self.kept: Cells[Kept] = Cells(history)
+        """What is approved and locked."""
+        self.found: Cells[Found] = Cells(history)
+        """What the model has found."""
+        self._tracked: Cells[Found] = Cells(history)
+        """What was found on frames that got prompts afterwards: what these correct."""
+
+    # -- objects -------------------------------------------------------------------------------
+
+    @property
+    def objects(self) -> Mapping[int, ObjectInfo]:
+        """By id."""
+        return self._objects.at(_ALL)
+
+    def set_object(self, object_id: int, info: ObjectInfo | None) -> None:
+        """Add or change an object; None takes it away."""
+        self._objects.set(_ALL, object_id, info)
+
+    def is_object(self, cells: Cells[Any]) -> bool:
+        """Whether cells of a change are those of the objects."""
+        return cells is self._objects
+
+    # -- what is said --------------------------------------------------------------------------
+
+    def said(self, place: Place, frame: int) -> SlicePrompts:
+        """What is said on a frame; it may be empty."""
+        return self.prompts.get(place, frame) or SlicePrompts()
+
+    def say(self, place: Place, frame: int, said: SlicePrompts) -> list[int]:
+        """Change what is said on a frame, and take back the masks that followed from it alone.
+
+        Returns the frames whose masks may have changed.
+        """
+        before = self.prompts.get(place, frame)
+        was_usable = before is not None and before.usable
+        found = self.found.get(place, frame)
+        tracked = self._tracked.get(place, frame) if was_usable else found
+        start = None if tracked is None or tracked.mask is None else tracked.mask.coarse
+        said = replace(said, corrects=None if said.starts_over else start)
+        self.prompts.set(place, frame, None if said.is_empty else said)
+        self._tracked.set(place, frame, tracked if said.usable else None)
+        if was_usable and not said.usable:
+            self.found.set(place, frame, tracked)
+        if self.anchors(place):
+            return [frame]
+        return sorted({frame, *self._clear(place, self.found, self._tracked, self.kept)})
+
+    def clear(self, place: Place) -> list[int]:
+        """Forget all of an object in a sequence. Returns the frames that had something."""
+        return self._clear(place, self.found, self._tracked, self.kept, self.prompts)
+
+    def merge(self, frame: int, shape: tuple[int, int], into: Place, other: Place) -> None:
+        """Add what is said and shown of another place on a frame of this (H, W) shape."""
+        shown = [self.shown(place, frame) for place in (into, other)]
+        masks = [mask for mask in shown if mask is not None]
+        union = ObjectMask.union(masks, shape)
+        first, second = self.said(into, frame), self.said(other, frame)
+        merged = first.with_more(second)
+        if first.box is not None and second.box is not None:
+            corners = np.reshape([first.box, second.box], (4, 2))
+            (y0, x0), (y1, x1) = corners.min(axis=0), corners.max(axis=0)
+            merged = replace(merged, box=(y0, x0, y1, x1))
+        if merged.mask is not None:
+            merged = replace(merged, mask=union)
+        kept = self.kept.get(into, frame) or self.kept.get(other, frame)
+        if kept is not None:
+            self.kept.set(into, frame, Kept(kept.how, SlicePrompts(mask=union)))
+        if not merged.is_empty:
+            self.prompts.set(into, frame, merged)
+        if masks:
+            self.found.set(into, frame, Found(union, ()))
+
+    # -- what follows --------------------------------------------------------------------------
+
+    def anchors(self, place: Place) -> dict[int, SlicePrompts]:
+        """Frame -> what an object's masks follow from: what is kept there, else its prompts."""
+        said = {f: one for f, one in self.prompts.at(place).items() if one.usable}
+        return said | {f: kept.prompts for f, kept in self.kept.at(place).items()}
+
+    def wanted(
+        self, place: Place, source: Source, frames: Iterable[int], only_stale: bool
+    ) -> frozenset[int]:
+        """Those of the frames that the model has to look at.
+
+        only_stale: leave out those that nothing was ever computed on.
+        """
+        anchors, found = self.anchors(place), self.found.at(place)
+        is_current = self._currency(place, source)
+        return frozenset(
+            frame
+            for frame in frames
+            if not (frame in anchors and anchors[frame].mask is not None)
+            and not is_current(frame)
+            and (frame in found or frame in anchors or not only_stale)
+        )
+
+    def stale(self, place: Place, source: Source) -> list[int]:
+        """Frames whose masks follow from something else than there is now."""
+        anchors = self.anchors(place)
+        given = {frame for frame, said in anchors.items() if said.mask is not None}
+        is_current = self._currency(place, source)
+        return [f for f in sorted(self.found.at(place).keys() - given) if not is_current(f)]
+
+    def masks(self, place: Place) -> dict[int, ObjectMask]:
+        """What `shown` gives, on all frames where it gives something."""
+        masks = {frame: found.mask for frame, found in self.found.at(place).items()}
+        said = self.prompts.at(place).items()
+        masks |= {frame: one.mask for frame, one in said if one.mask is not None}
+        masks |= {frame: kept.prompts.mask for frame, kept in self.kept.at(place).items()}
+        return {f: mask for f, mask in sorted(masks.items()) if mask and not mask.is_empty}
+
+    def shown(self, place: Place, frame: int) -> ObjectMask | None:
+        """The mask that the labels show: what is kept, else painted, else found."""
+        kept, said = self.kept.get(place, frame), self.prompts.get(place, frame)
+        found = self.found.get(place, frame)
+        mask = found.mask if found is not None else None
+        if kept is not None:
+            mask = kept.prompts.mask
+        elif said is not None and said.mask is not None:
+            mask = said.mask
+        return None if mask is None or mask.is_empty else mask
+
+    def is_kept(self, place: Place, frame: int) -> bool:
+        """Whether a person has given, approved or locked the mask on a frame."""
+        said = self.prompts.get(place, frame)
+        return self.is_fixed(place, frame) or (said is not None and said.mask is not None)
+
+    def is_fixed(self, place: Place, frame: int) -> bool:
+        """Whether an object is locked, or its mask on a frame approved or locked."""
+        info = self.objects.get(place[1])
+        return (info is not None and info.locked) or self.kept.get(place, frame) is not None
+
+    # -- saving --------------------------------------------------------------------------------
+
+    def snapshot(self, source: Source) -> dict[Place, ObjectState]:
+        """All but the objects themselves, by sequence and object."""
+        tables: tuple[Cells[Any], ...] = (self.prompts, self.kept, self.found, self._tracked)
+        states = {}
+        for place in sorted({place for table in tables for place in table.places}, key=repr):
+            found, is_current = self.found.at(place), self._currency(place, source)
+            states[place] = ObjectState(
+                prompts=dict(self.prompts.at(place)),
+                kept=dict(self.kept.at(place)),
+                found={frame: one.mask for frame, one in found.items()},
+                current=frozenset(frame for frame in found if is_current(frame)),
+                tracked={frame: one.mask for frame, one in self._tracked.at(place).items()},
+            )
+        return states
+
+    def load(
+        self,
+        objects: Mapping[int, ObjectInfo],
+        states: Mapping[Place, ObjectState],
+        source: Source,
+        trust: bool,
+    ) -> None:
+        """Take over what was saved in place of all there is, without a note in the history.
+
+        trust: whether masks that were up to date are up to date now.
+        """
+        tables: tuple[Cells[Any], ...] = (self._objects, self.prompts, self.kept, self.found)
+        for table in (*tables, self._tracked):
+            table.clear()
+        for object_id, info in objects.items():
+            self._objects.put(_ALL, object_id, info)
+        for place, state in states.items():
+            for frame, said in state.prompts.items():
+                self.prompts.put(place, frame, said)
+            for frame, kept in state.kept.items():
+                self.kept.put(place, frame, kept)
+            for frame, mask in state.tracked.items():
+                self._tracked.put(place, frame, Found(mask, ()))
+            anchors = self.anchors(place)
+            for frame, mask in state.found.items():
+                is_current = trust and frame in state.current
+                found = Found(mask, basis(source, anchors, frame) if is_current else ())
+                self.found.put(place, frame, found)
+
+    # -- helpers -------------------------------------------------------------------------------
+
+    def _currency(self, place: Place, source: Source) -> Callable[[int], bool]:
+        """A test whether what was found on a frame follows from what there is now."""
+        anchors, found = self.anchors(place), self.found.at(place)
+        frames = sorted(anchors)
+        between: dict[int, Basis] = {}  # by the number of anchors before a frame
+
+        def is_current(frame: int) -> bool:
+            if frame not in found or not frames:
+                return False
+            if frame in anchors:
+                return found[frame].basis == basis(source, anchors, frame)
+            number = bisect_left(frames, frame)
+            if number not in between:
+                between[number] = basis(source, anchors, frame)
+            return found[frame].basis == between[number]
+
+        return is_current
+
+    def _clear(self, place: Place, *tables: Cells[Any]) -> list[int]:
+        frames = sorted(self.masks(place))
+        for table in tables:
+            for frame in list(table.at(place)):
+                table.set(place, frame, None)
+        return frames
