@@ -1,0 +1,166 @@
+"""Saving, opening and recovering sessions in the widget, and its place in napari's menus."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from desk import TIMEOUT, assert_same, blobs
+from models import small_model
+from npe2 import PluginManifest
+from qtpy.QtWidgets import QMessageBox
+
+from napari_sam2 import sample_data
+from napari_sam2.tasks import LazyModel
+from napari_sam2.widgets import SAM2Widget, workspace
+
+
+def mark_and_paint(d):
+    """Two objects, one of them followed, the other painted by hand."""
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    d.key("G")
+    d.settle()
+    d.key("N")
+    d.go_to(4)
+    d.press(d.panel.modes["paint"])
+    d.draw((30, 40), (34, 46))
+    d.session.edit_object(2, name="painted")
+    d.settle()
+
+
+def test_a_saved_session_opens_as_it_was(desk, tmp_path):
+    d = desk()
+    mark_and_paint(d)
+    labels = d.labels.copy()
+    d.widget.save_session(tmp_path / "work")  # without the suffix
+    d.settle()
+    (file,) = tmp_path.glob("work*")
+    assert f"Saved to {file.name}" in d.status
+
+    d.press(d.panel.delete)
+    d.press(d.panel.modes["include"])
+    d.click((40, 8))
+    d.settle()
+    assert (d.labels != labels).any()
+    d.widget.open_session(file)
+    d.settle()
+    assert f"Opened {file.name}" in d.status
+    np.testing.assert_array_equal(d.labels, labels)
+    assert [row.name for row in d.panel.objects] == ["Object 1", "painted"]
+    assert len(d.widget.points_layer.data) == 1
+    assert d.widget.labels_layer.data is d.labels
+    assert len([layer for layer in d.viewer.layers if layer.name.startswith("scan")]) == 4
+    # It goes on from there.
+    d.go_to(6)
+    d.press(d.panel.modes["include"])
+    d.click((20, 20))
+    d.settle()
+    assert 6 in d.session.prompts[d.panel.object_id]
+
+
+def test_a_session_of_other_pixels_is_opened_if_the_person_wants_it(desk, tmp_path, monkeypatch):
+    d = desk()
+    mark_and_paint(d)
+    d.widget.save_session(tmp_path / "work.sam2")
+    d.settle()
+    (file,) = tmp_path.glob("work*")
+    other = d.viewer.add_image(blobs()[:, ::-1].copy(), name="other")
+    d.widget.choose_image(other)
+    answers = [QMessageBox.StandardButton.No, QMessageBox.StandardButton.Yes]
+    asked = []
+
+    def answer(parent, title, text):
+        asked.append(text)
+        return answers.pop(0)
+
+    monkeypatch.setattr(QMessageBox, "question", answer)
+    for _ in range(2):
+        d.widget.open_session(file)
+        d.settle()
+    assert len(asked) == 2
+    assert list(d.session.objects) == [1, 2]
+    assert d.session.stale(1)
+    assert "out of date" in d.status
+
+
+def test_a_broken_file_is_told(desk, tmp_path):
+    d = desk()
+    before = d.session
+    (tmp_path / "broken.sam2").write_bytes(b"PK no session")
+    d.widget.open_session(tmp_path / "broken.sam2")
+    d.settle()
+    assert d.status.startswith("⚠")
+    assert "broken.sam2" in d.status
+    assert d.session is before
+
+
+def test_work_that_was_cut_off_is_offered_and_recovered(desk, monkeypatch):
+    monkeypatch.setattr(workspace, "AUTOSAVE_SECONDS", 0.1)
+    d = desk()
+    assert not d.panel.recovery.isVisible()
+    mark_and_paint(d)
+    labels = d.labels.copy()
+    d.viewer.window.remove_dock_widget(d.dock)  # without saving
+    d.widget = SAM2Widget(d.viewer, model=small_model())
+    d.panel = d.widget.panel
+    d.dock = d.viewer.window.add_dock_widget(d.widget, name="again")
+    d.qtbot.waitUntil(d.panel.recovery.isVisible, timeout=TIMEOUT)
+    d.press(d.panel.recover)
+    d.settle()
+    np.testing.assert_array_equal(d.labels, labels)
+    assert d.session.objects[2].name == "painted"
+    assert not d.panel.recovery.isVisible()
+    d.widget.undo()  # nothing to undo: history begins anew
+    assert "nothing" in d.status
+
+
+def test_a_download_shows_progress_and_can_be_stopped(desk, monkeypatch):
+    gate = threading.Event()
+
+    def slow(self):
+        self._stopped = False
+        try:
+            for done in range(1000):
+                self._on_progress(done << 20, 1000 << 20)
+                gate.wait(0.02)
+            raise AssertionError("It was not stopped.")
+        finally:
+            self.downloaded = None
+
+    d = desk()
+    index = d.panel.models.findData("sam2.1-tiny")
+    assert "156 MB" in d.panel.models.itemText(index)
+    with monkeypatch.context() as patch:
+        patch.setattr(LazyModel, "get", slow)
+        d.panel.models.setCurrentIndex(index)
+        d.panel.models.activated.emit(index)
+        d.qtbot.waitUntil(d.panel.download.isVisible, timeout=TIMEOUT)
+        d.qtbot.waitUntil(lambda: d.panel.download.value() > 0, timeout=TIMEOUT)
+        d.press(d.panel.stop_download)
+        d.settle()
+    assert not d.panel.download.isVisible()
+    assert "stopped" in d.status
+    assert d.session.model.is_loaded
+    assert d.panel.models.currentData() == d.session.model.name
+    # The model in use goes on working.
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    d.settle()
+    assert_same(d.labels[2], d.expected(2))
+
+
+def test_the_manifest_is_valid_and_its_samples_open(make_napari_viewer):
+    manifest = PluginManifest.from_distribution("napari-sam2")
+    manifest.validate_imports()
+    assert set(manifest.contributions.menus) == {"napari/layers/segment", "napari/layers/track"}
+    for make in (sample_data.moving_cells, sample_data.brain):
+        ((data, options, kind),) = make()
+        assert kind == "image"
+        assert data.ndim == 3
+        assert options["name"]
+    viewer = make_napari_viewer()
+    (layer,) = viewer.open_sample("napari-sam2", "moving_cells")
+    assert layer.data.shape == (40, 256, 320)
