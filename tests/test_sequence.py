@@ -111,6 +111,57 @@ def test_any_order_of_calls_gives_bit_equal_masks(seed: int, draws: bool, refere
     same(collect(p.propagate()), reference)
 
 
+def test_only_the_wanted_frames_of_each_object_are_tracked(
+    draws: bool, reference: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = predictor(draws=draws)
+    for i, frame, prompt in PROMPTS:
+        p.set_prompts(i, frame, **prompt)
+    tracked = []
+    track = p._track
+    monkeypatch.setattr(
+        p, "_track", lambda frame, who: tracked.append((frame, len(who))) or track(frame, who)
+    )
+    only = {1: {2, 3, 9}, 2: set(), 7: {0, 8}, 9: range(LENGTH)}
+    found = collect(p.propagate(only=only))
+    assert found.keys() == {(t, i) for i, frames in only.items() for t in frames}
+    for key, low_res in found.items():
+        np.testing.assert_allclose(low_res, reference[key], atol=1e-3)
+    nine = LENGTH - 1
+    one, seven = 2, 5 + 3  # up to the last wanted frame on each side of the prompted ones
+    assert sum(count for _, count in tracked) == nine + one + seven
+    assert p.num_steps(only=only) == len(list(p.propagate(only=only)))
+
+
+def test_clicks_of_one_stroke_are_placed_at_once() -> None:
+    points, together = [(25, 18), (25, 25), (25, 30), (5, 5)], [0, 0, 0, 1]
+    labels = [1, 1, 1, 0]
+    stroke = predictor(refine_clicks=True)
+    stroke.set_prompts(1, 3, points=points, labels=labels, strokes=together)
+    first = predictor()
+    first.set_prompts(1, 3, points=points[:3])
+    then = predictor()
+    then.set_prompts(1, 3, points=points, labels=labels, mask_input=first.predict(3).low_res[0])
+    np.testing.assert_allclose(stroke.predict(3).low_res, then.predict(3).low_res, atol=1e-4)
+    with pytest.raises(ValueError, match="4 points have 2 strokes"):
+        stroke.set_prompts(1, 3, points=points, strokes=[0, 1])
+
+
+def test_an_object_is_kept_within_what_is_given() -> None:
+    p = predictor()
+    p.set_prompts(1, 3, box=(10, 8, 40, 40))
+    free = p.predict(3).mask(1)
+    p.set_prompts(1, 3, box=(10, 8, 40, 40), within=disc())
+    kept = p.predict(3).mask(1)
+    y, x = np.nonzero(kept)
+    reach = np.hypot(y - 25, x - 25).max()
+    assert reach < 90**0.5 + 4  # up to a pixel of the model's masks
+    y, x = np.nonzero(free)
+    assert np.hypot(y - 25, x - 25).max() > reach
+    with pytest.raises(ValueError, match="within is"):
+        p.set_prompts(1, 3, box=(10, 8, 40, 40), within=disc()[1:])
+
+
 def test_previews_do_not_depend_on_propagation() -> None:
     first, second = predictor(), predictor()
     for p in (first, second):

@@ -7,8 +7,10 @@ import pickle
 
 import numpy as np
 import pytest
+from lazy import Lazy
 from models import small_model
 
+from napari_sam2.segmentation import segment
 from napari_sam2.sequence_view import ELSEWHERE, OUTSIDE, SequenceKey, SequenceView
 from napari_sam2.session import LockedError, NothingToDo, Session
 from napari_sam2.tasks import engine_prompts
@@ -75,23 +77,6 @@ def run(session, **how):
 
 
 # -- sequences ---------------------------------------------------------------------------------
-
-
-class Lazy:
-    """An array that only gives one slice at a time."""
-
-    def __init__(self, array, largest):
-        self._array = array
-        self.largest = largest
-        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
-
-    def __getitem__(self, index):
-        found = self._array[index]
-        assert found.size <= self.largest, "more than one frame was read"
-        return found
-
-    def __array__(self, *args, **kwargs):
-        raise AssertionError("the whole array was read")
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -987,3 +972,22 @@ def test_two_objects_become_one(session):
     np.testing.assert_array_equal(session.labels, propagated(session))
     with pytest.raises(ValueError, match="with itself"):
         session.merge_objects(one, one)
+
+
+# -- in one call -------------------------------------------------------------------------------
+
+
+def test_segment_is_a_session_that_reads_slice_by_slice(volume):
+    boxes, points = {2: (1, (17, 27, 35, 45))}, {1: [(2, 16, 16), (3, 17, 16)]}
+    model = small_model()
+    found = segment(
+        Lazy(volume, volume[0].size), boxes=boxes, points=points, model=model, window=(0, 250)
+    )
+    session = Session(volume, model, window=(0, 250))
+    session.add_object()
+    session.add_points(1, points[1])
+    session.add_object()
+    session.add_box(2, *boxes[2])
+    session.propagate()
+    np.testing.assert_array_equal(found, session.labels)
+    assert found.dtype == np.uint8

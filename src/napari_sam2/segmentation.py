@@ -43,7 +43,7 @@ class _FramePrompts:
 
 
 def segment(
-    volume: Volume | np.ndarray,
+    volume: Any,
     *,
     boxes: Mapping[int, Box | Sequence[Box]] | None = None,
     points: Mapping[int, Point | Sequence[Point]] | None = None,
@@ -59,7 +59,8 @@ def segment(
 ) -> np.ndarray:
     """Segment objects through a volume or time-lapse, from prompts on a few of its slices.
 
-    volume: a `Volume` of `read_volume`, or an array (z, y, x) or (z, y, x, 3).
+    volume: a `Volume` of `read_volume`, or an array (z, y, x) or (z, y, x, 3) of any kind, which is
+        read slice by slice.
     boxes: object id -> (slice, (y0, x0, y1, x1)), or several of them on different slices. With
         another `axis` the slice is an index along it and the corners are in the two other axes, in
         the order of the array: (z0, x0, z1, x1) for axis "y", (z0, y0, z1, y1) for axis "x".
@@ -84,7 +85,7 @@ def segment(
 
     Raises: PromptError before anything is computed; ModelError if the model cannot be loaded.
     """
-    array = volume.array if isinstance(volume, Volume) else np.asarray(volume)
+    array = volume.array if isinstance(volume, Volume) else volume
     if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] != 3):
         raise PromptError(
             f"An image of shape (z, y, x) or (z, y, x, 3) is needed, not {array.shape}."
