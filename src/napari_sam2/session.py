@@ -747,7 +747,7 @@ class Session:
         with history.following() if step.is_preview else history.change("Propagate", task):
             is_new = False
             for object_id, mask in step.masks.items():
-                place, info = (key, object_id), self.objects.get(object_id)
+                place, info = (key, object_id), self._records.objects.get(object_id)
                 if info is None or info.locked:
                     continue
                 now = self._records.anchors(place)
