@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel
@@ -11,7 +13,7 @@ import pytest
 import tifffile
 import torch
 
-from benchmarks import cases, classical, memory, quality, report
+from benchmarks import cases, classical, memory, quality, report, responsiveness
 from sam2_engine.model import SAM2
 from sam2_engine.model.config import ConvStage, ConvTrunkConfig, ModelConfig
 
@@ -345,6 +347,32 @@ def test_memory_end_to_end(model: SAM2, monkeypatch: pytest.MonkeyPatch, tmp_pat
     cases_run = [(row["objects"], row["frames"]) for row in rows]
     assert cases_run == [(1, 2), (1, 5), (2, 2), (2, 5)]
     assert all(row["peak_mib"] >= row["before_mib"] > 10 for row in rows)
+
+
+def test_stalls_are_how_much_later_than_due_a_beat_comes() -> None:
+    beats = [0.0, 0.005, 0.010, 0.110, 0.115]
+    late = responsiveness.stalls(beats)
+    np.testing.assert_allclose(late, [0, 0, 95, 0], atol=1e-6)
+    found = responsiveness.summary(late)
+    assert found["longest_stall_ms"] == pytest.approx(95)
+    assert found["p99_stall_ms"] == pytest.approx(np.percentile([0, 0, 95, 0], 99))
+
+
+@pytest.mark.slow
+def test_responsiveness_end_to_end(tmp_path: Path) -> None:
+    out = tmp_path / "stalls.json"
+    command = [sys.executable, "-m", "benchmarks.responsiveness", "--frames", "5", "--size", "64"]
+    root = Path(responsiveness.__file__).parents[1]
+    done = subprocess.run([*command, "--json", str(out)], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert found["longest_stall_ms"] >= found["p99_stall_ms"] >= 0
+    phases = [row["phase"] for row in found["phases"]]
+    assert phases[1:-1] == ["encoding", "propagation", "correction", "updating"]
+    assert found["longest_stall_ms"] == max(
+        row["longest_stall_ms"] for row in found["phases"][1:-1]
+    )
+    assert "updating" in done.stdout
 
 
 def test_the_synthetic_source_is_lazy_and_repeatable() -> None:

@@ -127,6 +127,9 @@ class Panel(QWidget):
         self.stop = _button("Stop", "Stop; the slices done so far are kept.")
         self.progress = QProgressBar()
         self.progress.setToolTip("Slices done in this propagation.")
+        policy = self.progress.sizePolicy()
+        policy.setRetainSizeWhenHidden(True)  # else all is laid out anew, the canvas too
+        self.progress.setSizePolicy(policy)
 
         self.undo = _button("Undo", "")
         self.redo = _button("Redo", "")
@@ -222,9 +225,12 @@ class Panel(QWidget):
     def show_progress(self, done: int, total: int, seconds_left: float | None = None) -> None:
         """How far a propagation is; total 0 for one that has not begun."""
         left = "" if seconds_left is None else f", {duration(seconds_left)} left"
-        self.progress.setRange(0, total)
-        self.progress.setValue(done)
-        self.progress.setFormat(f"%v of %m slices{left}")
+        bar = self.progress
+        bar.setUpdatesEnabled(False)  # else Qt draws the bar at once, and the canvas with it
+        bar.setRange(0, total)
+        bar.setValue(done)
+        bar.setFormat(f"%v of %m slices{left}")
+        bar.setUpdatesEnabled(True)
 
     def show_download(self, downloaded: tuple[int, int | None] | None) -> None:
         """Bytes that are there and bytes in all; None when nothing is downloaded."""

@@ -14,7 +14,8 @@ from napari_sam2.session import Session, Step, Task
 from napari_sam2.widgets.worker import Worker
 
 _POLL_MS = 15
-_TELL = 0.25  # seconds between two reports of progress: napari's bar draws the whole window anew
+_TELL = 0.25  # seconds between two reports of progress
+_TELL_NAPARI = 2.0  # its bar has the whole window drawn anew
 _FIRST_STEPS = 3  # say little of the time that is left
 _LOOK_AHEAD = 4  # slices on either side
 
@@ -43,7 +44,7 @@ class Runner(QObject):
         self.running: Session | None = None
         """Whose objects are being followed."""
         self._bar: Any = None
-        self._began = self._told = 0.0
+        self._began = self._told = self._told_napari = 0.0
         self._poll = QTimer(self)
         self._poll.setInterval(_POLL_MS)
         self._poll.timeout.connect(self._deliver)
@@ -134,11 +135,12 @@ class Runner(QObject):
         self._told = now
         each = (now - self._began) / max(1, step.done - 1)
         left = each * (step.total - step.done) if step.done > _FIRST_STEPS else None
-        if self._bar is not None:
+        self.stepped.emit(step.done, step.total, left)
+        if self._bar is not None and (step.done == 1 or now - self._told_napari > _TELL_NAPARI):
+            self._told_napari = now
             if self._bar.total != step.total:
                 self._bar.total = step.total
             self._bar.update(step.done - self._bar.n)
-        self.stepped.emit(step.done, step.total, left)
 
     def _on_end(self, session: Session, task: Task, stopped: bool) -> None:
         self._end_run()

@@ -1,0 +1,211 @@
+"""How long the window stands still while SAM 2 works on a volume of 300 x 512 x 512.
+
+    python -m benchmarks.responsiveness [--frames 300] [--size 512] [--model NAME] [--json FILE]
+
+A real viewer with the widget: an object is marked (encoding), followed through all slices
+(propagation), corrected on one of them and brought up to date (updating), while a person scrolls
+through the slices. A timer beats in Qt's event loop every 5 ms; a stall is how much later than
+that a beat comes. "scrolling" is what napari needs for the slices alone, while nothing else is
+done; it does not count. Without a screen all runs on a virtual one (xvfb-run), where the processor
+has to draw, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import report
+
+BEAT_MS = 5
+SCROLL_MS = 150
+_SETTLE_MS = 500
+_SCROLL_SECONDS = 3.0
+
+
+def volume(frames: int, size: int) -> NDArray[np.uint8]:
+    """(frames, size, size): two bright bodies on noise, which drift and change their size."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 60, (size + frames, size), np.uint8)
+    rows, columns = np.ogrid[:size, :size]
+    image = np.empty((frames, size, size), np.uint8)
+    for index in range(frames):
+        image[index] = noise[index : index + size]
+        for y, x, value in ((0.35, 0.35, 150), (0.6, 0.65, 190)):
+            radius = size * (0.08 + 0.05 * np.sin(np.pi * index / frames))
+            y, x = size * y + 0.1 * index, size * x - 0.1 * index
+            image[index][(rows - y) ** 2 + (columns - x) ** 2 < radius**2] += np.uint8(value)
+    return image
+
+
+def stalls(beats: Sequence[float]) -> NDArray[np.float64]:
+    """Seconds at which the beats came -> by how many milliseconds each was late."""
+    return np.maximum(np.diff(beats) * 1000 - BEAT_MS, 0)
+
+
+def summary(late: NDArray[np.float64]) -> dict[str, float]:
+    """The longest stall and the 99th percentile of all beats, in milliseconds."""
+    return {
+        "longest_stall_ms": float(late.max(initial=0)),
+        "p99_stall_ms": float(np.percentile(late, 99)) if late.size else 0.0,
+    }
+
+
+class Heart:
+    """A timer in Qt's event loop that notes when it beats."""
+
+    def __init__(self) -> None:
+        from qtpy.QtCore import Qt, QTimer
+
+        self.beats: list[float] = []
+        self._timer = QTimer()
+        self._timer.setTimerType(Qt.TimerType.PreciseTimer)
+        self._timer.setInterval(BEAT_MS)
+        self._timer.timeout.connect(lambda: self.beats.append(time.perf_counter()))
+
+    def during(self, is_over: Callable[[], bool], also: Callable[[], None]) -> tuple[Any, float]:
+        """Run the event loop until `is_over`; `also` is what a person does all the while.
+
+        Returns how late each beat was (milliseconds), and how long it took (seconds).
+        """
+        from qtpy.QtCore import QEventLoop, QTimer
+
+        loop, watch, person = QEventLoop(), QTimer(), QTimer()
+        watch.timeout.connect(lambda: loop.quit() if is_over() else None)
+        person.timeout.connect(also)
+        begin = time.perf_counter()
+        self.beats = [begin]
+        self._timer.start()
+        watch.start(20)
+        person.start(SCROLL_MS)
+        loop.exec()
+        for timer in (self._timer, watch, person):
+            timer.stop()
+        return stalls(self.beats), time.perf_counter() - begin
+
+
+def measure(model: str, frames: int, size: int) -> list[dict[str, Any]]:
+    """Mark, propagate, correct and update in a viewer; the stalls of each phase."""
+    import napari
+    from qtpy.QtTest import QTest
+
+    from napari_sam2.widgets import SAM2Widget
+
+    viewer = napari.Viewer(show=True)
+    viewer.add_image(volume(frames, size), name="volume", contrast_limits=(0, 255))
+    widget = SAM2Widget(viewer, model=model)
+    viewer.window.add_dock_widget(widget, name="SAM 2")
+    heart, rows = Heart(), []
+    middle = frames // 2
+    viewer.dims.set_current_step(0, middle)
+
+    def wait() -> None:
+        while widget.is_busy:
+            QTest.qWait(20)
+        QTest.qWait(_SETTLE_MS)
+
+    def scroll() -> None:
+        viewer.dims.set_current_step(0, (viewer.dims.current_step[0] + 1) % frames)
+
+    def phase(name: str, action: Callable[[], None], also: Callable[[], None]) -> None:
+        late, seconds = heart.during(is_over=_after(action, widget), also=also)
+        rows.append({"phase": name, "seconds": seconds, **summary(late), "late": late})
+        report.progress(f"{name}: {seconds:.1f} s, longest stall {late.max():.0f} ms")
+
+    def click(frame: int, y: float, x: float) -> None:
+        layer = widget.points_layer
+        assert layer is not None
+        layer.add([frame, y * size + 0.1 * frame, x * size - 0.1 * frame])
+
+    wait()
+    widget.start("include")
+    wait()
+    late, seconds = heart.during(is_over=_after_seconds(_SCROLL_SECONDS), also=scroll)
+    rows.append({"phase": "scrolling", "seconds": seconds, **summary(late), "late": late})
+    viewer.dims.set_current_step(0, middle)
+    wait()
+    phase("encoding", lambda: click(middle, 0.35, 0.35), lambda: None)
+    phase("propagation", widget.propagate, scroll)
+    viewer.dims.set_current_step(0, frames // 4)
+    phase("correction", lambda: click(frames // 4, 0.35, 0.37), lambda: None)
+    phase("updating", widget.update_masks, scroll)
+    viewer.close()
+    return rows
+
+
+def _after_seconds(seconds: float) -> Callable[[], bool]:
+    end = time.perf_counter() + seconds
+    return lambda: time.perf_counter() > end
+
+
+def _after(action: Callable[[], None], widget: Any) -> Callable[[], bool]:
+    """Does the action on the first call; then tells whether the widget has done its work."""
+    begun: list[bool] = []
+
+    def is_over() -> bool:
+        if not begun:
+            begun.append(True)
+            action()
+            return False
+        return not widget.is_busy
+
+    return is_over
+
+
+def run_on_a_screen() -> None:
+    """Start this program anew on a virtual screen, where there is none and one can be had."""
+    has_screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if sys.platform != "linux" or has_screen or os.environ.get("QT_QPA_PLATFORM"):
+        return
+    xvfb = shutil.which("xvfb-run")
+    if xvfb is None:
+        sys.exit("There is no screen. Install Xvfb (on Debian and Ubuntu: apt install xvfb).")
+    command = [xvfb, "-a", "-s", "-screen 0 1400x900x24", sys.executable, "-m"]
+    os.execv(xvfb, [*command, "benchmarks.responsiveness", *sys.argv[1:]])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure all phases; table on stdout, progress on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.responsiveness", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--frames", type=int, default=300)
+    parser.add_argument("--size", type=int, default=512, help="rows and columns (default: 512)")
+    parser.add_argument("--model", default="nano", help="name or checkpoint (default: nano)")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    chosen = parser.parse_args(arguments)
+    run_on_a_screen()
+
+    rows = measure(chosen.model, chosen.frames, chosen.size)
+    late = {row["phase"]: row.pop("late") for row in rows}
+    every = summary(np.concatenate([late[name] for name in late if name != "scrolling"]))
+    work = [row["seconds"] for row in rows if row["phase"] != "scrolling"]
+    rows.append({"phase": "all but scrolling", "seconds": sum(work), **every})
+    keys = ["phase", "seconds", "longest_stall_ms", "p99_stall_ms"]
+    head = ["phase", "seconds", "longest stall, ms", "99th percentile, ms"]
+    print(report.table(head, [[row[key] for key in keys] for row in rows]))
+    if chosen.json:
+        report.write_json(
+            chosen.json,
+            {
+                **every,
+                "phases": rows,
+                "volume": [chosen.frames, chosen.size, chosen.size],
+                "model": chosen.model,
+                "command": report.command("benchmarks.responsiveness", arguments),
+                "machine": report.machine(),
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()
