@@ -26,6 +26,7 @@ class LossWeights:
 
 
 PUBLISHED = LossWeights()
+_DOUBT = 0.03
 
 
 def focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -92,9 +93,10 @@ def mask_losses(
     shape = focal_loss(chosen, truth_large) * weights.focal
     shape = (shape + dice_loss(chosen, truth_large) * weights.dice).squeeze(1)
     iou_error = (predicted_iou - real_iou).abs().mean(1)
-    score = F.binary_cross_entropy_with_logits(
-        object_score.squeeze(1), present.float(), reduction="none"
-    )
+    # Never quite sure: in still images all objects are there, and a score that has grown without
+    # limit would later drown everything else in the loss of the first absent ones.
+    sure = present.float().clamp(_DOUBT, 1 - _DOUBT)
+    score = F.binary_cross_entropy_with_logits(object_score.squeeze(1), sure, reduction="none")
     score = torch.where(present, score, weights.absent * score)
     return present * (shape + weights.iou * iou_error) + weights.object_score * score
 

@@ -52,8 +52,8 @@ class Stage:
     """
     steps: int | None = None
     """Ends earlier after so many steps."""
-    learning_rate: float = 1e-3
-    trunk_rate: float = 0.4
+    learning_rate: float = 4e-4
+    trunk_rate: float = 0.2
     """Learning rate of the image trunk, as a share; 0 saves its backward pass."""
     batch: int = 8
     """Clips or images in a batch; objects in the geometry stage."""
@@ -72,18 +72,8 @@ class Stage:
 STAGES: dict[str, tuple[Stage, ...]] = {
     "nano": (
         Stage("geometry", GEOMETRY, minutes=3, learning_rate=1.5e-3, batch=16),
-        Stage("images", IMAGES, minutes=20, batch=4, objects=12),
-        Stage(
-            "clips",
-            CLIPS,
-            minutes=85,
-            learning_rate=6e-4,
-            trunk_rate=0.25,
-            batch=1,
-            objects=4,
-            frames=(3, 8),
-            images=3,
-        ),
+        Stage("images", IMAGES, minutes=17, batch=4, objects=12),
+        Stage("clips", CLIPS, minutes=80, batch=1, objects=4, frames=(3, 8), images=3),
     ),
 }
 """The stages of each model that can be trained from scratch, by its name in ``VARIANTS``."""
