@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import re
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -269,6 +270,8 @@ def test_random_sessions_come_back_and_replay_to_the_same_masks(
     for _ in range(25):
         with suppress(LockedError, NothingToDo, ValueError):
             act(session, rng)
+    if seed % 2:
+        session.propagate()
     save_session(session, path)
     opened = open_session(path, volume, model=small_model(), warn=pytest.fail)
     assert_same(opened, session)
@@ -295,6 +298,32 @@ def test_a_replay_follows_objects_everywhere_when_asked(volume: np.ndarray, path
     session.propagate()
     np.testing.assert_array_equal(everywhere, session.labels)
     assert steps[-1].done == steps[-1].total >= 6
+
+
+def test_another_program_reads_the_masks_as_the_documentation_says(
+    volume: np.ndarray, path: Path
+) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "sessions.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(import io\n.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    session = rich(volume)
+    save_session(session, path)
+    found: dict[int, dict[tuple[int, int], np.ndarray]] = {}
+    for object_id in session.objects:
+        for (axis, frame), (top, left, mask) in names["masks_of"](path, object_id).items():
+            shape = session.view_of(SequenceKey.along(axis, 3)).frame_shape
+            whole = np.zeros(shape, bool)
+            whole[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
+            if whole.any():
+                found.setdefault(object_id, {})[axis, frame] = whole
+    for axis in (0, 2):
+        session.show(SequenceKey.along(axis, 3))
+        for object_id, masks in session.masks.items():
+            for frame, mask in masks.items():
+                expected = mask.on_frame(session.view.frame_shape)
+                np.testing.assert_array_equal(found[object_id].pop((axis, frame)), expected)
+    assert not any(found.values())
 
 
 # -- the image and the model ---------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """How a session lies on disk: a zip of JSON and NumPy arrays, which other programs can read.
 
-`session.json` holds all that is said, and `masks/N.npz` the masks of an object in one sequence.
+`session.json` holds all that is said, and `masks/*.npz` the masks, each file those of one object on
+some slices of one sequence.
 docs/sessions.md describes both.
 """
 
@@ -11,11 +12,11 @@ import json
 import os
 import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,12 +36,15 @@ from napari_sam2.slice_data import (
     SlicePrompts,
 )
 
+V = TypeVar("V")
 _FORMAT, _VERSION = "napari-sam2 session", 1
 _LARGEST_SIDE = 4096  # of coarse logits: more is damage
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # equal arrays make equal files
 
-Packed = dict[Place, tuple[ObjectState, bytes]]
-"""What was written last, and as which bytes."""
+_BLOCK = 16  # slices whose masks lie in one file, so that few are packed again after a change
+
+Packed = dict[tuple[Place, int], tuple[ObjectState, bytes]]
+"""What was written last of an object in a block of slices, and as which bytes."""
 
 
 class SessionFileError(ValueError):
@@ -108,15 +112,43 @@ def write_session(path: str | os.PathLike[str], saved: SavedSession, packed: Pac
 
     Raises WriteError, which says why the file cannot be written.
     """
-    places = saved.state.sequences
-    for place in packed.keys() - places.keys():
-        del packed[place]
-    for place, known in places.items():
-        if place not in packed or not _is_same(packed[place][0], known):
-            packed[place] = known, _npz(_pack(known))
-    text = json.dumps(_to_json(saved), allow_nan=False, default=_plain)
-    members = {f"masks/{n}.npz": packed[place][1] for n, place in enumerate(places)}
+    members: dict[str, bytes] = {}
+    names: dict[Place, list[str]] = {}
+    known = dict(packed)
+    packed.clear()
+    for n, (place, state) in enumerate(saved.state.sequences.items()):
+        names[place] = []
+        for block, part in _blocks(state):
+            old, content = known.get((place, block), (None, b""))
+            if old is None or not _is_same(old, part):
+                content = _npz(_pack(part))
+            packed[place, block] = part, content
+            name = f"masks/{n}-{block}.npz"
+            names[place].append(name)
+            members[name] = content
+    text = json.dumps(_to_json(saved, names), allow_nan=False, default=_plain)
     _write_whole(path, {"session.json": text.encode(), **members})
+
+
+def _blocks(known: ObjectState) -> Iterator[tuple[int, ObjectState]]:
+    """What is known on each block of slices, where that takes arrays."""
+    drawn = {f for f, said in known.prompts.items() if said.mask or said.corrects}
+    frames = {*known.found, *known.kept, *known.tracked, *drawn}
+
+    def of(block: int, table: Mapping[int, V]) -> dict[int, V]:
+        return {frame: value for frame, value in table.items() if frame // _BLOCK == block}
+
+    for block in sorted({frame // _BLOCK for frame in frames}):
+        yield (
+            block,
+            ObjectState(
+                of(block, known.prompts),
+                of(block, known.kept),
+                of(block, known.found),
+                frozenset(frame for frame in known.current if frame // _BLOCK == block),
+                of(block, known.tracked),
+            ),
+        )
 
 
 def _is_same(old: ObjectState, new: ObjectState) -> bool:
@@ -185,13 +217,14 @@ def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     return whole.getvalue()
 
 
-def _to_json(saved: SavedSession) -> dict[str, Any]:
+def _to_json(saved: SavedSession, names: Mapping[Place, list[str]]) -> dict[str, Any]:
+    """names: of the files with masks."""
     state, image, channels = saved.state, saved.image, saved.image.channels
     sequences: dict[SequenceKey, list[dict[str, Any]]] = {}
-    for n, ((key, object_id), known) in enumerate(state.sequences.items()):
+    for (key, object_id), known in state.sequences.items():
         one = {
             "object": object_id,
-            "masks": f"masks/{n}.npz",
+            "masks": names[key, object_id],
             "prompts": [
                 {"slice": frame} | _said_json(said) for frame, said in sorted(known.prompts.items())
             ],
@@ -251,7 +284,7 @@ def _said_json(said: SlicePrompts) -> dict[str, Any]:
 
 
 def _pack(known: ObjectState) -> dict[str, NDArray[Any]]:
-    """All arrays of an object in one sequence, by name."""
+    """All arrays of an object in one sequence, by name; tables without entries are left out."""
     painted = {f: said.mask for f, said in known.prompts.items() if said.mask is not None}
     kept = {f: one.prompts.mask for f, one in known.kept.items()}
     corrected = {f: said.corrects for f, said in known.prompts.items() if said.corrects is not None}
@@ -266,6 +299,8 @@ def _pack(known: ObjectState) -> dict[str, NDArray[Any]]:
 
 
 def _pack_masks(table: str, masks: Mapping[int, ObjectMask | None]) -> dict[str, NDArray[Any]]:
+    if not masks:
+        return {}
     frames = sorted(masks)
     seen = {frame: mask for frame in frames if (mask := masks[frame]) is not None}
     boxes = [(mask.top, mask.left, *mask.logits.shape) for mask in seen.values()]
@@ -282,6 +317,8 @@ def _pack_masks(table: str, masks: Mapping[int, ObjectMask | None]) -> dict[str,
 
 
 def _pack_coarse(table: str, logits: Mapping[int, CoarseLogits]) -> dict[str, NDArray[Any]]:
+    if not logits:
+        return {}
     places = [(one.side, one.top, one.left, *one.steps.shape) for one in logits.values()]
     steps = [one.steps.ravel() for one in logits.values()]
     return {
@@ -363,8 +400,8 @@ def _from_json(content: Mapping[str, Any], file: zipfile.ZipFile) -> SavedSessio
             if one["object"] not in objects:
                 raise ValueError("A mask belongs to no object.")
             place = view.key, one["object"]
-            with zipfile.ZipFile(io.BytesIO(file.read(one["masks"]))) as masks:
-                sequences[place] = _state(one, _Arrays(masks, view))
+            blocks = [zipfile.ZipFile(io.BytesIO(file.read(name))) for name in one["masks"]]
+            sequences[place] = _state(one, [_Arrays(block, view) for block in blocks], len(view))
     end_after = content["end_after"]
     state = SessionState(
         objects=objects,
@@ -406,7 +443,7 @@ class _Arrays:
     """The arrays of an object in one sequence, as masks."""
 
     def __init__(self, file: zipfile.ZipFile, view: SequenceView) -> None:
-        self._file, self._view = file, view
+        self._file, self._view, self._names = file, view, frozenset(file.namelist())
 
     def frames(self, name: str) -> list[int]:
         frames = self._array(f"{name}", np.int64, 1)
@@ -415,6 +452,8 @@ class _Arrays:
         return [int(frame) for frame in frames]
 
     def masks(self, table: str) -> dict[int, ObjectMask]:
+        if not self._has(table):
+            return {}
         frames = self.frames(f"{table}_slices")
         boxes = self._array(f"{table}_boxes", np.int64, 2)
         scores = self._array(f"{table}_scores", np.float64, 1)
@@ -431,6 +470,8 @@ class _Arrays:
         return found
 
     def coarse(self, table: str) -> dict[int, CoarseLogits]:
+        if not self._has(table):
+            return {}
         frames = self.frames(f"{table}_slices")
         places = self._array(f"{table}_boxes", np.int64, 2)
         parts = _cut(self._array(f"{table}_logits", np.int8, 1), places[:, 1:])
@@ -445,6 +486,13 @@ class _Arrays:
                 raise ValueError("A mask lies outside its slice.")
             found[frame] = CoarseLogits(side, top, left, steps)
         return found
+
+    def absent(self, table: str) -> list[int]:
+        """The frames on which the model does not see the object."""
+        return self.frames(f"{table}_absent") if self._has(table) else []
+
+    def _has(self, table: str) -> bool:
+        return f"{table}_slices.npy" in self._names
 
     def _array(self, name: str, dtype: type, ndim: int) -> NDArray[Any]:
         with self._file.open(f"{name}.npy") as member:
@@ -464,14 +512,22 @@ def _cut(flat: NDArray[Any], boxes: NDArray[np.int64]) -> list[NDArray[Any]]:
     return [part.reshape(size) for part, size in zip(parts, sizes, strict=True)]
 
 
-def _state(one: Mapping[str, Any], arrays: _Arrays) -> ObjectState:
-    painted, corrected = arrays.masks("painted"), arrays.coarse("corrected")
-    kept, found, tracked = (arrays.masks(table) for table in ("kept", "found", "tracked"))
+def _state(one: Mapping[str, Any], blocks: Sequence[_Arrays], num_frames: int) -> ObjectState:
+    def masks(table: str) -> dict[int, ObjectMask]:
+        return {f: mask for block in blocks for f, mask in block.masks(table).items()}
+
+    def absent(table: str) -> list[int]:
+        return [frame for block in blocks for frame in block.absent(table)]
+
+    painted, kept, found, tracked = map(masks, ("painted", "kept", "found", "tracked"))
+    corrected = {f: said for block in blocks for f, said in block.coarse("corrected").items()}
     how = {_whole(entry["slice"]): entry["how"] for entry in one["kept"]}
     prompts = {
         _whole(said["slice"]): _said(said, corrected.get(said["slice"]), painted.get(said["slice"]))
         for said in one["prompts"]
     }
+    if any(frame >= num_frames for frame in prompts):
+        raise ValueError("A prompt lies outside the image.")
     if how.keys() != kept.keys() or not set(how.values()) <= {"approved", "locked"}:
         raise ValueError("Approved or locked slices and their masks do not go together.")
     if not painted.keys() | corrected.keys() <= prompts.keys():
@@ -479,9 +535,9 @@ def _state(one: Mapping[str, Any], arrays: _Arrays) -> ObjectState:
     return ObjectState(
         prompts=prompts,
         kept={frame: Kept(how[frame], SlicePrompts(mask=mask)) for frame, mask in kept.items()},
-        found={**found, **dict.fromkeys(arrays.frames("found_absent"))},
-        current=frozenset(arrays.frames("current_slices")),
-        tracked={**tracked, **dict.fromkeys(arrays.frames("tracked_absent"))},
+        found={**found, **dict.fromkeys(absent("found"))},
+        current=frozenset(f for block in blocks for f in block.frames("current_slices")),
+        tracked={**tracked, **dict.fromkeys(absent("tracked"))},
     )
 
 
