@@ -575,7 +575,9 @@ def test_nothing_writes_a_slice_that_is_kept(session, how):
     np.testing.assert_array_equal(np.where(kept, session.labels[3], 0), kept)
     with pytest.raises(LockedError, match=f"is {how} on slice 3. Unlock it"):
         session.paint(one, 3, square(0))
+    before = session.masks_of(one)[3]
     session.release(one, [3])
+    assert session.masks_of(one)[3] is before
     session.propagate()
     np.testing.assert_array_equal(
         session.masks_of(one)[3].on_frame(SHAPE[1:]) * one > 0, propagated_mask(session, one, 3)

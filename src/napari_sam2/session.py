@@ -483,7 +483,8 @@ class Session:
                 records.kept.set(place, frame, None)
                 if not records.anchors(place):
                     records.say(place, frame, replace(records.said(place, frame), mask=mask))
-                elif records.found.get(place, frame) is None and mask is not None:
+                    continue
+                if mask is not None and records.shown(place, frame) is not mask:
                     records.found.set(place, frame, Found(None if mask.is_empty else mask, ()))
             self._write(self.view, changed)
         self.objects_changed.emit()
