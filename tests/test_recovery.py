@@ -236,6 +236,24 @@ def test_a_number_that_another_process_has_by_now(folder: Path) -> None:
     assert find_recovery(image()) is None
     os.utime(path, (1, 1))
     assert find_recovery(image()) == path
+    copied = path.rename(folder / f"{stem}-copy{SUFFIX}")
+    assert find_recovery(image()) == copied
+
+
+def test_work_goes_on_in_the_file_that_was_found(folder: Path) -> None:
+    work = session()
+    work.add_object()
+    with Autosave(work, seconds=0):
+        change(work, 1)
+    found = find_recovery(image())
+    assert found is not None
+    with Autosave(work, found, seconds=0) as autosave:
+        assert find_recovery(image()) is None
+        assert list(folder.iterdir()) == [autosave.path]
+        change(work, 2)
+    path = find_recovery(image())
+    assert path == autosave.path and saved(path) == 2
+    assert list(folder.iterdir()) == [path]
 
 
 def test_a_session_without_changes_leaves_no_file(folder: Path) -> None:

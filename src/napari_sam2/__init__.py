@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from napari_sam2.segmentation import ModelError, PromptError, segment
     from napari_sam2.sequence_view import Channels, SequenceKey
     from napari_sam2.session import LockedError, NothingToDo, Session
+    from napari_sam2.session_file import SessionFileError, open_session, replay, save_session
     from napari_sam2.windows import window_for
 
 __all__ = [
@@ -26,9 +27,13 @@ __all__ = [
     "ReadError",
     "SequenceKey",
     "Session",
+    "SessionFileError",
     "Volume",
     "WriteError",
+    "open_session",
     "read_volume",
+    "replay",
+    "save_session",
     "segment",
     "window_for",
     "write_labels",
@@ -39,6 +44,7 @@ _HOME = {
     "napari_sam2.segmentation": ("ModelError", "PromptError", "segment"),
     "napari_sam2.sequence_view": ("Channels", "SequenceKey"),
     "napari_sam2.session": ("LockedError", "NothingToDo", "Session"),
+    "napari_sam2.session_file": ("SessionFileError", "open_session", "replay", "save_session"),
     "napari_sam2.windows": ("window_for",),
 }
 

@@ -40,12 +40,13 @@ class Autosave:
         """
         Args:
             session: to be saved, until `close` is called.
-            path: of the file; by default one in `FOLDER`, which `find_recovery` finds.
+            path: of the file, perhaps one that `find_recovery` has found; by default a new one
+                that it will find.
             seconds: from the first change that is not saved yet, until it is.
             failed: told, in the background thread, why the session cannot be saved, as soon as
                 that is so; it is tried again and again.
         """
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else _taken_over(Path(path))
         """None while the session has not been saved."""
         self.error = ""
         """Why the session cannot be saved; empty while it can."""
@@ -119,12 +120,12 @@ def find_recovery(image: Any) -> Path | None:
 
     image: as for `Session`; some frames of it are read. Nothing else about it has to be as it was.
     """
-    found = [
-        path
-        for path in FOLDER.glob(f"{_stem(fingerprint(image))}-*{SUFFIX}")
-        if not _is_in_use(path)
-    ]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    found: dict[Path, float] = {}
+    for path in FOLDER.glob(f"{_stem(fingerprint(image))}-*{SUFFIX}"):
+        if not _is_in_use(path):
+            with suppress(OSError):
+                found[path] = path.stat().st_mtime
+    return max(found, key=lambda path: found[path], default=None)
 
 
 def forget_recovery(path: Path) -> None:
@@ -144,13 +145,27 @@ def _new_file(fingerprint: str) -> Path:
     return path
 
 
+def _taken_over(path: Path) -> Path:
+    """A file of a process that has ended, under the name of this one."""
+    if path.parent != FOLDER or _is_in_use(path):
+        return path
+    new = _new_file(path.name.split("-")[0])
+    try:
+        return path.rename(new)
+    except OSError:
+        _in_use.discard(new)
+        return path
+
+
 def _is_in_use(path: Path) -> bool:
     """Whether a living process saves to a file."""
-    process = int(path.name.split("-")[1])
-    if process == os.getpid():
-        return path in _in_use
+    if path in _in_use:
+        return True
     try:
+        process = int(path.name.split("-")[1])
+        if process == os.getpid():
+            return False
         # Another process may have got the number since; then it is younger than the file.
         return psutil.Process(process).create_time() <= path.stat().st_mtime
-    except (psutil.Error, OSError):
+    except (psutil.Error, OSError, ValueError):
         return False
