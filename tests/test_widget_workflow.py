@@ -323,7 +323,7 @@ def test_locked_and_approved_slices_are_kept_and_shown(desk):
     assert flags[6] & LOCKED
     assert flags[2] & PROMPTED
     assert flags[3] & MASK
-    assert "locked" in d.panel.slice.text()
+    assert "locked" in d.panel.slice.toolTip()
     kept = d.labels[[4, 6]] == 1
     d.go_to(2)
     d.press(d.panel.modes["include"])

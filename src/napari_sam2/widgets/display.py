@@ -60,7 +60,8 @@ class Display:
         if new_states or len(states.flags) != len(work.session.view):
             states = slice_states(work.session, panel.object_id, work.masks.colour_of)
         panel.strip.show_states(states, frame)
-        panel.show_slice(f"Slice {frame}: {states.text(frame)}")
+        short = states.text(frame, leave_out=APPROVED | LOCKED)  # the buttons show these
+        panel.show_slice(f"Slice {frame}: {short}", f"Slice {frame}: {states.text(frame)}")
         panel.approve.setChecked(states.has(frame, APPROVED))
         panel.lock.setChecked(states.has(frame, LOCKED))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qtpy.QtCore import QSize, Qt, Signal
-from qtpy.QtGui import QColor, QIcon
+from qtpy.QtGui import QColor, QFont, QFontInfo, QFontMetrics, QIcon
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QHeaderView,
@@ -30,6 +30,7 @@ _HEADS = {
     EYE: ("", "Click on an eye to hide or show the object."),
     LOCK: ("", "Click on a lock: the masks of a locked object are never changed."),
 }
+_SMALL = 0.85  # of the font
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class ObjectTable(QTableWidget):
         super().__init__(0, len(_HEADS))
         self._rows: list[ObjectRow] = []
         self._icons: dict[str, QIcon] = {}
+        self._small = QFont(self.font())
         self.setToolTip(_HEADS[NAME][1])
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
@@ -87,19 +89,28 @@ class ObjectTable(QTableWidget):
             item.setToolTip(tip)
             item.setTextAlignment(_alignment(column))
             self.setHorizontalHeaderItem(column, item)
-            mode = QHeaderView.ResizeMode.ResizeToContents
-            if column in (EYE, LOCK):
-                mode = QHeaderView.ResizeMode.Fixed
-                self.setColumnWidth(column, 24)
-            head.setSectionResizeMode(
-                column, QHeaderView.ResizeMode.Stretch if column == NAME else mode
-            )
+            is_name = column == NAME
+            modes = QHeaderView.ResizeMode
+            head.setSectionResizeMode(column, modes.Stretch if is_name else modes.Fixed)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Maximum)
         self.setMinimumHeight(3 * rows.defaultSectionSize() + head.sizeHint().height())
         self.set_ink(QColor(200, 200, 200))
         self.itemSelectionChanged.connect(self.chosen)
         self.itemChanged.connect(self._on_item_changed)
         self.cellClicked.connect(self._on_cell_clicked)
+
+    def showEvent(self, event: Any) -> None:
+        """Qt's name. Numbers are written small, for names need the room."""
+        super().showEvent(event)
+        head = _headers(self)[1]
+        size = max(8, round(_SMALL * QFontInfo(self.font()).pixelSize()))
+        head.setStyleSheet(f"QHeaderView::section {{ padding: 2px; font-size: {size}px; }}")
+        self._small.setPixelSize(size)
+        metrics = QFontMetrics(self._small)
+        widest = {PROMPTS: "Marks", SLICES: "000–000", SCORE: "Score", EYE: "00", LOCK: "00"}
+        for column, text in widest.items():
+            self.setColumnWidth(column, metrics.horizontalAdvance(text) + 8)
+        self._fill_all()
 
     def sizeHint(self) -> QSize:
         """Qt's name. As high as it needs, up to seven objects."""
@@ -162,6 +173,9 @@ class ObjectTable(QTableWidget):
             head = self.horizontalHeaderItem(column)
             if head is not None:
                 head.setIcon(self._icons[name])
+        self._fill_all()
+
+    def _fill_all(self) -> None:
         self.blockSignals(True)
         for number, row in enumerate(self._rows):
             self._fill(number, row)
@@ -178,10 +192,13 @@ class ObjectTable(QTableWidget):
                 item.setTextAlignment(_alignment(column))
                 item.setFlags(_flags(column))
                 self.setItem(number, column, item)
+            if column != NAME:
+                item.setFont(self._small)
             text = texts.get(column, "")
             if item.text() != text:
                 item.setText(text)
-            item.setToolTip(row.note if column == NAME and row.note else _HEADS[column][1])
+            name = f"{row.name}. {row.note}" if row.note else row.name
+            item.setToolTip(name if column == NAME else _HEADS[column][1])
         self._item(number, NAME).setIcon(colour_icon(row.colour))
         self._item(number, EYE).setIcon(self._icons["eye closed" if row.hidden else "eye"])
         self._item(number, LOCK).setIcon(self._icons["lock" if row.locked else "lock open"])

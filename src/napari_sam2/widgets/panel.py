@@ -217,10 +217,10 @@ class Panel(QWidget):
         """What went wrong."""
         self.status.setText(f"⚠ {text}")
 
-    def show_slice(self, text: str) -> None:
-        """The slice that the viewer shows."""
+    def show_slice(self, text: str, tip: str = "") -> None:
+        """The slice that the viewer shows, and all that there is to say of it."""
         self.slice.setText(text)
-        self.slice.setToolTip(text)
+        self.slice.setToolTip(tip)
 
     def show_progress(self, done: int, total: int, seconds_left: float | None = None) -> None:
         """How far a propagation is; total 0 for one that has not begun."""

@@ -16,7 +16,7 @@ from napari_sam2.widgets.icons import GREEN
 MASK, STALE, PROMPTED, PAINTED, APPROVED, LOCKED = (1 << n for n in range(6))
 _WORDS = {
     PROMPTED: "marked",
-    PAINTED: "painted by hand",
+    PAINTED: "painted",
     APPROVED: "approved",
     LOCKED: "locked",
     STALE: "out of date",
@@ -41,12 +41,14 @@ class SliceStates:
         """Whether a slice is marked, approved, ..."""
         return 0 <= frame < len(self.flags) and bool(self.flags[frame] & flag)
 
-    def text(self, frame: int) -> str:
-        """In words, for people."""
-        words = [word for flag, word in _WORDS.items() if self.has(frame, flag)]
+    def text(self, frame: int, leave_out: int = 0) -> str:
+        """In words, for people. leave_out: flags that are said elsewhere."""
+        words = [
+            word for flag, word in _WORDS.items() if self.has(frame, flag) and not flag & leave_out
+        ]
         if not self.has(frame, MASK):
             words.append("no mask")
-        return ", ".join(words) or "found by the model"
+        return ", ".join(words) or "by the model"
 
 
 class SliceStrip(QWidget):
