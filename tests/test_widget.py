@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from desk import SHAPE, TIMEOUT, assert_same, blobs, worker_threads
 from models import small_model
+from napari.utils import progress
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import (
     QApplication,
@@ -431,6 +432,7 @@ def test_harm_during_a_run_breaks_nothing(slow_desk, harm):
         d.qtbot.waitUntil(lambda: not worker_threads(), timeout=TIMEOUT)
         return
     d.settle()
+    assert not any("SAM 2" in bar.desc for bar in progress._all_instances)
     if harm in ("undock", "close"):
         d.qtbot.waitUntil(lambda: not worker_threads(), timeout=TIMEOUT)
         d.viewer.layers.clear()  # nothing listens any more

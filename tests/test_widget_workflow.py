@@ -134,7 +134,23 @@ def test_painting_and_erasing_by_hand_is_taken_over_and_kept(desk):
     assert d.session.stale(1) == []
     np.testing.assert_array_equal(d.labels[5], erased)
     assert d.session._engine._tracker.features.encoded == encoded
+    # A mark there waits until what was painted is taken back.
+    d.press(d.panel.modes["include"])
+    d.click((18, 22))
+    d.settle()
+    assert "marks wait" in d.status
+    np.testing.assert_array_equal(d.labels[5], erased)
+    d.press(d.panel.unpaint)
+    d.settle()
+    assert d.session.prompts[1][5].mask is None
+    assert d.session.masks[1][5].coarse is not None  # the model's own
+    assert not d.panel.unpaint.isVisible()
+    for _ in range(2):
+        d.press(d.panel.undo)
+    np.testing.assert_array_equal(d.labels[5], erased)
+    assert d.panel.unpaint.isVisible()
     # Undo takes the strokes back one by one, also in the labels layer itself.
+    d.viewer.layers.selection.active = layer
     for _ in range(2):
         d.key(Qt.Key.Key_Z, CONTROL)
     np.testing.assert_array_equal(d.labels[5], painted)

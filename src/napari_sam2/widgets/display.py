@@ -8,7 +8,7 @@ from qtpy.QtCore import QTimer
 
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.facts import object_rows, slice_states
-from napari_sam2.widgets.slice_strip import APPROVED, LOCKED, SliceStates
+from napari_sam2.widgets.slice_strip import APPROVED, LOCKED, PAINTED, SliceStates
 
 _REFRESH_MS = 30
 _REFRESH_SHARE = 0.2  # of the time may go into showing labels; a volume takes long in 3D
@@ -60,8 +60,9 @@ class Display:
         if new_states or len(states.flags) != len(work.session.view):
             states = slice_states(work.session, panel.object_id, work.masks.colour_of)
         panel.strip.show_states(states, frame)
-        short = states.text(frame, leave_out=APPROVED | LOCKED)  # the buttons show these
+        short = states.text(frame, leave_out=APPROVED | LOCKED | PAINTED)  # the buttons show these
         panel.show_slice(f"Slice {frame}: {short}", f"Slice {frame}: {states.text(frame)}")
+        panel.unpaint.setVisible(states.has(frame, PAINTED))
         panel.approve.setChecked(states.has(frame, APPROVED))
         panel.lock.setChecked(states.has(frame, LOCKED))
 

@@ -125,13 +125,24 @@ class Marking:
         for object_id, frame in edit.places:
             name = self._context.name(object_id)
             said = prompts.get(object_id, {}).get(frame)
-            if said is not None and not said.usable:
+            if said is not None and self._is_waiting(object_id, frame):
+                self._panel.fail(
+                    f"{name} is painted, approved or locked on slice {frame}: "
+                    "marks wait until that is taken back."
+                )
+            elif said is not None and not said.usable:
                 say(f"Now click on {name} itself, or draw a box.")
             elif object_id not in prompts:
                 say(f"{name} has no marks left, so it has no mask.")
             elif said is None:
                 say("A mark is gone. Press Update to bring the other slices up to date.")
-        frames = {f for i, f in edit.places if f in prompts.get(i, {}) and prompts[i][f].usable}
+        frames = {
+            frame
+            for i, frame in edit.places
+            if frame in prompts.get(i, {})
+            and prompts[i][frame].usable
+            and not self._is_waiting(i, frame)
+        }
         for frame in sorted(frames):
             self.preview(frame)
         if edit.refused:
@@ -140,6 +151,14 @@ class Marking:
             self._panel.fail("That is not on a slice of the image, so it is not used.")
         if edit.has_leftovers:
             QTimer.singleShot(0, work.remove_leftovers)
+
+    def _is_waiting(self, object_id: int, frame: int) -> bool:
+        """Whether a person keeps the mask there, so that marks change nothing now."""
+        session = self._context.session
+        assert session is not None
+        said = session.prompts.get(object_id, {}).get(frame)
+        is_painted = said is not None and said.mask is not None
+        return is_painted or frame in session.kept(object_id)
 
     def preview(self, frame: int) -> None:
         """Find the masks of all objects that are marked on a slice, in the background."""

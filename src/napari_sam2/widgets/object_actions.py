@@ -94,6 +94,20 @@ class ObjectActions:
                 session.keep(object_id, [frame], how)
         self._context.changed.emit()
 
+    def unpaint(self) -> None:
+        """Forget what was painted on the slice that is shown, for the selected object."""
+        session, object_id = self._context.session, self._panel.object_id
+        if session is None or not object_id:
+            return
+        frame = self._context.frame
+        if self._context.attempt(lambda: session.unpaint(object_id, frame)):
+            said = session.prompts.get(object_id, {}).get(frame)
+            if said is not None and said.usable:
+                self._marking.preview(frame)
+            else:
+                self._panel.say("What was painted here is forgotten. Update finds the mask anew.")
+        self._context.changed.emit()
+
     def undo(self) -> None:
         """Take the last change back."""
         self._travel("Undone", lambda session: session.undo())

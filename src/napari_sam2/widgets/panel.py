@@ -119,11 +119,17 @@ class Panel(QWidget):
         self.lock = _button("Lock", "Keep the mask on this slice as it is.  Key: K")
         for button in (self.approve, self.lock):
             button.setCheckable(True)
+        self.unpaint = _button("Unpaint", "Forget what was painted here; marks count again.")
         self.reach = _combo("Which slices to fill.", _REACHES)
         self.which = _combo("Which objects to follow.", _WHICH)
         self.first, self.last = _slice_box("First slice."), _slice_box("Last slice.")
-        self.propagate = _button("Propagate", "")
-        self.update_masks = _button("Update", "")
+        self.propagate = _button(
+            "Propagate",
+            "Follow the objects through these slices; what is up to date is left as it is.  Key: G",
+        )
+        self.update_masks = _button(
+            "Update", "Find the masks anew that are out of date, and no others.  Key: U"
+        )
         self.stop = _button("Stop", "Stop; the slices done so far are kept.")
         self.progress = QProgressBar()
         self.progress.setToolTip("Slices done in this propagation.")
@@ -150,7 +156,7 @@ class Panel(QWidget):
         self.sources = [self.images, self.models, self.devices, self.windows, self.channels]
         self.tools = [self.new, self.from_labels, self.session, *self.modes.values()]
         self.changers = [self.delete, self.merge, self.targets]
-        self.keepers = [self.approve, self.lock]
+        self.keepers = [self.approve, self.lock, self.unpaint]
         self.starters = [self.propagate, self.update_masks, self.reach, self.which]
         self._arrange()
         self.more.toggled.connect(self._show_options)
@@ -158,6 +164,7 @@ class Panel(QWidget):
         self._show_options(False)
         self._show_range()
         self.show_download(None)
+        self.unpaint.hide()
 
     def _arrange(self) -> None:
         layout = QVBoxLayout(self)
@@ -189,7 +196,9 @@ class Panel(QWidget):
         layout.addLayout(modes)
         layout.addWidget(_heading("3. Follow them through the slices"))
         layout.addWidget(self.strip)
-        layout.addLayout(_row((self.slice, 1), (self.approve, 0), (self.lock, 0)))
+        layout.addLayout(
+            _row((self.slice, 1), (self.unpaint, 0), (self.approve, 0), (self.lock, 0))
+        )
         layout.addLayout(_row((self.reach, 1), (self.which, 1)))
         self.range = QWidget()
         limits = _row((self.first, 1), (QLabel("to"), 0), (self.last, 1))

@@ -43,7 +43,8 @@ class Runner(QObject):
         """Whether results must wait, because the person is in the middle of a stroke."""
         self.running: Session | None = None
         """Whose objects are being followed."""
-        self._bar: Any = None
+        self.bars: list[Any] = []
+        """napari's progress bar, while objects are being followed."""
         self._began = self._told = self._told_napari = 0.0
         self._poll = QTimer(self)
         self._poll.setInterval(_POLL_MS)
@@ -79,7 +80,7 @@ class Runner(QObject):
         """Follow objects through slices. text: what it is called in napari's list of activities."""
         self.running = session
         self._began = 0.0
-        self._bar = cancelable_progress(total=0, desc=text, cancel_callback=self.stop)
+        self.bars.append(cancelable_progress(total=0, desc=text, cancel_callback=self.stop))
         self.worker.run(
             lambda: session.compute_propagation(task),
             each=partial(self._on_step, session, task),
@@ -136,11 +137,12 @@ class Runner(QObject):
         each = (now - self._began) / max(1, step.done - 1)
         left = each * (step.total - step.done) if step.done > _FIRST_STEPS else None
         self.stepped.emit(step.done, step.total, left)
-        if self._bar is not None and (step.done == 1 or now - self._told_napari > _TELL_NAPARI):
+        if self.bars and (step.done == 1 or now - self._told_napari > _TELL_NAPARI):
             self._told_napari = now
-            if self._bar.total != step.total:
-                self._bar.total = step.total
-            self._bar.update(step.done - self._bar.n)
+            bar = self.bars[0]
+            if bar.total != step.total:
+                bar.total = step.total
+            bar.update(step.done - bar.n)
 
     def _on_end(self, session: Session, task: Task, stopped: bool) -> None:
         self._end_run()
@@ -152,6 +154,5 @@ class Runner(QObject):
 
     def _end_run(self) -> None:
         self.running = None
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        while self.bars:
+            self.bars.pop().close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,8 @@ class SAM2Widget(QWidget):
         layers, dims, images = viewer.layers.events, viewer.dims.events, self._images
         # Qt may destroy the widget without closing it; what outlives it must let go of it then.
         workers = self._models.worker, self._runner.worker
-        self.destroyed.connect(partial(_let_go, workers, self._events, images.known))
+        bars = self._runner.bars
+        self.destroyed.connect(partial(_let_go, workers, self._events, images.known, bars))
         self._events.connect(layers.removed, images.on_removed)
         for emitter in (layers.inserted, layers.removed, layers.reordered, layers.renamed):
             self._events.connect(emitter, images.fill)
@@ -207,7 +209,7 @@ class SAM2Widget(QWidget):
         self._images.close()
         self._models.close()
         self._runner.close()
-        _let_go((), self._events, self._images.known)
+        _let_go((), self._events, self._images.known, [])
 
     # -- Qt ------------------------------------------------------------------------------------
 
@@ -251,6 +253,7 @@ class SAM2Widget(QWidget):
             (panel.propagate, self.propagate),
             (panel.update_masks, self.update_masks),
             (panel.stop, self.stop),
+            (panel.unpaint, self._objects.unpaint),
             (panel.undo, self.undo),
             (panel.redo, self.redo),
             (panel.help, self._show_keys),
@@ -305,15 +308,24 @@ class SAM2Widget(QWidget):
 
 
 def _let_go(
-    workers: Iterable[Worker], events: Connections, known: dict[Any, Workspace], *_: object
+    workers: Iterable[Worker],
+    events: Connections,
+    known: dict[Any, Workspace],
+    bars: list[Any],
+    *_: object,
 ) -> None:
-    """End what would outlive the widget: threads, and callbacks on the viewer's events."""
+    """End what would outlive the widget: threads, callbacks on the viewer's events, and napari's
+    progress bars."""
     for worker in workers:
         worker.close()
     events.disconnect_all()
     for work in known.values():
         work.close()
     known.clear()
+    for bar in bars:
+        with suppress(RuntimeError):  # the window that showed it may be gone
+            bar.close()
+    bars.clear()
 
 
 def _call(action: Callable[[], object], *_: object) -> None:
