@@ -70,11 +70,11 @@ def until(is_so: Callable[[], bool], seconds: float = 30) -> None:
 # -- crashes -------------------------------------------------------------------------------------
 
 
-def work_until_killed(folder: Path, done: Any) -> None:
+def work_until_killed(folder: Path, seconds: float, done: Any) -> None:
     recovery.FOLDER = folder
     work = session()
     work.add_object()
-    autosave = Autosave(work, seconds=SECONDS)
+    autosave = Autosave(work, seconds=seconds)
     for n in range(10**9):
         change(work, n)
         done.send((n, time.monotonic()))
@@ -86,27 +86,33 @@ def test_a_killed_process_loses_the_last_seconds_only(folder: Path) -> None:
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["napari_sam2.recovery", "sam2_engine.weights"])
     rng = np.random.default_rng(0)
-    for _ in range(10):
+    cut_off = 0
+    for is_writing in [False, True] * 5:  # when it is killed
         here, there = processes.Pipe(duplex=False)
-        process = processes.Process(target=work_until_killed, args=(folder, there))
+        seconds = 0 if is_writing else SECONDS
+        process = processes.Process(target=work_until_killed, args=(folder, seconds, there))
         process.start()
         there.close()
-        changes = [here.recv()]
+        changes = dict([here.recv()])
         until(lambda: len(list(folder.glob(f"*{SUFFIX}"))) == 1)
         assert find_recovery(image()) is None  # someone works on it
         end = time.monotonic() + rng.uniform(0, 3)
-        while time.monotonic() < end:
-            if here.poll(0.001):
-                changes.append(here.recv())
+        while time.monotonic() < end or (is_writing and not list(folder.glob("*.part"))):
+            assert time.monotonic() < end + 30
+            while here.poll(0.0005):
+                changes.update([here.recv()])
         process.kill()
         killed = time.monotonic()
         process.join()
+        cut_off += len(list(folder.glob("*.part")))
         path = find_recovery(image())
         assert path is not None
-        safe = [n for n, when in changes if when < killed - LOST]
-        assert saved(path) >= max(safe, default=0)
+        last = saved(path)
+        lost = [when for n, when in changes.items() if n > last]
+        assert killed - min(lost, default=killed) < LOST
         forget_recovery(path)
         assert list(folder.iterdir()) == []
+    assert cut_off > 0  # otherwise this tests less than it says
 
 
 # -- beside the work -----------------------------------------------------------------------------
