@@ -220,7 +220,9 @@ def test_images_are_read_frame_by_frame(desk):
         reads.append(block_info[0]["array-location"][0][0])
         return block
 
-    lazy = dask.from_array(blobs(), chunks=(1, -1, -1)).map_blocks(read, dtype=np.float32)
+    lazy = dask.from_array(blobs((60, *SHAPE[1:])), chunks=(1, -1, -1)).map_blocks(
+        read, dtype=np.float32
+    )
     d = desk(data=lazy, contrast_limits=(0, 250))
     d.go_to(2)
     d.press(d.panel.modes["include"])
@@ -228,7 +230,8 @@ def test_images_are_read_frame_by_frame(desk):
     d.click((16, 20))
     d.settle()
     assert d.labels[2].any()
-    assert set(reads) <= {0, 2}  # the first tells the size of a frame
+    near = set(range(2 + 5))  # the first tells the size of a frame; those near by come when idle
+    assert set(reads) <= near
 
 
 # -- changes to prompts ------------------------------------------------------------------------
