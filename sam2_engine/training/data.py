@@ -240,7 +240,7 @@ class ClipSampler:
         centre, half = self._view(rng, labels[0], candidates, source)
         still = len(source.labels) == 1
         motion = (
-            rng.uniform(0.2, 1.0) if still else (0.25 * rng.random() if rng.random() < 0.5 else 0.0)
+            rng.uniform(0.05, 0.5) if still else (0.25 * rng.random() if rng.random() < 0.5 else 0.0)
         )
         bend = float(rng.choice((0.0, 0.01, 0.025), p=(0.4, 0.3, 0.3)))
         grid = motion_grid(
@@ -355,12 +355,12 @@ def _walk(rng: np.random.Generator, start: int, area: np.ndarray, frames: int) -
     if frames == 1 or len(area) == 1:
         return np.full(frames, start)
     direction = int(rng.choice((-1, 1)))
-    largest = int(rng.choice((1, 2, 3, 4), p=(0.4, 0.3, 0.2, 0.1)))
+    largest = int(rng.choice((1, 2, 3, 4), p=(0.65, 0.2, 0.1, 0.05)))
     ahead = area[start::direction]
     end = int(np.argmin(ahead > 0)) if (ahead == 0).any() else 0
-    if end and rng.random() < 0.75:
-        mean = end * rng.uniform(1.2, 3.0) / (frames - 1)
-        largest = int(np.clip(round(2 * mean - 1), 1, 8))
+    if end and rng.random() < 0.65:
+        mean = end * rng.uniform(1.2, 2.2) / (frames - 1)
+        largest = int(np.clip(round(2 * mean - 1), 1, 4))
     steps = rng.integers(1, largest + 1, frames - 1)
     if len(ahead) - 1 < steps.sum() * 0.6:
         direction = -direction

@@ -18,7 +18,7 @@ from sam2_engine.training.data import Batch
 from sam2_engine.training.losses import PUBLISHED, LossWeights, mask_iou, mask_losses
 from sam2_engine.training.prompts import PADDING, corrective_click, first_prompts
 
-_TRACKING = LossWeights(absent=2.0)
+_TRACKING = LossWeights(object_score=2.0, absent=2.0)
 """Clips are short: objects are absent in a quarter of their frames, but in half of a whole
 volume."""
 _LOGIT_LIMIT = 32.0  # earlier logits are clamped so before they are fed back

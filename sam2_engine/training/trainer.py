@@ -73,7 +73,8 @@ STAGES: dict[str, tuple[Stage, ...]] = {
     "nano": (
         Stage("geometry", GEOMETRY, minutes=3, learning_rate=1.5e-3, batch=16),
         Stage("images", IMAGES, minutes=17, batch=4, objects=12),
-        Stage("clips", CLIPS, minutes=80, batch=1, objects=4, frames=(3, 8), images=3),
+        Stage("short clips", CLIPS, minutes=24, batch=3, objects=6, frames=(2, 3), images=2),
+        Stage("clips", CLIPS, minutes=35, batch=1, objects=5, frames=(3, 7), images=2),
     ),
 }
 """The stages of each model that can be trained from scratch, by its name in ``VARIANTS``."""
