@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from functools import partial
@@ -43,8 +44,8 @@ class Runner(QObject):
         """Whether results must wait, because the person is in the middle of a stroke."""
         self.running: Session | None = None
         """Whose objects are being followed."""
-        self.bars: list[Any] = []
-        """napari's progress bar, while objects are being followed."""
+        self.until_end: list[Any] = []
+        """What is closed when a run ends; the first is napari's progress bar."""
         self._began = self._told = self._told_napari = 0.0
         self._poll = QTimer(self)
         self._poll.setInterval(_POLL_MS)
@@ -80,7 +81,8 @@ class Runner(QObject):
         """Follow objects through slices. text: what it is called in napari's list of activities."""
         self.running = session
         self._began = 0.0
-        self.bars.append(cancelable_progress(total=0, desc=text, cancel_callback=self.stop))
+        bar = cancelable_progress(total=0, desc=text, cancel_callback=self.stop)
+        self.until_end += [bar, _CollectionPause()]
         self.worker.run(
             lambda: session.compute_propagation(task),
             each=partial(self._on_step, session, task),
@@ -137,9 +139,9 @@ class Runner(QObject):
         each = (now - self._began) / max(1, step.done - 1)
         left = each * (step.total - step.done) if step.done > _FIRST_STEPS else None
         self.stepped.emit(step.done, step.total, left)
-        if self.bars and (step.done == 1 or now - self._told_napari > _TELL_NAPARI):
+        if self.until_end and (step.done == 1 or now - self._told_napari > _TELL_NAPARI):
             self._told_napari = now
-            bar = self.bars[0]
+            bar = self.until_end[0]
             if bar.total != step.total:
                 bar.total = step.total
             bar.update(step.done - bar.n)
@@ -154,5 +156,18 @@ class Runner(QObject):
 
     def _end_run(self) -> None:
         self.running = None
-        while self.bars:
-            self.bars.pop().close()
+        while self.until_end:
+            self.until_end.pop().close()
+
+
+class _CollectionPause:
+    """Spares Python the search of all that was there before for garbage, until it is closed.
+
+    napari and torch hold a million objects; the search stops the window for a quarter of a second.
+    """
+
+    def __init__(self) -> None:
+        gc.freeze()
+
+    def close(self) -> None:
+        gc.unfreeze()

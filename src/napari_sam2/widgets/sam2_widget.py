@@ -90,8 +90,8 @@ class SAM2Widget(QWidget):
         layers, dims, images = viewer.layers.events, viewer.dims.events, self._images
         # Qt may destroy the widget without closing it; what outlives it must let go of it then.
         workers = self._models.worker, self._runner.worker
-        bars = self._runner.bars
-        self.destroyed.connect(partial(_let_go, workers, self._events, images.known, bars))
+        until_end = self._runner.until_end
+        self.destroyed.connect(partial(_let_go, workers, self._events, images.known, until_end))
         self._events.connect(layers.removed, images.on_removed)
         for emitter in (layers.inserted, layers.removed, layers.reordered, layers.renamed):
             self._events.connect(emitter, images.fill)
@@ -311,21 +311,21 @@ def _let_go(
     workers: Iterable[Worker],
     events: Connections,
     known: dict[Any, Workspace],
-    bars: list[Any],
+    until_end: list[Any],
     *_: object,
 ) -> None:
-    """End what would outlive the widget: threads, callbacks on the viewer's events, and napari's
-    progress bars."""
+    """End what would outlive the widget: threads, callbacks on the viewer's events, and what lasts
+    until a run ends."""
     for worker in workers:
         worker.close()
     events.disconnect_all()
     for work in known.values():
         work.close()
     known.clear()
-    for bar in bars:
-        with suppress(RuntimeError):  # the window that showed it may be gone
-            bar.close()
-    bars.clear()
+    for one in until_end:
+        with suppress(RuntimeError):  # the window that showed a progress bar may be gone
+            one.close()
+    until_end.clear()
 
 
 def _call(action: Callable[[], object], *_: object) -> None:
