@@ -37,6 +37,7 @@ SHARES = {
 OTHER_SHARE = 0.1
 SYNTHETIC_SHARE = 0.18
 BODIES_SHARE = 0.14  # what nobody has labelled in the volumes
+_CUT_SHARE = 0.35  # of batches whose clips end in another scene, where their objects are absent
 _MIN_AREA = 14  # pixels of the model's input: below that nobody could click
 
 
@@ -405,8 +406,13 @@ class BatchDataset(Dataset[Batch]):
             images.append(frame_images)
             masks.append(object_masks)
             clip += [index] * len(object_masks)
+        together, objects = torch.stack(images), torch.cat(masks)
+        if frames > 1 and self.clips > 1 and rng.random() < _CUT_SHARE:
+            cut = int(rng.integers(1, frames))  # from here on every clip shows what another does
+            together[:, cut:] = together.roll(1, 0)[:, cut:]
+            objects[:, cut:] = False
         length = int(rng.choice((frames, 16, int(rng.integers(frames, 17)))))
-        return Batch(torch.stack(images), torch.cat(masks), torch.tensor(clip), max(length, 2))
+        return Batch(together, objects, torch.tensor(clip), max(length, 2))
 
 
 def batches(dataset: BatchDataset, start: int, workers: int) -> Iterator[Batch]:

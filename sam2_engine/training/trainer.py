@@ -33,7 +33,7 @@ GEOMETRY, IMAGES, CLIPS = "geometry", "images", "clips"
 _CHECKPOINT_SECONDS = 120.0
 _REPORT_EVERY = 20
 _GEOMETRY_IMAGES = 4  # whose features the prompts of a geometry step share
-_EMA_DECAY = 0.998
+_EMA_DECAY = 0.99
 _CLIP_NORM = 1.0
 
 
@@ -74,7 +74,7 @@ STAGES: dict[str, tuple[Stage, ...]] = {
         Stage("geometry", GEOMETRY, minutes=3, learning_rate=1.5e-3, batch=16),
         Stage("images", IMAGES, minutes=17, batch=4, objects=12),
         Stage("short clips", CLIPS, minutes=24, batch=3, objects=6, frames=(2, 3), images=2),
-        Stage("clips", CLIPS, minutes=35, batch=1, objects=5, frames=(3, 7), images=2),
+        Stage("clips", CLIPS, minutes=35, batch=2, objects=5, frames=(2, 6), images=2),
     ),
 }
 """The stages of each model that can be trained from scratch, by its name in ``VARIANTS``."""
