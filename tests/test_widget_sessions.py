@@ -5,14 +5,20 @@ from __future__ import annotations
 import threading
 
 import numpy as np
-from desk import TIMEOUT, assert_same, blobs
+import pytest
+from desk import SHAPE, TIMEOUT, assert_same, blobs
 from models import small_model
+from napari.layers import Image
 from npe2 import PluginManifest
 from qtpy.QtWidgets import QMessageBox
 
 from napari_sam2 import sample_data
+from napari_sam2.recovery import find_recovery
+from napari_sam2.session import Session
+from napari_sam2.session_file import read_session, save_session
 from napari_sam2.tasks import LazyModel
-from napari_sam2.widgets import SAM2Widget, workspace
+from napari_sam2.widgets import SAM2Widget, session_files, workspace
+from napari_sam2.widgets.workspace import Workspace
 
 
 def mark_and_paint(d):
@@ -114,6 +120,51 @@ def test_work_that_was_cut_off_is_offered_and_recovered(desk, monkeypatch):
     assert not d.panel.recovery.isVisible()
     d.widget.undo()  # nothing to undo: history begins anew
     assert "nothing" in d.status
+
+
+def test_what_changes_while_a_session_is_saved_is_not_forgotten(desk, tmp_path, monkeypatch):
+    gate = threading.Event()
+
+    def slow(session, path):
+        save_session(session, path)
+        gate.wait(TIMEOUT)
+
+    d = desk()
+    d.session.paint(1, 3, np.ones(SHAPE[1:]))
+    with monkeypatch.context() as patch:
+        patch.setattr(session_files, "save_session", slow)
+        d.widget.save_session(tmp_path / "work")
+        d.session.edit_object(1, name="later")
+        gate.set()
+        d.settle()
+    d.widget.shut_down()
+    found = find_recovery(d.image)
+    assert read_session(found).state.objects[1].name == "later"
+    found.unlink()
+
+    d.widget = SAM2Widget(d.viewer, model=small_model())
+    d.widget.session.paint(1, 3, np.ones(SHAPE[1:]))
+    d.widget.save_session(tmp_path / "work")
+    d.settle()
+    d.widget.shut_down()
+    assert find_recovery(d.image) is None, "all of it is in the person's file"
+
+
+@pytest.mark.parametrize("work", ["painted", "approved", "locked", "none"])
+def test_work_without_marks_is_kept_for_recovery(own_choices, work):
+    image = Image(blobs())
+    session = Session(image, small_model())
+    space = Workspace(image, session)
+    space.start_autosave(None, pytest.fail)
+    if work == "painted":
+        session.paint(1, 3, np.ones(SHAPE[1:]))
+    elif work == "none":
+        session.edit_object(1, name="nothing")
+    else:
+        session.keep(1, [3], work)
+    space.close()
+    found = find_recovery(image)
+    assert (found is None) == (work == "none")
 
 
 def test_a_download_shows_progress_and_can_be_stopped(desk, monkeypatch):

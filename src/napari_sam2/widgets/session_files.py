@@ -59,8 +59,10 @@ class SessionFiles:
         if target.suffix != SUFFIX:
             target = target.with_name(target.name + SUFFIX)
 
+        changes = work.changes  # while it is being written, there may be more
+
         def done(_: object) -> None:
-            work.file, work.is_saved = target, True
+            work.file, work.saved_changes = target, changes
             self._panel.say(f"Saved to {target.name}.")
 
         self._context.runner.request(partial(save_session, work.session, target), done)

@@ -68,8 +68,10 @@ class Workspace:
         """Those that last as long as the workspace."""
         self.file: Path | None = None
         """Where the person has saved the session."""
-        self.is_saved = True
-        """Whether nothing has changed since."""
+        self.changes = 0
+        """How many there have been of the session."""
+        self.saved_changes = 0
+        """How many of them are in the file."""
         self._autosave: Autosave | None = None
         self._prompt_events = Connections()
         self._readings: dict[SequenceKey, Reading] = {}
@@ -168,18 +170,19 @@ class Workspace:
         self.masks.forget()
         self.events.disconnect_all()
         if self._autosave is not None:
-            is_empty = not self.session.prompted_sequences
-            self._autosave.close(forget=self.is_saved or is_empty)
+            is_saved = self.changes == self.saved_changes
+            is_empty = not self.session.snapshot().sequences
+            self._autosave.close(forget=is_saved or is_empty)
             self._autosave = None
 
     def start_autosave(self, path: Path | None, failed: Callable[[str], None]) -> None:
         """Save the session by itself. path: go on with this file; failed: as for `Autosave`."""
         self._autosave = Autosave(self.session, path, AUTOSAVE_SECONDS, failed)
         if path is not None:
-            self.is_saved = False
+            self.changes += 1  # it is not in a file of the person's own
 
     def _on_change(self, *_: object) -> None:
-        self.is_saved = False
+        self.changes += 1
 
     def _let_go_of_prompts(self) -> None:
         self._prompt_events.disconnect_all()
