@@ -240,9 +240,8 @@ class ClipSampler:
             return None
         centre, half = self._view(rng, labels[0], candidates, source)
         still = len(source.labels) == 1
-        motion = (
-            rng.uniform(0.05, 0.5) if still else (0.25 * rng.random() if rng.random() < 0.5 else 0.0)
-        )
+        moves = still or rng.random() < 0.5
+        motion = rng.uniform(0.05, 0.5) * (1 if still else 0.5) if moves else 0.0
         bend = float(rng.choice((0.0, 0.01, 0.025), p=(0.4, 0.3, 0.3)))
         grid = motion_grid(
             rng, frames, self.side, centre, half, motion if frames > 1 else 0.0, bend
