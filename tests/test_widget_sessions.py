@@ -66,6 +66,32 @@ def test_a_saved_session_opens_as_it_was(desk, tmp_path):
     assert 6 in d.session.prompts[d.panel.object_id]
 
 
+def test_a_session_opens_with_the_model_that_made_it(desk, tmp_path):
+    d = desk()
+    made = Session(d.image, "nano")
+    made.add_points(made.add_object(), [(3, 17, 20)])
+    made.propagate()
+    save_session(made, tmp_path / "made.sam2session")
+    d.widget.open_session(tmp_path / "made.sam2session")
+    d.settle()
+    assert d.status == "Opened made.sam2session."
+    assert d.session.model.name == d.panel.models.currentData() == "nano"
+    assert d.session.stale(1) == []
+    np.testing.assert_array_equal(d.labels, made.labels)
+    d.press(d.panel.update_masks)
+    assert "Nothing is out of date" in d.status
+
+    made.model = LazyModel(small_model())
+    made.model.name = "/gone/mine.pt"
+    save_session(made, tmp_path / "gone.sam2session")
+    d.widget.open_session(tmp_path / "gone.sam2session")
+    d.settle()
+    assert d.session.model.name == d.panel.models.currentData() == "nano"
+    assert "/gone/mine.pt" in d.status
+    assert "out of date" in d.status
+    assert len(d.session.stale(1)) == len(made.masks_of(1))
+
+
 def test_a_session_of_other_pixels_is_opened_if_the_person_wants_it(desk, tmp_path, monkeypatch):
     d = desk()
     mark_and_paint(d)

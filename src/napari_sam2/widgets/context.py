@@ -16,6 +16,8 @@ from napari_sam2.widgets.panel import Panel
 from napari_sam2.widgets.runner import Runner
 from napari_sam2.widgets.workspace import Workspace
 
+_LOADING = "Loading the model"
+
 
 class Context(QObject):
     """Where everything is, and the questions that all parts ask."""
@@ -90,7 +92,12 @@ class Context(QObject):
         return True
 
     def loading(self) -> str:
-        return f"Loading the model: {self.models.title} …"
+        return f"{_LOADING}: {self.models.title} …"
+
+    @property
+    def says_loading(self) -> bool:
+        """Whether the person is told that the model is being loaded."""
+        return self.panel.status.text().startswith(_LOADING)
 
     def say_what_next(self) -> None:
         """Tell the person what to do in the state that everything is in."""

@@ -208,5 +208,5 @@ class Images(QObject):
         context.changed.emit()
         if is_other and context.session is not None and context.session.prompts:
             context.panel.say(f"{model.name} is ready. Update uses it on the slices with masks.")
-        elif not context.is_running:
+        elif context.says_loading and not context.is_running:
             context.say_what_next()

@@ -61,14 +61,20 @@ class ModelChoice(QObject):
 
     def choose(self, name: str, device: str) -> None:
         """Use another model, as soon as it is loaded."""
-        self._panel.models.setCurrentIndex(self._panel.models.findData(name))
-        self._panel.devices.setCurrentIndex(self._panel.devices.findData(device))
+        self._show_chosen(name, device)
         if (name, device) == (self.model.name, self.model.device):
             if self._loading is not self.model:
                 self.stop_download()
                 self._loading = None
+            self.changed.emit()
         else:
             self._load(LazyModel(name, device))
+
+    def use(self, model: LazyModel) -> None:
+        """Use the model of a session that was opened, as soon as it is loaded."""
+        if model is not self.model:
+            self._show_chosen(model.name, model.device)
+            self._load(model)
 
     def stop_download(self) -> None:
         """Give up what is being loaded, and stay with the model in use."""
@@ -80,6 +86,13 @@ class ModelChoice(QObject):
         self._poll.stop()
         self.stop_download()
         self.worker.close()
+
+    def _show_chosen(self, name: str, device: str) -> None:
+        models, devices = self._panel.models, self._panel.devices
+        if models.findData(name) < 0:
+            models.addItem(Path(name).name, name)
+        models.setCurrentIndex(models.findData(name))
+        devices.setCurrentIndex(devices.findData(device))
 
     def _load(self, model: LazyModel) -> None:
         self.stop_download()
@@ -95,7 +108,7 @@ class ModelChoice(QObject):
         def failed(error: Exception) -> None:
             if model is self._loading:
                 self._loading = None
-                self.choose(self.model.name, self.model.device)
+                self._show_chosen(self.model.name, self.model.device)
                 self.failed.emit(error)
 
         self._begin(model.get, loaded, failed)

@@ -11,7 +11,14 @@ from qtpy.QtWidgets import QFileDialog, QMessageBox
 
 from napari_sam2.recovery import find_recovery, forget_recovery
 from napari_sam2.session import Session
-from napari_sam2.session_file import SUFFIX, ChangedImageError, open_session, save_session
+from napari_sam2.session_file import (
+    SUFFIX,
+    ChangedImageError,
+    MissingModelError,
+    open_session,
+    read_session,
+    save_session,
+)
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.workspace import Workspace
 
@@ -98,17 +105,24 @@ class SessionFiles:
         self, work: Workspace, path: Path, is_recovery: bool, changed_image: bool = False
     ) -> None:
         notes: list[str] = []
-        model = self._context.models.model
+        chosen = self._context.models.model
+        open_with = partial(
+            open_session,
+            path,
+            work.session.image,
+            device=chosen.device,
+            changed_image=changed_image,
+            warn=notes.append,
+        )
 
         def read() -> Session | ChangedImageError:
             try:
-                return open_session(
-                    path,
-                    work.session.image,
-                    model=model,
-                    changed_image=changed_image,
-                    warn=notes.append,
-                )
+                if read_session(path).model == chosen.name:
+                    return open_with(model=chosen)  # it need not be loaded twice
+                try:
+                    return open_with()
+                except MissingModelError:
+                    return open_with(model=chosen)
             except ChangedImageError as error:
                 return error
 
@@ -121,6 +135,7 @@ class SessionFiles:
                 return
             new = self._images.replace(work, opened, recovered=path if is_recovery else None)
             new.file = None if is_recovery else path
+            self._context.models.use(opened.model)
             if is_recovery:
                 self._show_found(None)
             self._panel.say(" ".join([f"Opened {path.name}.", *notes]))
