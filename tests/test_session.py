@@ -851,6 +851,35 @@ def assert_same_state(one, other):
     assert one[1:] == other[1:]
 
 
+def test_undo_writes_what_is_seen_first_and_the_rest_in_portions(session):
+    one = session.add_object()
+    session.add_points(one, [(2, 16, 16)])
+    session.propagate()
+    done, view = session.labels.copy(), session.labels
+    assert done.any(axis=(1, 2)).all()
+    assert session.undo(at=2) == "Propagate"
+    assert not session.masks
+    assert not view[2].any()
+    np.testing.assert_array_equal(view[3:], done[3:])
+    portions = 1
+    while not session.write_rest(1e-9, at=4):
+        portions += 1
+        assert not view[4].any()
+    assert portions > 1
+    assert not view.any()
+    session.redo(at=0)
+    session.undo(at=4)
+    session.redo(at=0)
+    np.testing.assert_array_equal(session.labels, done)  # all, for whoever asks for them
+    session.undo()
+    assert not view.any()
+    session.redo(at=3)
+    session.paint(one, 2, square(30))
+    session.write_rest()
+    done[2] = one * square(30)
+    np.testing.assert_array_equal(view, done)
+
+
 def test_a_change_after_undo_ends_what_could_be_made_again(session):
     one = session.add_object()
     session.add_points(one, [(2, 16, 16)])

@@ -12,6 +12,8 @@ it, and a script calls it alike.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -122,6 +124,7 @@ class Session:
         self._records = Records(self.history)
         self._output = Output(self.view.shape, labels, overwrite)
         self._single: dict[int, Output] = {}
+        self._unwritten: dict[tuple[SequenceKey, int], None] = {}  # in the order in which they come
         self._last_id = 0
         self._last_source = Source(self.model, self.window, self.end_after)
         self._engine = Engine()
@@ -350,7 +353,7 @@ class Session:
         Returns the objects whose masks have changed.
         """
         self._check_frame(frame)
-        now = np.array(self.labels[self.view.index(frame)])
+        now = np.array(self._output.labels[self.view.index(frame)])
         shown = self._output.expected(self.view, frame, self.objects)
         differs = now != shown
         if not differs.any():
@@ -496,13 +499,34 @@ class Session:
 
     # -- history -------------------------------------------------------------------------------
 
-    def undo(self) -> str | None:
-        """Take the last change back. Returns what it was; None if there is nothing."""
-        return self._restored(self.history.undo())
+    def undo(self, at: int | None = None) -> str | None:
+        """Take the last change back. Returns what it was; None if there is nothing.
 
-    def redo(self) -> str | None:
-        """Make the change again that was last taken back. Returns what it is, or None."""
-        return self._restored(self.history.redo())
+        at: of `labels`, write only this frame now, and leave the others to `write_rest`.
+        """
+        return self._restored(self.history.undo(), at)
+
+    def redo(self, at: int | None = None) -> str | None:
+        """Make the change again that was last taken back. Returns what it is, or None.
+
+        at: as for `undo`.
+        """
+        return self._restored(self.history.redo(), at)
+
+    def write_rest(self, seconds: float = math.inf, at: int | None = None) -> bool:
+        """Write what `undo` and `redo` have left unwritten. Returns whether nothing is left.
+
+        seconds: leave the others to the next call after so long, and after one at least.
+        at: a frame of the sequence that is shown, which goes first.
+        """
+        end = time.perf_counter() + seconds
+        self._write_unwritten(at)
+        while self._unwritten:
+            key, frame = next(iter(self._unwritten))
+            self._write(self.view_of(key), [frame])
+            if time.perf_counter() > end:
+                break
+        return not self._unwritten
 
     # -- saving --------------------------------------------------------------------------------
 
@@ -555,6 +579,7 @@ class Session:
 
         Where objects overlap, what a person keeps goes first, then the larger logit.
         """
+        self.write_rest()
         return self._output.labels
 
     def write_to(self, labels: Any = None, overwrite: bool = False) -> None:
@@ -808,18 +833,19 @@ class Session:
             self._last_source = source
         return self._last_source  # the same object: it is compared often, and then quickly
 
-    def _restored(self, change: Change | None) -> str | None:
-        """Show what undo or redo has changed."""
+    def _restored(self, change: Change | None, at: int | None) -> str | None:
+        """Show what undo or redo has changed; if `at` is given, only this frame of it."""
         if change is None:
             return None
-        frames: dict[SequenceKey, set[int]] = defaultdict(set)
         for cells, place, number in change.cells:
             if self._records.is_object(cells):
-                self._write_object(number, only_covered=True)
+                for key, frames in self._frames_of(number, only_covered=True).items():
+                    self._unwritten.update(dict.fromkeys((key, frame) for frame in frames))
             else:
-                frames[place[0]].add(number)  # type: ignore[index]
-        for key, changed in frames.items():
-            self._write(self.view_of(key), sorted(changed))
+                self._unwritten[place[0], number] = None  # type: ignore[index]
+        if at is None:
+            self.write_rest()
+        self._write_unwritten(at)
         self.objects_changed.emit()
         self.prompts_replaced.emit()
         return change.label
@@ -837,22 +863,35 @@ class Session:
                 if mask is not None:
                     entries.append(Entry(object_id, mask, self._records.is_kept(place, frame)))
             self._output.write(view, frame, entries, claimed)
+            self._unwritten.pop((view.key, frame), None)
             for object_id, output in self._single.items():
                 own = [entry for entry in entries if entry.object_id == object_id]
                 output.write(view, frame, own, claimed)
             self.masks_changed.emit(view.index(frame))
 
+    def _write_unwritten(self, frame: int | None) -> None:
+        """Write a frame of the sequence that is shown, if it waits for that."""
+        if frame is not None and (self.view.key, frame) in self._unwritten:
+            self._write(self.view, [frame])
+
     def _write_object(self, object_id: int, only_covered: bool = False) -> None:
-        """Write frames anew on which an object has a mask.
+        """Write frames anew on which an object has a mask; only_covered: as for `_frames_of`."""
+        for key, frames in self._frames_of(object_id, only_covered).items():
+            self._write(self.view_of(key), frames)
+
+    def _frames_of(self, object_id: int, only_covered: bool) -> dict[SequenceKey, list[int]]:
+        """The frames of all sequences on which an object has a mask.
 
         only_covered: those where it may lie over another object, or another over it.
         """
-        for key, view in list(self._views.items()):
+        found = {}
+        for key in self._views:
             frames = list(self._records.masks((key, object_id)))
             if only_covered:
                 others = [(key, other) for other in self.objects if other != object_id]
                 frames = [f for f in frames if self._is_covered((key, object_id), f, others)]
-            self._write(view, frames)
+            found[key] = frames
+        return found
 
     def _is_covered(self, place: Place, frame: int, others: Iterable[Place]) -> bool:
         own = self._records.shown(place, frame)

@@ -7,11 +7,15 @@ from functools import partial
 from typing import Any
 
 import napari.layers
+from qtpy.QtCore import QTimer
 
-from napari_sam2.session import Keep
+from napari_sam2.session import Keep, Session
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.panel import INCLUDE
+
+_PORTION = 0.02  # seconds of writing at a time
+_PAUSE_MS = 10
 
 
 class ObjectActions:
@@ -21,6 +25,11 @@ class ObjectActions:
         self._context = context
         self._marking = marking
         self._panel = context.panel
+        self._unwritten: Session | None = None
+        """What undo has changed in its labels and does not show is written in small portions."""
+        self._rest = QTimer(context)
+        self._rest.setInterval(_PAUSE_MS)
+        self._rest.timeout.connect(self._write_rest)
         table = context.panel.objects
         table.renamed.connect(lambda i, name: self.edit(i, name=name))
         table.hide_asked.connect(lambda i, hidden: self.edit(i, hidden=hidden))
@@ -110,11 +119,11 @@ class ObjectActions:
 
     def undo(self) -> None:
         """Take the last change back."""
-        self._travel("Undone", lambda session: session.undo())
+        self._travel("Undone", Session.undo)
 
     def redo(self) -> None:
         """Make the change again that was last taken back."""
-        self._travel("Done again", lambda session: session.redo())
+        self._travel("Done again", Session.redo)
 
     def take_labels(
         self,
@@ -145,14 +154,25 @@ class ObjectActions:
         else:
             self._panel.fail(f"There is no such label in {layer.name}.")
 
-    def _travel(self, word: str, step: Callable[[Any], str | None]) -> None:
+    def _travel(self, word: str, step: Callable[[Session, int], str | None]) -> None:
         work = self._context.work
         self._marking.take_over_strokes()
         if work is None or work.is_held:
             return
-        what = step(work.session)
+        if self._unwritten is not None and self._unwritten is not work.session:
+            self._unwritten.write_rest()
+        what = step(work.session, self._context.frame)
+        self._unwritten = work.session
+        self._rest.start()
         self._context.changed.emit()
         self._panel.say("There is nothing to take back." if what is None else f"{word}: {what}.")
+
+    def _write_rest(self) -> None:
+        session = self._unwritten
+        at = self._context.frame if session is self._context.session else None
+        if session is None or session.write_rest(_PORTION, at):
+            self._unwritten = None
+            self._rest.stop()
 
     def _fill_labels_menu(self) -> None:
         """The labels layers whose masks may be taken as a start."""
