@@ -173,8 +173,12 @@ def test_rotated_sheared_layers_keep_prompts_and_masks_in_place(desk):
     expected = d.image.data_to_world(at)
     for layer in (d.widget.labels_layer, d.widget.points_layer, d.widget.shapes_layer):
         np.testing.assert_allclose(layer.data_to_world(at), expected)
+    # All of them go where the image goes.
+    d.image.scale, d.image.translate = (3, 1, 0.5), (1, 2, 3)
+    for layer in (d.widget.labels_layer, d.widget.points_layer):
+        np.testing.assert_allclose(layer.data_to_world((1, 2, 3)), d.image.data_to_world((1, 2, 3)))
     # The prompt layers may be moved apart from the image.
-    d.widget.points_layer.translate += (2, 0, 0)
+    d.widget.points_layer.translate += (3, 0, 0)
     d.widget.points_layer.add([4, 18, 20])
     assert sorted(d.session.prompts[1]) == [5]
 
@@ -201,6 +205,40 @@ def test_a_colour_image_and_a_time_lapse_of_volumes(desk):
     assert d.session.prompts == {}
     d.viewer.dims.set_current_step(1, 2)
     assert list(d.session.prompts[1]) == [1]
+
+
+def test_slices_follow_each_other_along_the_chosen_slider(desk):
+    series = np.stack([blobs((5, 48, 64)) + shift for shift in range(3)])
+    d = desk(data=series)
+    d.press(d.panel.more)
+    along, dims = d.panel.along, d.viewer.dims
+    assert [along.itemText(i) for i in range(along.count())] == [
+        f"{dims.axis_labels[0]}: 3 slices",
+        f"{dims.axis_labels[1]}: 5 slices",
+    ]
+    assert along.isVisible()
+    dims.set_point((0, 1), (2, 3))
+    along.setCurrentIndex(1)
+    along.activated.emit(1)
+    assert len(d.session.view) == 5
+    d.press(d.panel.modes["include"])
+    d.click((17, 20))
+    d.settle()
+    assert list(d.session.prompts[1]) == [3]
+    d.press(d.panel.propagate)
+    d.settle()
+    assert_same(d.labels, d.expected())
+    assert d.labels[2].any(axis=(1, 2)).all()
+    assert not d.labels[:2].any()
+    # Rolled, so that another pair of axes is shown, there are other sliders.
+    dims.order = (0, 2, 1, 3)
+    assert [along.itemData(i) for i in range(along.count())] == [0, 2]
+    dims.order = (0, 1, 2, 3)
+    assert along.currentData() == 1
+    assert list(d.session.prompts[1]) == [3]
+    flat = d.viewer.add_image(blobs(), name="flat")
+    d.widget.choose_image(flat)
+    assert not along.isVisible()
 
 
 def test_of_a_multiscale_image_the_full_resolution_is_segmented():

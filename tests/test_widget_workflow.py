@@ -481,6 +481,10 @@ def test_masks_are_written_where_the_person_wants_them(desk):
     np.testing.assert_array_equal(single.data == 4, d.labels == 4)
     d.press(d.panel.new)
     assert "scan Object 5" in d.viewer.layers
+    d.image.translate = (0, 7, 0)
+    assert single.translate[1] == d.viewer.layers["scan Object 5"].translate[1] == 7
+    assert d.widget.labels_layer.translate[1] == 7
+    assert other.translate[1] == 0  # a person's own layer
     choose(d.panel.targets, "new layer")
     assert "scan Object 5" not in d.viewer.layers
 

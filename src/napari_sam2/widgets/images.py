@@ -72,6 +72,7 @@ class Images(QObject):
         key = work.key_shown(dims.order, dims.point)
         if key != session.view.key:
             session.show(key)
+            self._options.fill_axes()
             self._marking.take_over_edits()
             context.say_what_next()
         self._display.show_slice()
@@ -143,6 +144,7 @@ class Images(QObject):
         """Go on with another session of the same image, in the same layers of marks and masks."""
         new = Workspace(work.image, session)
         new.window, new.look = work.window, work.look
+        new.axis = session.view.key.axis if session.prompted_sequences else work.axis
         layers = self._context.viewer.layers
         has_layers = work.labels is not None or work.prompts is not None
         was_chosen = self._context.work is work

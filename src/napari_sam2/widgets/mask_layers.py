@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_sam2.alignment import align
-from napari_sam2.prompt_layers import new_labels_layer, object_colours
+from napari_sam2.prompt_layers import Follower, new_labels_layer, object_colours
 from napari_sam2.session import Session
 from napari_sam2.widgets.events import Connections, Hooks, Keys, bind_keys, unbind_keys
 
@@ -47,14 +47,19 @@ class MaskLayers:
         self._keys: Keys = {}
         self._colormap: Any = None  # of the layer, as it was
         self._shown: tuple[Any, ...] = ()
+        self._follower: Follower | None = None
+
+    @property
+    def own(self) -> list[Labels]:
+        """The layers that were made here."""
+        main = [self.layer] if self.layer is not None and self.is_own else []
+        return [*self.each.values(), *main]
 
     def add(self, layers: LayerList, hooks: Hooks) -> None:
         """Add the layer, where there is none."""
         self._layers = layers
         if self.layer is None:
-            view = self.session.view
-            axis = None if view.channels is None else view.channels.axis
-            layer = new_labels_layer(self.image, self.session.labels, axis)
+            layer = new_labels_layer(self.image, self.session.labels, self._channel_axis)
             layers.insert(layers.index(self.image) + 1, layer)
             self._take(layer, hooks)
 
@@ -93,6 +98,7 @@ class MaskLayers:
                 if layer in self._layers:
                     self._layers.remove(layer)
             self.each.clear()
+            self._follow()
         if self.layer is not None:
             self.layer.visible = not wanted
         self._shown = ()
@@ -104,6 +110,7 @@ class MaskLayers:
             if single is layer:
                 del self.each[object_id]
         if layer not in (None, self.layer):
+            self._follow()
             return
         self._events.disconnect_all()
         if self.layer is not None:
@@ -114,6 +121,13 @@ class MaskLayers:
                 self.layer.colormap = self._colormap
         self.layer = None
         self.is_held = self.has_strokes = False
+        self._follow()
+
+    def close(self) -> None:
+        """Let go of all layers; they stay as they are."""
+        self.forget()
+        self.each.clear()
+        self._follow()
 
     def refresh(self) -> None:
         """Show what has changed in the masks."""
@@ -156,6 +170,7 @@ class MaskLayers:
         layer.mouse_drag_callbacks.insert(0, self._while_held)
         bind_keys(layer, self._keys)
         self._shown = ()
+        self._follow()
         self.colour()
 
     def _show_each_object(self, colormap: Any) -> None:
@@ -164,7 +179,8 @@ class MaskLayers:
             return
         for object_id, info in objects.items():
             if object_id not in self.each:
-                layer = new_labels_layer(self.image, self.session.labels_of(object_id))
+                labels = self.session.labels_of(object_id)
+                layer = new_labels_layer(self.image, labels, self._channel_axis)
                 self.each[object_id] = layer
                 layers.insert(layers.index(self.image) + 1, layer)
             self.each[object_id].name = f"{self.image.name} {info.name}"
@@ -173,9 +189,20 @@ class MaskLayers:
             layer = self.each.pop(object_id)
             if layer in layers:
                 layers.remove(layer)
+        self._follow()
+
+    @property
+    def _channel_axis(self) -> int | None:
+        channels = self.session.view.channels
+        return None if channels is None else channels.axis
+
+    def _follow(self) -> None:
+        """Let the layers that are there now go where the image goes."""
+        self._follower = Follower(self.image, self.own, self._channel_axis)
 
     def _while_held(self, layer: Labels, event: Any) -> Iterator[None]:
         self.is_held = True
+        self.session.write_rest()  # so that all that is painted over is there
         yield
         while event.type == "mouse_move":
             yield

@@ -36,6 +36,7 @@ class Options:
         self._window.setInterval(_WINDOW_MS)
         self._window.timeout.connect(self._look_up_windows)
         panel = context.panel
+        panel.along.activated.connect(self._on_axis_chosen)
         panel.windows.activated.connect(self._on_window_chosen)
         panel.channels.activated.connect(self._on_look_chosen)
         panel.targets.activated.connect(self._on_target_chosen)
@@ -46,6 +47,7 @@ class Options:
         panel, work = self._context.panel, self._context.work
         if work is None:
             return
+        self.fill_axes()
         windows = [(text, choice) for choice, text in window_choices(work.session.view).items()]
         panel.show_choices(panel.windows, windows, work.window)
         panel.show_choices(panel.channels, _looks(work, self._context.viewer.layers), work.look)
@@ -55,8 +57,25 @@ class Options:
         chosen: object = NEW_LAYER if work.masks.is_own else work.labels
         panel.show_choices(panel.targets, targets, ONE_EACH if work.masks.has_each else chosen)
 
+    def fill_axes(self, *_: object) -> None:
+        """Show the sliders that slices can follow each other along, as the axes are rolled now."""
+        work, dims = self._context.work, self._context.viewer.dims
+        if work is None or dims.ndim < work.image.ndim:
+            return
+        shape, added = image_shape(work.image), dims.ndim - work.image.ndim
+        axes = [
+            (f"{dims.axis_labels[axis + added]}: {shape[axis]} slices", axis)
+            for axis in work.axes_shown(dims.order)
+        ]
+        self._context.panel.show_axes(axes, work.session.view.key.axis)
+
     def close(self) -> None:
         self._window.stop()
+
+    def _on_axis_chosen(self, *_: object) -> None:
+        if self._context.work is not None:
+            self._context.work.axis = self._context.panel.along.currentData()
+            self._images.follow_viewer()
 
     # -- intensities ---------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ _MODES = {
     INCLUDE: ("Include", "Click on the object.", "I"),
     EXCLUDE: ("Exclude", "Click where the mask should not be. Or Shift and click.", "E"),
     BOX: ("Box", "Drag a box tightly around the object.", "B"),
-    SCRIBBLE: ("Scribble", "Draw a line along the object. With Shift: along what is not.", "S"),
+    SCRIBBLE: ("Scribble", "Draw a line along the object. With Shift: along what is not.", "D"),
     LASSO: ("Lasso", "Draw freely around the object.", "L"),
     PAINT: ("Paint", "Paint or erase the mask by hand. It is then kept as you paint it.", "P"),
 }
@@ -83,7 +83,9 @@ class Panel(QWidget):
         self.more.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.more.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
         self.options = QWidget()
+        self._along_text = QLabel("Slices along")
         self.devices = _combo("Where the network runs.", _DEVICES)
+        self.along = _combo("The slider along whose slices objects are followed.")
         self.windows = _combo("The intensities that SAM 2 sees as black and white.")
         self.channels = _combo("What SAM 2 sees as red, green and blue.")
         self.targets = _combo("The labels layer that masks are written to.")
@@ -115,7 +117,7 @@ class Panel(QWidget):
         self.slice = QLabel()
         self.slice.setToolTip("The slice that the viewer shows, and its state for this object.")
         self.slice.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
-        self.approve = _button("Approve", "The mask is right here: keep it, follow it.  Key: A")
+        self.approve = _button("Approve", "The mask is right here: keep it, follow it.  Key: Y")
         self.lock = _button("Lock", "Keep the mask on this slice as it is.  Key: K")
         for button in (self.approve, self.lock):
             button.setCheckable(True)
@@ -181,7 +183,9 @@ class Panel(QWidget):
             "Ends after": self.end_after,
             "": self.overwrite,
         }
-        self.options.setLayout(_form(rows))
+        form = _form(rows)
+        form.insertRow(1, self._along_text, self.along)
+        self.options.setLayout(form)
         layout.addWidget(self.options)
         layout.addWidget(_heading("1. Objects"))
         layout.addWidget(self.objects)
@@ -308,6 +312,12 @@ class Panel(QWidget):
             combo.addItem(text, value)
         combo.setCurrentIndex(max(0, combo.findData(chosen)) if combo.count() else -1)
         combo.blockSignals(False)
+
+    def show_axes(self, axes: Iterable[tuple[str, int]], chosen: int | None) -> None:
+        """The sliders along which slices can follow each other; hidden unless there are two."""
+        self.show_choices(self.along, axes, chosen)
+        for part in (self._along_text, self.along):
+            part.setVisible(self.along.count() > 1)
 
     def show_devices(self, present: set[str]) -> None:
         """Take away the devices that this computer lacks."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_sam2.prompt_layers import NEGATIVE, POSITIVE, PromptLayers, Reading
 from napari_sam2.recovery import Autosave
-from napari_sam2.sequence_view import Channels, SequenceKey
+from napari_sam2.sequence_view import Channels, SequenceKey, sequence_axes
 from napari_sam2.session import LockedError, Session
 from napari_sam2.widgets.events import Connections, Hooks, Keys, bind_keys, unbind_keys
 from napari_sam2.widgets.mask_layers import MaskLayers
@@ -64,6 +64,9 @@ class Workspace:
         self.window = CONTRAST_LIMITS
         """The choice of intensities that the model sees."""
         self.look = Look()
+        self.axis: int | None = None
+        """Along which slices follow each other, where several axes have a slider; None: the first
+        of `axes_shown`."""
         self.events = Connections()
         """Those that last as long as the workspace."""
         self.file: Path | None = None
@@ -95,18 +98,18 @@ class Workspace:
     @property
     def layers(self) -> list[Layer]:
         """All that were made here."""
-        made: list[Layer] = [*self.masks.each.values()]
-        if self.labels is not None and self.masks.is_own:
-            made.append(self.labels)
+        made: list[Layer] = [*self.masks.own]
         if self.prompts is not None:
             made += [self.prompts.points, self.prompts.boxes]
         return made
 
     def key_shown(self, order: Sequence[int], point: Sequence[float]) -> SequenceKey:
         """The sequence of the image that a viewer with these dims shows."""
-        channels = self.look.channels
-        axis = None if channels is None else channels.axis
-        return SequenceKey.of_viewer(self.image, order, point, channel_axis=axis)
+        return SequenceKey.of_viewer(self.image, order, point, self.axis, self._channel_axis)
+
+    def axes_shown(self, order: Sequence[int]) -> tuple[int, ...]:
+        """The axes that slices can follow each other along in a viewer with this dims.order."""
+        return sequence_axes(self.image, order, self._channel_axis)
 
     @property
     def is_held(self) -> bool:
@@ -166,8 +169,9 @@ class Workspace:
 
     def close(self) -> None:
         """Take all callbacks and keys off the layers, which stay as they are."""
+        self.session.write_rest()
         self._let_go_of_prompts()
-        self.masks.forget()
+        self.masks.close()
         self.events.disconnect_all()
         if self._autosave is not None:
             is_saved = self.changes == self.saved_changes
@@ -180,6 +184,10 @@ class Workspace:
         self._autosave = Autosave(self.session, path, AUTOSAVE_SECONDS, failed)
         if path is not None:
             self.changes += 1  # it is not in a file of the person's own
+
+    @property
+    def _channel_axis(self) -> int | None:
+        return None if self.look.channels is None else self.look.channels.axis
 
     def _on_change(self, *_: object) -> None:
         self.changes += 1
