@@ -591,6 +591,61 @@ def propagated_mask(session, object_id, frame):
     raise AssertionError
 
 
+def test_painting_on_the_labels_is_taken_over(session):
+    one, two = session.add_object(), session.add_object()
+    session.paint(one, 2, square(10))
+    session.paint(two, 2, square(20))
+    assert session.take_painting(2) == [], "nobody has painted"
+    labels = session.labels
+    labels[2, 10:12] = 0  # erased
+    labels[2, 20:23, 20:30] = one  # over the other, and beyond it
+    labels[2, 35, 35] = 99  # no object's
+    seen = labels[2].copy()
+    assert session.take_painting(2) == [one, two]
+    np.testing.assert_array_equal(labels[2], seen)
+    drawn = session.masks_of(one)[2].on_frame(SHAPE[1:])
+    np.testing.assert_array_equal(drawn, seen == one)
+    assert session.take_painting(2) == []
+    assert session.undo() == "Paint"
+    np.testing.assert_array_equal(labels[2] == one, square(10))
+    np.testing.assert_array_equal(labels[2] == two, square(20))
+    assert labels[2, 35, 35] == 99
+
+
+def test_painting_over_what_the_model_has_found_leaves_that_whole(session):
+    one, two = session.add_object(), session.add_object()
+    session.add_points(two, [(2, 16, 16)])
+    session.preview(2)
+    found = session.labels[2] == two
+    over = found & square(14)
+    assert over.any()
+    session.labels[2][over] = one
+    assert session.take_painting(2) == [one]
+    np.testing.assert_array_equal(session.labels[2], np.where(over, one, found * two))
+    np.testing.assert_array_equal(session.masks_of(two)[2].on_frame(SHAPE[1:]), found)
+
+
+@pytest.mark.parametrize("how", ["approved", "locked", "whole"])
+def test_painting_over_what_is_kept_is_not_taken_over(session, how):
+    one, two = session.add_object(), session.add_object()
+    session.paint(one, 2, square(10))
+    if how == "whole":
+        session.edit_object(one, locked=True)
+    else:
+        session.keep(one, [2], how)
+    session.labels[2, 8:14, 8:14] = two
+    assert session.take_painting(2) == [two]
+    np.testing.assert_array_equal(session.labels[2] == one, square(10))
+    around = np.zeros(SHAPE[1:], bool)
+    around[8:14, 8:14] = True
+    np.testing.assert_array_equal(session.labels[2] == two, around & ~square(10))
+    session.labels[2] = 0
+    assert session.take_painting(2) == [two]
+    np.testing.assert_array_equal(session.labels[2], one * square(10))
+    with pytest.raises(ValueError, match="There is no slice 77"):
+        session.take_painting(77)
+
+
 def test_the_last_slice_that_is_released_is_not_lost(session):
     one = session.add_object()
     session.add_points(one, [(2, 16, 16)])
