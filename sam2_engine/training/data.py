@@ -2,9 +2,8 @@
 
 A clip is a short sequence of frames with the masks of the objects that are seen on its first frame,
 where they will be prompted. It comes from a volume (any axis, either direction), from a time-lapse,
-from a single image set in motion, from bodies in volumes that nobody has labelled (``regions``),
-or from ``synthetic``. It often runs past the end of its objects,
-so that their absence is learnt.
+from a single image set in motion, from bodies in volumes that nobody has labelled (``regions``), or
+from ``synthetic``. It often runs past the end of its objects, so that their absence is learnt.
 """
 
 from __future__ import annotations
@@ -198,9 +197,7 @@ class ClipSampler:
     def _bodies(
         self, rng: np.random.Generator, frames: int, max_objects: int
     ) -> tuple[Tensor, Tensor] | None:
-        """Bodies of like intensity in any volume; half of the time not of a hippocampus, which are
-        most.
-        """
+        """Bodies of like intensity in any volume, of each data set equally often."""
         groups = sorted({source.group for source in self.volumes})
         group = groups[rng.integers(len(groups))]
         own = [source for source in self.volumes if source.group == group]

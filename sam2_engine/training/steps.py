@@ -97,8 +97,7 @@ def geometry_step(
 
     From random weights on real images they would hardly learn, for this has to come first. The
     features are those of real images: heads that have seen noise alone are lost among features that
-    are larger and alike over whole regions. Positions are relative to the frame, so a smaller frame
-    teaches the same and is quicker.
+    are larger and alike over whole regions.
 
     Args:
         images: (B, 3, S, S), normalised.
@@ -112,21 +111,6 @@ def geometry_step(
     weights = LossWeights(focal=4.0)
     meter = _Meter(torch.ones(count), loss_size=model.image_size // 4, loss_weights=weights)
     return _prompt_and_correct(model, features, truth, meter, generator, 0.3)
-
-
-def with_input_size(model: SAM2, side: int) -> SAM2:
-    """The same network, sharing its weights, in training mode for frames of another size."""
-    if side == model.image_size:
-        return model
-    view = SAM2(model.config.resized(side))
-    for name, part in model.named_children():
-        if name != "sam_prompt_encoder":
-            setattr(view, name, part)
-    for name, part in model.sam_prompt_encoder.named_children():
-        setattr(view.sam_prompt_encoder, name, part)
-    for name, parameter in model.named_parameters(recurse=False):
-        setattr(view, name, parameter)
-    return view
 
 
 def image_step(model: SAM2, batch: Batch, generator: torch.Generator) -> StepResult:

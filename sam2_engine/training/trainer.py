@@ -26,7 +26,6 @@ from sam2_engine.training.steps import (
     clip_step,
     geometry_step,
     image_step,
-    with_input_size,
 )
 
 GEOMETRY, IMAGES, CLIPS = "geometry", "images", "clips"
@@ -63,10 +62,6 @@ class Stage:
     """Least and greatest number of frames of a clip."""
     images: int = 0
     """Single images beside the clips, so that prompts are not forgotten."""
-    size: int | None = None
-    """Side of the input, the model's own if None. Smaller frames teach much of the same, and
-    quicker.
-    """
 
 
 STAGES: dict[str, tuple[Stage, ...]] = {
@@ -241,9 +236,8 @@ class Trainer:
 
     def _steps(self, stage: Stage) -> Callable[[], StepResult]:
         _freeze(self.model, whole_trunk=stage.trunk_rate == 0)
-        size = stage.size or self.model.image_size
-        model = with_input_size(self.model, size)
-        sampler = ClipSampler(self.sources, size)
+        model = self.model
+        sampler = ClipSampler(self.sources, model.image_size)
         seed = self.seed * 1000 + self.progress.stage
 
         def ready(seed: int, frames: tuple[int, int], count: int) -> Iterator[Batch]:
