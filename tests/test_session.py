@@ -912,7 +912,8 @@ def test_undo_writes_what_is_seen_first_and_the_rest_in_portions(session):
     session.propagate()
     done, view = session.labels.copy(), session.labels
     assert done.any(axis=(1, 2)).all()
-    assert session.undo(at=2) == "Propagate"
+    with session.writing_first(2):
+        assert session.undo() == "Propagate"
     assert not session.masks
     assert not view[2].any()
     np.testing.assert_array_equal(view[3:], done[3:])
@@ -922,17 +923,50 @@ def test_undo_writes_what_is_seen_first_and_the_rest_in_portions(session):
         assert not view[4].any()
     assert portions > 1
     assert not view.any()
-    session.redo(at=0)
-    session.undo(at=4)
-    session.redo(at=0)
+    with session.writing_first(4):
+        session.redo()
+        session.undo()
+        session.redo()
     np.testing.assert_array_equal(session.labels, done)  # all, for whoever asks for them
     session.undo()
     assert not view.any()
-    session.redo(at=3)
+    with session.writing_first(3):
+        session.redo()
     session.paint(one, 2, square(30))
     session.write_rest()
     done[2] = one * square(30)
     np.testing.assert_array_equal(view, done)
+
+
+@pytest.mark.parametrize("change", ["lock", "merge", "delete", "overwrite"])
+def test_changes_of_whole_objects_are_written_in_portions_too(volume, change):
+    others = np.zeros(SHAPE, np.int32)
+    others[:, 22:24] = 7
+    session = Session(volume, small_model(), labels=others)
+    one, two = session.add_object(), session.add_object()
+    for frame in range(SHAPE[0]):
+        session.paint(one, frame, square(20, 10))
+        session.paint(two, frame, square(26))
+    before = others.copy()
+    with session.writing_first(3):
+        if change == "lock":
+            session.edit_object(two, locked=True)
+        elif change == "merge":
+            session.merge_objects(two, one)
+        elif change == "delete":
+            session.remove_object(one)
+        else:
+            session.overwrite = True
+    now = others.copy()
+    np.testing.assert_array_equal(np.delete(now, 3, axis=0), np.delete(before, 3, axis=0))
+    assert (now[3] != before[3]).any() == (change != "lock")  # what is painted goes first anyway
+    assert not session.write_rest(1e-9, at=1)
+    np.testing.assert_array_equal(others[1], now[3])
+    session.write_rest()
+    assert (others == now[3]).all()
+    if change == "overwrite":
+        session.overwrite = False
+        np.testing.assert_array_equal(others, before)
 
 
 def test_a_change_after_undo_ends_what_could_be_made_again(session):

@@ -86,11 +86,11 @@ class Records:
         """Forget all of an object in a sequence. Returns the frames that had something."""
         return self._clear(place, self.found, self._tracked, self.kept, self.prompts)
 
-    def merge(self, frame: int, shape: tuple[int, int], into: Place, other: Place) -> None:
-        """Add what is said and shown of another place on a frame of this (H, W) shape."""
+    def merge(self, frame: int, into: Place, other: Place) -> None:
+        """Add what is said and shown of another place on a frame."""
         shown = [self.shown(place, frame) for place in (into, other)]
         masks = [mask for mask in shown if mask is not None]
-        union = ObjectMask.union(masks, shape)
+        union = ObjectMask.union(masks)
         first, second = self.said(into, frame), self.said(other, frame)
         merged = first.with_more(second)
         if first.box is not None and second.box is not None:

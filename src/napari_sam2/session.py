@@ -16,6 +16,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -125,6 +126,7 @@ class Session:
         self._output = Output(self.view.shape, labels, overwrite)
         self._single: dict[int, Output] = {}
         self._unwritten: dict[tuple[SequenceKey, int], None] = {}  # in the order in which they come
+        self._first: int | None = None  # the only frame that is written at once
         self._last_id = 0
         self._last_source = Source(self.model, self.window, self.end_after)
         self._engine = Engine()
@@ -211,7 +213,7 @@ class Session:
                 said = self._records.prompts.at(second)
                 frames = sorted({*self._records.masks(second), *said})
                 for frame in frames:
-                    self._records.merge(frame, view.frame_shape, first, second)
+                    self._records.merge(frame, first, second)
                 self._records.clear(second)
                 self._write(view, frames)
             self._records.set_object(other, None)
@@ -499,31 +501,38 @@ class Session:
 
     # -- history -------------------------------------------------------------------------------
 
-    def undo(self, at: int | None = None) -> str | None:
-        """Take the last change back. Returns what it was; None if there is nothing.
+    def undo(self) -> str | None:
+        """Take the last change back. Returns what it was; None if there is nothing."""
+        return self._restored(self.history.undo())
 
-        at: of `labels`, write only this frame now, and leave the others to `write_rest`.
+    def redo(self) -> str | None:
+        """Make the change again that was last taken back. Returns what it is, or None."""
+        return self._restored(self.history.redo())
+
+    @contextmanager
+    def writing_first(self, frame: int) -> Iterator[None]:
+        """What changes inside is written to `labels` on one frame of the sequence that is shown.
+
+        The other frames are left to `write_rest`, for a window that must not stand still.
         """
-        return self._restored(self.history.undo(), at)
-
-    def redo(self, at: int | None = None) -> str | None:
-        """Make the change again that was last taken back. Returns what it is, or None.
-
-        at: as for `undo`.
-        """
-        return self._restored(self.history.redo(), at)
+        before, self._first = self._first, frame
+        try:
+            yield
+        finally:
+            self._first = before
 
     def write_rest(self, seconds: float = math.inf, at: int | None = None) -> bool:
-        """Write what `undo` and `redo` have left unwritten. Returns whether nothing is left.
+        """Write what `writing_first` has left unwritten. Returns whether nothing is left.
 
         seconds: leave the others to the next call after so long, and after one at least.
         at: a frame of the sequence that is shown, which goes first.
         """
         end = time.perf_counter() + seconds
-        self._write_unwritten(at)
+        if at is not None and (self.view.key, at) in self._unwritten:
+            self._write_frame(self.view, at)
         while self._unwritten:
             key, frame = next(iter(self._unwritten))
-            self._write(self.view_of(key), [frame])
+            self._write_frame(self.view_of(key), frame)
             if time.perf_counter() > end:
                 break
         return not self._unwritten
@@ -607,8 +616,18 @@ class Session:
             )
         self._output.clear()
         self._output = output
-        for object_id in self.objects:
-            self._write_object(object_id)
+        self._write_all()
+
+    @property
+    def overwrite(self) -> bool:
+        """Whether masks cover what belongs to others in `labels`; it comes back where they go."""
+        return self._output.overwrite
+
+    @overwrite.setter
+    def overwrite(self, wanted: bool) -> None:
+        if wanted != self._output.overwrite:
+            self._output.overwrite = wanted
+            self._write_all()
 
     def labels_of(self, object_id: int, labels: Any = None) -> Any:
         """One object alone, whole also where others cover it, kept up to date from now on.
@@ -833,19 +852,19 @@ class Session:
             self._last_source = source
         return self._last_source  # the same object: it is compared often, and then quickly
 
-    def _restored(self, change: Change | None, at: int | None) -> str | None:
-        """Show what undo or redo has changed; if `at` is given, only this frame of it."""
+    def _restored(self, change: Change | None) -> str | None:
+        """Show what undo or redo has changed."""
         if change is None:
             return None
+        frames: dict[SequenceKey, dict[int, None]] = defaultdict(dict)
         for cells, place, number in change.cells:
             if self._records.is_object(cells):
-                for key, frames in self._frames_of(number, only_covered=True).items():
-                    self._unwritten.update(dict.fromkeys((key, frame) for frame in frames))
+                for key, covered in self._frames_of(number, only_covered=True).items():
+                    frames[key].update(dict.fromkeys(covered))
             else:
-                self._unwritten[place[0], number] = None  # type: ignore[index]
-        if at is None:
-            self.write_rest()
-        self._write_unwritten(at)
+                frames[place[0]][number] = None  # type: ignore[index]
+        for key, changed in frames.items():
+            self._write(self.view_of(key), changed)
         self.objects_changed.emit()
         self.prompts_replaced.emit()
         return change.label
@@ -853,26 +872,35 @@ class Session:
     def _write(
         self, view: SequenceView, frames: Iterable[int], claimed: Iterable[int] = ()
     ) -> None:
-        """Write frames of `labels` anew, by the rules of `Output`."""
+        """Write frames of `labels` anew, at once or, in `writing_first`, by `write_rest`."""
         claimed = list(claimed)
         for frame in frames:
-            entries = []
-            for object_id in self._records.objects:
-                place = view.key, object_id
-                mask = self._records.shown(place, frame)
-                if mask is not None:
-                    entries.append(Entry(object_id, mask, self._records.is_kept(place, frame)))
-            self._output.write(view, frame, entries, claimed)
-            self._unwritten.pop((view.key, frame), None)
-            for object_id, output in self._single.items():
-                own = [entry for entry in entries if entry.object_id == object_id]
-                output.write(view, frame, own, claimed)
-            self.masks_changed.emit(view.index(frame))
+            is_first = view is self.view and frame == self._first
+            if self._first is None or is_first or claimed:
+                self._write_frame(view, frame, claimed)
+            else:
+                self._unwritten[view.key, frame] = None
 
-    def _write_unwritten(self, frame: int | None) -> None:
-        """Write a frame of the sequence that is shown, if it waits for that."""
-        if frame is not None and (self.view.key, frame) in self._unwritten:
-            self._write(self.view, [frame])
+    def _write_frame(self, view: SequenceView, frame: int, claimed: Sequence[int] = ()) -> None:
+        """Write a frame by the rules of `Output`."""
+        entries = []
+        for object_id in self._records.objects:
+            place = view.key, object_id
+            mask = self._records.shown(place, frame)
+            if mask is not None:
+                entries.append(Entry(object_id, mask, self._records.is_kept(place, frame)))
+        self._output.write(view, frame, entries, claimed)
+        self._unwritten.pop((view.key, frame), None)
+        for object_id, output in self._single.items():
+            own = [entry for entry in entries if entry.object_id == object_id]
+            output.write(view, frame, own, claimed)
+        self.masks_changed.emit(view.index(frame))
+
+    def _write_all(self) -> None:
+        """Write all frames anew on which anything has a mask."""
+        for key, view in list(self._views.items()):
+            masks = [self._records.masks((key, object_id)) for object_id in self.objects]
+            self._write(view, sorted({frame for frames in masks for frame in frames}))
 
     def _write_object(self, object_id: int, only_covered: bool = False) -> None:
         """Write frames anew on which an object has a mask; only_covered: as for `_frames_of`."""

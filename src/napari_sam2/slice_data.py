@@ -91,17 +91,18 @@ class ObjectMask:
         """From a person's (H, W) mask, nonzero on the object; it may be empty."""
         inside = np.asarray(mask) != 0
         area = _bounding_box(inside) or (slice(0, 0), slice(0, 0))
-        logits = (inside[area] * _CERTAIN).astype(np.float16)
+        logits = np.where(inside[area], np.float16(_CERTAIN), np.float16(0))
         return cls(area[0].start, area[1].start, logits, None, 1.0)
 
     @classmethod
-    def union(cls, masks: Sequence[ObjectMask], shape: tuple[int, int]) -> ObjectMask:
-        """All of these masks on a frame of this (H, W) shape; one alone stays the same object."""
+    def union(cls, masks: Sequence[ObjectMask]) -> ObjectMask:
+        """All of these masks of a frame; one alone stays the same object."""
         if len(masks) == 1:
             return masks[0]
-        whole = np.zeros(shape, np.bool_)
+        height, width = (max((m.area[axis].stop for m in masks), default=0) for axis in (0, 1))
+        whole = np.zeros((height, width), np.bool_)
         for mask in masks:
-            whole |= mask.on_frame(shape)
+            whole[mask.area] |= mask.logits > 0
         return cls.given(whole)
 
     @property

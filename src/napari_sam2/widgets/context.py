@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import napari.layers
 import napari.viewer
 import numpy as np
-from qtpy.QtCore import QObject, Signal
+from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_sam2.session import Session
 from napari_sam2.widgets.model_choice import ModelChoice
@@ -17,6 +18,8 @@ from napari_sam2.widgets.runner import Runner
 from napari_sam2.widgets.workspace import Workspace
 
 _LOADING = "Loading the model"
+_PORTION = 0.02  # seconds of writing at a time
+_PAUSE_MS = 10
 
 
 class Context(QObject):
@@ -35,6 +38,10 @@ class Context(QObject):
         self.runner = runner
         self.work: Workspace | None = None
         """The image that is chosen; None without one."""
+        self._unwritten: Session | None = None
+        self._rest = QTimer(self)
+        self._rest.setInterval(_PAUSE_MS)
+        self._rest.timeout.connect(self._write_rest)
 
     @property
     def session(self) -> Session | None:
@@ -82,6 +89,21 @@ class Context(QObject):
         info = self.session.objects.get(object_id or self.panel.object_id) if self.session else None
         return info.name if info else "the object"
 
+    @contextmanager
+    def in_portions(self) -> Iterator[None]:
+        """What the session changes inside is written at once where the viewer shows it.
+
+        The other slices follow in small portions, so that the window does not stand still.
+        """
+        session = self.session
+        assert session is not None
+        if self._unwritten is not None and self._unwritten is not session:
+            self._unwritten.write_rest()
+        self._unwritten = session
+        self._rest.start()
+        with session.writing_first(self.frame):
+            yield
+
     def attempt(self, action: Callable[[], Any]) -> bool:
         """Do what may be refused, and say so if it is. Returns whether it was done."""
         try:
@@ -118,3 +140,10 @@ class Context(QObject):
                 f"Press Include and click on {self.name()}, or press Box and drag a box around "
                 "it, on any slice."
             )
+
+    def _write_rest(self) -> None:
+        session = self._unwritten
+        at = self.frame if session is self.session else None
+        if session is None or session.write_rest(_PORTION, at):
+            self._unwritten = None
+            self._rest.stop()

@@ -83,20 +83,14 @@ class MaskLayers:
             self._take(layer, hooks)
             layer.refresh()
 
-    def overwrite(self, others: bool) -> None:
-        """Whether masks may cover labels that are not of the session."""
-        labels = self.session.labels
-        self.session.write_to(None)
-        self.session.write_to(labels, overwrite=others)
-        self.refresh()
-
     def show_each(self, wanted: bool) -> None:
         """Whether every object has a layer of its own, too."""
         self.has_each = wanted
         if not wanted and self._layers is not None:
-            for layer in list(self.each.values()):
+            for object_id, layer in list(self.each.items()):
                 if layer in self._layers:
                     self._layers.remove(layer)
+                self.session.drop_labels_of(object_id)
             self.each.clear()
             self._follow()
         if self.layer is not None:

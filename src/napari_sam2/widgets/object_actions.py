@@ -7,15 +7,14 @@ from functools import partial
 from typing import Any
 
 import napari.layers
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QColor
+from qtpy.QtWidgets import QColorDialog
 
 from napari_sam2.session import Keep, Session
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.panel import INCLUDE
-
-_PORTION = 0.02  # seconds of writing at a time
-_PAUSE_MS = 10
 
 
 class ObjectActions:
@@ -25,12 +24,8 @@ class ObjectActions:
         self._context = context
         self._marking = marking
         self._panel = context.panel
-        self._unwritten: Session | None = None
-        """What undo has changed in its labels and does not show is written in small portions."""
-        self._rest = QTimer(context)
-        self._rest.setInterval(_PAUSE_MS)
-        self._rest.timeout.connect(self._write_rest)
         table = context.panel.objects
+        table.colour_asked.connect(self.ask_colour)
         table.renamed.connect(lambda i, name: self.edit(i, name=name))
         table.hide_asked.connect(lambda i, hidden: self.edit(i, hidden=hidden))
         table.lock_asked.connect(lambda i, locked: self.edit(i, locked=locked))
@@ -52,7 +47,8 @@ class ObjectActions:
             return
         session, chosen = work.session, self._panel.objects.selected
         names = ", ".join(self._context.name(i) for i in chosen)
-        with session.history.change("Delete " + ("object" if len(chosen) == 1 else "objects")):
+        change = "Delete " + ("object" if len(chosen) == 1 else "objects")
+        with self._context.in_portions(), session.history.change(change):
             done = [self._context.attempt(partial(session.remove_object, i)) for i in chosen]
             if not session.objects:
                 session.add_object()
@@ -70,7 +66,7 @@ class ObjectActions:
         if not others:
             self._panel.fail("Select two or more objects first: hold Ctrl and click on each.")
             return
-        with session.history.change("Merge"):
+        with self._context.in_portions(), session.history.change("Merge"):
             done = [self._context.attempt(partial(session.merge_objects, into, i)) for i in others]
         self._context.changed.emit()
         self._panel.object_id = into
@@ -78,10 +74,28 @@ class ObjectActions:
             self._panel.say(f"{len(others) + 1} objects are now {self._context.name(into)}.")
 
     def edit(self, object_id: int, **changes: Any) -> None:
-        """Change an object's name, or whether it is hidden or locked."""
+        """Change an object's name or colour, or whether it is hidden or locked."""
         if self._context.session is not None:
-            self._context.session.edit_object(object_id, **changes)
+            with self._context.in_portions():
+                self._context.session.edit_object(object_id, **changes)
             self._context.changed.emit()
+
+    def ask_colour(self, object_id: int) -> None:
+        """Let the person choose an object's colour in Qt's dialog."""
+        work = self._context.work
+        if work is None:
+            return
+        now = QColor.fromRgbF(*(float(part) for part in work.masks.colour_of(object_id)[:3]))
+        dialog = QColorDialog(now, self._panel)
+        dialog.setWindowTitle(f"Colour of {self._context.name(object_id)}")
+        dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+
+        def chosen(colour: QColor) -> None:
+            if work is self._context.work and object_id in work.session.objects:
+                self.edit(object_id, colour=colour.getRgbF()[:3])
+
+        dialog.colorSelected.connect(chosen)
+        dialog.open()
 
     def keep_slice(self, how: Keep, kept: bool | None = None) -> None:
         """Approve or lock the slice that is shown for the selected object, or take that back.
@@ -154,25 +168,15 @@ class ObjectActions:
         else:
             self._panel.fail(f"There is no such label in {layer.name}.")
 
-    def _travel(self, word: str, step: Callable[[Session, int], str | None]) -> None:
+    def _travel(self, word: str, step: Callable[[Session], str | None]) -> None:
         work = self._context.work
         self._marking.take_over_strokes()
         if work is None or work.is_held:
             return
-        if self._unwritten is not None and self._unwritten is not work.session:
-            self._unwritten.write_rest()
-        what = step(work.session, self._context.frame)
-        self._unwritten = work.session
-        self._rest.start()
+        with self._context.in_portions():
+            what = step(work.session)
         self._context.changed.emit()
         self._panel.say("There is nothing to take back." if what is None else f"{word}: {what}.")
-
-    def _write_rest(self) -> None:
-        session = self._unwritten
-        at = self._context.frame if session is self._context.session else None
-        if session is None or session.write_rest(_PORTION, at):
-            self._unwritten = None
-            self._rest.stop()
 
     def _fill_labels_menu(self) -> None:
         """The labels layers whose masks may be taken as a start."""

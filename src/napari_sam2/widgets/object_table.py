@@ -1,4 +1,4 @@
-"""The table of objects: what each is called, what is known of it, and its eye and lock."""
+"""The table of objects: colour and name, what is known of each, and its eye and lock."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from qtpy.QtWidgets import (
 
 from napari_sam2.widgets.icons import colour_icon, icon
 
-NAME, PROMPTS, SLICES, SCORE, EYE, LOCK = range(6)
+COLOUR, NAME, PROMPTS, SLICES, SCORE, EYE, LOCK = range(7)
 _HEADS = {
+    COLOUR: ("", "Click on a colour to choose another one."),
     NAME: (
         "Object",
         "New prompts belong to the selected object. Double-click a name to change it.",
@@ -57,6 +58,7 @@ class ObjectTable(QTableWidget):
     chosen = Signal()
     """Another object is selected."""
     renamed = Signal(int, str)
+    colour_asked = Signal(int)
     hide_asked = Signal(int, bool)
     lock_asked = Signal(int, bool)
 
@@ -108,6 +110,7 @@ class ObjectTable(QTableWidget):
         self._small.setPixelSize(size)
         metrics = QFontMetrics(self._small)
         widest = {PROMPTS: "Marks", SLICES: "000–000", SCORE: "Score", EYE: "00", LOCK: "00"}
+        self.setColumnWidth(COLOUR, self.iconSize().width() + 8)
         for column, text in widest.items():
             self.setColumnWidth(column, metrics.horizontalAdvance(text) + 8)
         self._fill_all()
@@ -199,7 +202,7 @@ class ObjectTable(QTableWidget):
                 item.setText(text)
             name = f"{row.name}. {row.note}" if row.note else row.name
             item.setToolTip(name if column == NAME else _HEADS[column][1])
-        self._item(number, NAME).setIcon(colour_icon(row.colour))
+        self._item(number, COLOUR).setIcon(colour_icon(row.colour))
         self._item(number, EYE).setIcon(self._icons["eye closed" if row.hidden else "eye"])
         self._item(number, LOCK).setIcon(self._icons["lock" if row.locked else "lock open"])
 
@@ -219,7 +222,9 @@ class ObjectTable(QTableWidget):
 
     def _on_cell_clicked(self, number: int, column: int) -> None:
         row = self._rows[number]
-        if column == EYE:
+        if column == COLOUR:
+            self.colour_asked.emit(row.id)
+        elif column == EYE:
             self.hide_asked.emit(row.id, not row.hidden)
         elif column == LOCK:
             self.lock_asked.emit(row.id, not row.locked)

@@ -56,6 +56,7 @@ class Options:
         targets += [(layer.name, layer) for layer in self._labels_layers(work)]
         chosen: object = NEW_LAYER if work.masks.is_own else work.labels
         panel.show_choices(panel.targets, targets, ONE_EACH if work.masks.has_each else chosen)
+        panel.overwrite.setChecked(work.session.overwrite)
 
     def fill_axes(self, *_: object) -> None:
         """Show the sliders that slices can follow each other along, as the axes are rolled now."""
@@ -180,8 +181,9 @@ class Options:
             session.history.clear()
 
     def _on_overwrite(self, others: bool) -> None:
-        if self._context.work is not None:
-            self._context.work.masks.overwrite(others)
+        if self._context.session is not None:
+            with self._context.in_portions():
+                self._context.session.overwrite = others
 
 
 def _looks(work: Workspace, layers: Any) -> list[tuple[str, Look]]:
