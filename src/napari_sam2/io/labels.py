@@ -1,69 +1,134 @@
-"""The right writer for a path; what is written appears whole or not at all."""
+"""Labels files: the right writer for a path, and what is written appears whole or not at all.
+
+The formats' libraries are imported when a file of theirs turns up, so that starting is quick.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from napari_sam2.io.volume import Volume, WriteError
+from napari_sam2.io.files import read_image
+from napari_sam2.io.guard import clear_errors
+from napari_sam2.io.legend import RGB, Legend, make_legend
+from napari_sam2.io.volume import ReadError, Volume, WriteError
 
-_NIFTI = (".nii", ".nii.gz")
-_TIFF = (".tif", ".tiff")
-_WRITABLE = ".nii, .nii.gz, .tif, .tiff or .ome.tif"
+Format = Literal["ctc"]
+"""A format that no suffix tells: "ctc", a folder of the Cell Tracking Challenge."""
+
+_SUFFIXES = (
+    *(".nii.gz", ".nii"),
+    *(".ome.tif", ".ome.tiff", ".tif", ".tiff"),
+    *(".seg.nrrd", ".nrrd"),
+    ".dcm",
+)
+_WRITABLE = (
+    ".nii, .nii.gz, .tif, .ome.tif, .ome.zarr, .nrrd, .seg.nrrd, .dcm, or _RES for a folder of the "
+    "Cell Tracking Challenge"
+)
+_PACKAGES = {"nrrd": "pynrrd", "ome_zarr": "ome-zarr", "zarr": "ome-zarr", "highdicom": "highdicom"}
 
 
 def write_labels(
-    path: str | os.PathLike[str], labels: np.ndarray, like: Volume, *, overwrite: bool = False
+    path: str | os.PathLike[str],
+    labels: np.ndarray,
+    like: Volume,
+    *,
+    overwrite: bool = False,
+    names: Mapping[int, str] | None = None,
+    colours: Mapping[int, RGB] | None = None,
+    format: Format | None = None,
 ) -> None:
     """Write a labels array so that it overlays the image it was made on.
 
-    path: its suffix chooses the format: .nii, .nii.gz, .tif and .tiff (ImageJ) or .ome.tif.
-    labels: (z, y, x), integers from 0; stored in the smallest unsigned type that holds the ids.
-    like: the volume that `labels` belong to; gives affine, spacing, units and axes.
+    path: its suffix chooses the format: .nii and .nii.gz (NIfTI), .tif and .tiff (ImageJ),
+        .ome.tif, .nrrd and .seg.nrrd (3D Slicer), .dcm (DICOM SEG; the image must come from DICOM
+        files), a folder .ome.zarr, or one that ends in _RES (Cell Tracking Challenge). A path
+        IMAGE.ome.zarr/labels/NAME adds labels to an OME-Zarr image.
+    labels: integers from 0 along the image's axes without channels: (z, y, x), (t, y, x) or
+        (t, z, y, x), and (1, y, x) for one picture; stored in the smallest unsigned type that
+        holds the ids.
+    like: the volume that `labels` belong to; gives affine, spacing, units, axes and DICOM files.
+    names, colours: of the objects by id, colours as red, green and blue from 0 to 1. Kept by NIfTI,
+        OME-TIFF, OME-Zarr, NRRD and DICOM SEG.
+    format: "ctc" for a folder of another name.
 
-    The file is written beside the target under another name and then renamed, so an older file
-    stays whole until the new one is complete.
+    The file or folder is written beside the target under another name and then renamed, so an older
+    one stays whole until the new one is complete.
 
     Raises: WriteError if the target exists and `overwrite` is not set, or cannot be written.
     ValueError if the shapes differ or `labels` are not whole numbers from 0.
     """
-    target = check_target(path, overwrite=overwrite)
-    labels = np.asarray(labels)
-    if labels.shape != like.shape:
-        raise ValueError(f"The labels have shape {labels.shape}, the image {like.shape}.")
-    if labels.dtype.kind not in "bui" or labels.min(initial=0) < 0:
-        raise ValueError(
-            f"Labels must be whole numbers from 0, not {labels.dtype} from {labels.min()}."
-        )
-    labels = labels.view(np.uint8) if labels.dtype.kind == "b" else labels
-    suffix = next(
-        s
-        for s in (*_NIFTI[::-1], ".ome.tif", ".ome.tiff", *_TIFF)
-        if target.name.lower().endswith(s)
-    )
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part{suffix}")
+    target = check_target(path, overwrite=overwrite, format=format)
+    placed = _placed(np.asarray(labels), like)
+    legend = make_legend(_ids_in(placed.array), names or {}, colours or {})
+    kind = _kind(target, format)
+    assert kind is not None
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part{kind.suffix}")
     try:
-        if suffix in _NIFTI:
-            from napari_sam2.io.labels_nifti import write_nifti
-
-            write_nifti(temporary, labels, like)
-        else:
-            from napari_sam2.io.labels_tiff import write_tiff
-
-            write_tiff(temporary, labels, like)
-        check_target(target, overwrite=overwrite)
-        os.replace(temporary, target)
+        kind.write(temporary, placed, legend)
+        check_target(target, overwrite=overwrite, format=format)
+        _replace(temporary, target)
+        kind.finish(target)
+    except ImportError as error:
+        package = _PACKAGES.get((error.name or "").split(".")[0])
+        if package is None:
+            raise
+        raise WriteError(
+            f"{target.name} needs the package {package}, which is not installed. Install it with: "
+            'pip install "napari-sam2[formats]"'
+        ) from error
     except WriteError:
         raise
     except OSError as error:
         raise WriteError(f"{target} could not be written: {error.strerror or error}.") from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        _remove(temporary)
+
+
+def read_labels(
+    path: str | os.PathLike[str], like: Volume | None = None
+) -> tuple[Volume, dict[int, str], dict[int, RGB]]:
+    """Read a labels file: the labels in their place, and names and colours by id where it has them.
+
+    path: whatever `read_image` reads with whole numbers in it, or a DICOM segmentation.
+    like: the image that the labels belong to, by which a DICOM segmentation is put on all of its
+        slices; it must be of the same shape.
+
+    Raises: ReadError, one sentence.
+    """
+    path = Path(path)
+    from napari_sam2.io.labels_dicom import is_seg, read_seg
+
+    with clear_errors(path):
+        if is_seg(path):
+            labels, legend = read_seg(path, like)
+        else:
+            labels, legend = read_image(path), _read_legend(path)
+        array = np.asarray(labels.array)
+    if array.dtype.kind == "f" and np.array_equal(array, np.rint(array)):
+        array = array.astype(np.int64)  # labels as some programs save them
+    if array.ndim != len(labels.shape) or array.dtype.kind not in "bui" or array.min() < 0:
+        raise ReadError(f"{path} holds an image, not labels: labels are whole numbers from 0.")
+    if like is not None and array.shape != _shape_of_labels(like):
+        raise ReadError(
+            f"{path} has the shape {array.shape} and the image {_shape_of_labels(like)}; give the "
+            "image that the labels were made on."
+        )
+    return (
+        replace(labels, array=array),
+        {entry.id: entry.name for entry in legend},
+        {entry.id: entry.colour for entry in legend if entry.colour is not None},
+    )
 
 
 def check_target(
@@ -71,19 +136,24 @@ def check_target(
     *,
     overwrite: bool = False,
     source: str | os.PathLike[str] | None = None,
+    format: Format | None = None,
 ) -> Path:
     """Find out before a long computation whether labels can be written to `path`; returns it with
     links resolved.
 
     source: the image, which is never overwritten.
+    format: as for `write_labels`.
 
     Raises: WriteError, which says why not.
     """
     target = Path(path)
-    if not target.name.lower().endswith(_NIFTI + _TIFF):
+    kind = _kind(target, format)
+    if kind is None:
         raise WriteError(f"Labels cannot be written to {path}: its name must end in {_WRITABLE}.")
     try:
-        problem = _problem(target, overwrite, source)
+        problem = _problem(target, kind, overwrite, source)
+    except WriteError:
+        raise
     except (
         OSError
     ) as error:  # a name that is too long, a folder that may not be written, a full disk
@@ -93,23 +163,177 @@ def check_target(
     return target.resolve()
 
 
-def _problem(target: Path, overwrite: bool, source: str | os.PathLike[str] | None) -> str | None:
+# ---- formats
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A format, for one target."""
+
+    suffix: str
+    """Of the file that is written beside the target: libraries go by it."""
+    write: Callable[[Path, Volume, Legend], None]
+    is_folder: bool = False
+    check_replaceable: Callable[[Path], None] = lambda _: None
+    """Raises WriteError where an existing folder holds something else."""
+    finish: Callable[[Path], None] = lambda _: None
+    """Called when the target is in its place."""
+    parent: Path | None = None
+    """The folder that must be there, if not the one that the target lies in."""
+
+
+def _kind(target: Path, format: Format | None) -> _Kind | None:
+    """The format of a target; None where its name tells none."""
+    name = target.name.lower()
+    if format == "ctc" or name.endswith("_res"):
+        from napari_sam2.io import labels_ctc
+
+        return _Kind("_RES", labels_ctc.write_ctc, True, labels_ctc.check_replaceable)
+    if name.endswith(".zarr") or target.parent.name == "labels":
+        kind = _zarr_kind(target)
+        if kind is not None:
+            return kind
+    suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
+    if suffix is None:
+        return None
+    return _Kind(suffix, _file_writer(suffix))
+
+
+def _file_writer(suffix: str) -> Callable[[Path, Volume, Legend], None]:
+    if suffix.startswith(".nii"):
+        from napari_sam2.io.labels_nifti import write_nifti
+
+        return write_nifti
+    if suffix.endswith(".nrrd"):
+        from napari_sam2.io.labels_nrrd import write_nrrd
+
+        return write_nrrd
+    if suffix == ".dcm":
+        from napari_sam2.io.labels_dicom import write_seg
+
+        return write_seg
+    from napari_sam2.io.labels_tiff import write_tiff
+
+    return write_tiff
+
+
+def _zarr_kind(target: Path) -> _Kind | None:
+    from napari_sam2.io.labels_zarr import check_replaceable, image_of, register, write_zarr
+
+    image = image_of(target)
+    if image is not None:
+        return _Kind(
+            "",
+            partial(write_zarr, image=image),
+            True,
+            check_replaceable,
+            finish=lambda target: register(image, target.name),
+            parent=image,
+        )
+    if target.name.lower().endswith(".zarr"):
+        return _Kind(".ome.zarr", write_zarr, True, check_replaceable)
+    return None
+
+
+def _read_legend(path: Path) -> Legend:
+    name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        from napari_sam2.io.labels_nifti import nifti_legend
+
+        return nifti_legend(path)
+    if name.endswith((".tif", ".tiff")):
+        from napari_sam2.io.labels_tiff import tiff_legend
+
+        return tiff_legend(path)
+    if name.endswith(".nrrd"):
+        from napari_sam2.io.labels_nrrd import nrrd_legend
+
+        return nrrd_legend(path)
+    if any((path / file).exists() for file in ("zarr.json", ".zattrs")):
+        from napari_sam2.io.labels_zarr import zarr_legend
+
+        return zarr_legend(path)
+    return ()
+
+
+# ---- arrays
+
+
+def _placed(labels: np.ndarray, like: Volume) -> Volume:
+    """The labels in the place of their image, which has no channels any more."""
+    if labels.shape != _shape_of_labels(like):
+        raise ValueError(
+            f"The labels have shape {labels.shape}, the image {_shape_of_labels(like)}."
+        )
+    if labels.dtype.kind not in "bui" or labels.min(initial=0) < 0:
+        raise ValueError(
+            f"Labels must be whole numbers from 0, not {labels.dtype} from {labels.min()}."
+        )
+    axes = like.axes.replace("c", "")
+    spacing = (1.0,) * (max(3, len(axes)) - len(like.spacing)) + tuple(like.spacing)
+    array = labels.view(np.uint8) if labels.dtype.kind == "b" else labels
+    return replace(like, array=array, axes=axes, spacing=spacing)
+
+
+def _shape_of_labels(like: Volume) -> tuple[int, ...]:
+    if "c" not in like.axes:
+        return like.shape
+    return tuple(n for n, axis in zip(like.shape, like.axes, strict=True) if axis != "c")
+
+
+def _ids_in(labels: np.ndarray) -> set[int]:
+    return {i for part in labels for i in np.unique(part).tolist()} - {0}
+
+
+# ---- files and folders
+
+
+def _problem(
+    target: Path, kind: _Kind, overwrite: bool, source: str | os.PathLike[str] | None
+) -> str | None:
     """Why `target` cannot be written, or None; tries it with another name in the same folder."""
-    if not target.parent.exists():
-        return f"there is no folder {target.parent}"
-    if not target.parent.is_dir():
-        return f"{target.parent} is not a folder"
-    if target.is_dir():
+    parent = target.parent if kind.parent is None else kind.parent
+    if not parent.exists():
+        return f"there is no folder {parent}"
+    if not parent.is_dir():
+        return f"{parent} is not a folder"
+    if target.is_dir() and not kind.is_folder:
         return "it is a folder"
     target = target.resolve()
     if target.exists():
         if source is not None and Path(source).exists() and target.samefile(source):
             return "it is the image itself; give another file with -o"
+        if kind.is_folder and not target.is_dir():
+            return "it is a file, and these labels need a folder"
+        if kind.is_folder:
+            kind.check_replaceable(target)
         if not overwrite:
             return "it exists already; use --overwrite to replace it"
         if not os.access(target, os.W_OK):
             return "it is write-protected"
-    probe = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.probe")
+    probe = parent.resolve() / f".{target.name[:100]}.{secrets.token_hex(4)}.probe"
     probe.touch(exist_ok=False)
     probe.unlink()
     return None
+
+
+def _replace(new: Path, target: Path) -> None:
+    """Put a file or a folder in the place of an older one."""
+    if not (new.is_dir() and target.exists()):
+        os.replace(new, target)
+        return
+    old = target.with_name(f"{target.name}.old-{secrets.token_hex(4)}")  # folders cannot be swapped
+    os.replace(target, old)
+    try:
+        os.replace(new, target)
+    except OSError:
+        os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()

@@ -5,44 +5,79 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tifffile
 
+from napari_sam2.io.legend import Legend, LegendEntry, colour_of_bytes
 from napari_sam2.io.volume import Volume, label_dtype
 
+_NAME, _COLOUR = "object name ", "object colour "  # keys of the OME annotation
 
-def write_tiff(path: Path, labels: np.ndarray, like: Volume) -> None:
-    """Write labels (z, y, x) with the axes and pixel size of `like`.
 
-    A name ending in .ome.tif makes an OME-TIFF; otherwise it is an ImageJ stack, or OME-TIFF where
-    ImageJ's format cannot hold it (ids above 65535, more than 4 GB).
+def write_tiff(path: Path, labels: Volume, legend: Legend) -> None:
+    """Write labels with their axes and pixel size.
+
+    A name ending in .ome.tif makes an OME-TIFF, with names and colours as a map annotation;
+    otherwise it is an ImageJ stack, or OME-TIFF where ImageJ's format cannot hold it (ids above
+    65535, more than 4 GB).
     """
-    data = labels.astype(label_dtype(labels))
-    axes = like.axes.upper()
+    data = labels.array.astype(label_dtype(labels.array), copy=False)
+    axes = labels.axes.upper()
     if axes == "YX":
         data = data[0]
-    first, y, x = like.spacing
+    size = dict(zip(axes if len(axes) > 2 else "ZYX", labels.spacing, strict=True))
     is_ome = ".ome." in path.name.lower() or data.dtype.itemsize > 2 or data.nbytes > 2**32 - 2**25
     metadata: dict[str, Any] = {"axes": axes}
     if is_ome:
-        if like.unit != "pixel":
-            unit = "µm" if like.unit == "um" else like.unit
-            metadata |= {
-                "PhysicalSizeX": x,
-                "PhysicalSizeXUnit": unit,
-                "PhysicalSizeY": y,
-                "PhysicalSizeYUnit": unit,
-            }
-            if axes == "ZYX":
-                metadata |= {"PhysicalSizeZ": first, "PhysicalSizeZUnit": unit}
-        if axes == "TYX":
-            metadata |= {"TimeIncrement": first, "TimeIncrementUnit": "s"}
+        if labels.unit != "pixel":
+            unit = "µm" if labels.unit == "um" else labels.unit
+            for axis in [a for a in "XYZ" if a in axes]:
+                metadata |= {f"PhysicalSize{axis}": size[axis], f"PhysicalSize{axis}Unit": unit}
+        if "T" in axes:
+            metadata |= {"TimeIncrement": size["T"], "TimeIncrementUnit": "s"}
+        if legend:
+            metadata["MapAnnotation"] = _annotation(legend)
         tifffile.imwrite(
             path, data, ome=True, metadata=metadata, compression="zlib", photometric="minisblack"
         )
         return
-    metadata["unit"] = like.unit
-    metadata |= {"finterval": first} if axes == "TYX" else {"spacing": first}
+    metadata["unit"] = labels.unit
+    if "T" in axes:
+        metadata["finterval"] = size["T"]
+    if "Z" in axes or axes == "YX":
+        metadata["spacing"] = size["Z"]
     tifffile.imwrite(
-        path, data, imagej=True, metadata=metadata, resolution=(1 / x, 1 / y), compression="zlib"
+        path,
+        data,
+        imagej=True,
+        metadata=metadata,
+        resolution=(1 / size["X"], 1 / size["Y"]),
+        compression="zlib",
     )
+
+
+def tiff_legend(path: Path) -> Legend:
+    """Names and colours that `write_tiff` has put into an OME-TIFF; else none."""
+    with tifffile.TiffFile(path) as tif:
+        metadata = tifffile.xml2dict(tif.ome_metadata) if tif.ome_metadata else {}
+    annotations = metadata.get("OME", {}).get("StructuredAnnotations", {}).get("MapAnnotation", [])
+    names: dict[int, str] = {}
+    colours: dict[int, str] = {}
+    for annotation in annotations if isinstance(annotations, list) else [annotations]:
+        pairs = annotation.get("Value", {}).get("M", [])
+        for pair in pairs if isinstance(pairs, list) else [pairs]:
+            key, value = str(pair.get("K", "")), str(pair.get("value", ""))
+            for prefix, found in ((_NAME, names), (_COLOUR, colours)):
+                if key.startswith(prefix) and key.removeprefix(prefix).isdigit():
+                    found[int(key.removeprefix(prefix))] = value
+    return tuple(
+        LegendEntry(
+            i, names[i], colour_of_bytes(bytes.fromhex(colours[i])) if i in colours else None
+        )
+        for i in sorted(names)
+    )
+
+
+def _annotation(legend: Legend) -> dict[str, str]:
+    pairs = {f"{_NAME}{entry.id}": entry.name for entry in legend}
+    colours = {f"{_COLOUR}{entry.id}": entry.bytes for entry in legend}
+    return pairs | {key: bytes(value).hex() for key, value in colours.items() if value is not None}

@@ -1,0 +1,74 @@
+"""Labels as a result of the Cell Tracking Challenge: mask000.tif, mask001.tif ... res_track.txt."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from napari_sam2.io.legend import Legend
+from napari_sam2.io.volume import Volume, WriteError
+
+_FILE = re.compile(r"mask\d{3,}\.tif|res_track\.txt")
+_LARGEST = 2**16 - 1  # the files are 16 bit
+
+
+def write_ctc(folder: Path, labels: Volume, legend: Legend) -> None:
+    """Write a time-lapse, a file per frame, and a line "L B E P" per track: its label, first and
+    last frame, and the label of the track that it comes from, or 0.
+
+    The format knows no gaps: an object that comes back after frames without it goes on under a new
+    label, whose parent is the old one. Names, colours and the pixel size are lost.
+
+    Raises: WriteError for labels without time, and where there are more than 65535 of them.
+    """
+    if not labels.axes.startswith("t"):
+        raise WriteError(
+            "A Cell Tracking Challenge folder holds a time-lapse, and these labels have no time; "
+            "write them as .nii.gz, .ome.tif or .seg.nrrd."
+        )
+    tracks: list[list[int]] = []  # label, first frame, last frame, parent
+    open_tracks: dict[int, list[int]] = {}  # by the object's id
+    last = max(int(np.max(labels.array)), 0)
+    folder.mkdir()
+    digits = max(3, len(str(len(labels.array) - 1)))
+    for frame, picture in enumerate(labels.array):
+        written = np.array(picture, np.uint32)
+        for object_id in np.unique(picture[picture > 0]).tolist():
+            track = open_tracks.get(object_id)
+            if track is None:
+                track = [object_id, frame, frame, 0]
+            elif track[2] < frame - 1:
+                last += 1
+                track = [last, frame, frame, track[0]]
+            if track[1] == frame:
+                tracks.append(track)
+                open_tracks[object_id] = track
+            track[2] = frame
+            if track[0] != object_id:
+                written[picture == object_id] = track[0]
+        if last > _LARGEST:
+            raise WriteError(
+                f"A Cell Tracking Challenge folder holds labels up to {_LARGEST}; these go up to "
+                f"{last}. Write .ome.tif instead, or give the objects smaller ids."
+            )
+        tifffile.imwrite(
+            folder / f"mask{frame:0{digits}}.tif",
+            written.astype(np.uint16),
+            compression="zlib",
+            photometric="minisblack",
+        )
+    lines = (" ".join(map(str, track)) for track in sorted(tracks))
+    (folder / "res_track.txt").write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises WriteError where a folder holds anything but such a result."""
+    strange = [file.name for file in folder.iterdir() if not _FILE.fullmatch(file.name)]
+    if strange:
+        raise WriteError(
+            f"Labels cannot be written to {folder}: the folder holds something else too "
+            f"({strange[0]}); move it away, or give another folder."
+        )
