@@ -6,14 +6,24 @@ The formats' libraries are imported when a file of theirs turns up, so that star
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from napari_sam2.io.volume import ReadError, Volume
+from napari_sam2.io.guard import clear_errors
+from napari_sam2.io.place import orientation
+from napari_sam2.io.volume import ImageInfo, ReadError, Volume
 
-_NIFTI = (".nii", ".nii.gz")
-_TIFF = (".tif", ".tiff")
-_DICOM = (".dcm", ".ima")
-_READABLE = "NIfTI (.nii, .nii.gz), DICOM (a folder or a file) and TIFF (.tif, .tiff)"
+SUFFIXES = {
+    "NIfTI": (".nii", ".nii.gz"),
+    "TIFF": (".tif", ".tiff"),
+    "NRRD": (".nrrd", ".nhdr"),
+    "MetaImage": (".mha", ".mhd"),
+    "DICOM": (".dcm", ".ima", ".zip"),
+}
+_READABLE = (
+    "NIfTI (.nii, .nii.gz), DICOM (a folder, a file, a DICOMDIR or a zip), TIFF (a file or a "
+    "folder of numbered ones), OME-Zarr, NRRD and MHA can"
+)
 
 
 def read_volume(
@@ -23,59 +33,220 @@ def read_volume(
     channel: int | None = None,
     series: str | None = None,
 ) -> Volume:
-    """Read an image file, or a folder of DICOM files, as one `Volume` with its array in (z, y, x)
-    order.
+    """Read one image as a `Volume` with its array in (z, y, x) order; (t, y, x) for a time-lapse.
 
-    path: NIfTI, TIFF, a DICOM folder, or any file of a DICOM series.
+    path: as for `read_image`.
     volume: which one, counted from 0, of a 4-D file or a time series of volumes.
-    channel: which one, counted from 0, of a TIFF with several.
+    channel: which one, counted from 0, of an image with several.
     series: which DICOM series of a folder (its number in the list that the error shows, or its
-        UID), or which image, counted from 1, of a TIFF with several.
+        UID), or which image, counted from 1, of a TIFF or OME-Zarr with several.
 
     Raises: ReadError, one sentence, for anything that cannot be read or must be chosen first.
     """
     path = Path(path)
-    try:
-        if not path.exists():
-            raise ReadError(f"There is no file or folder {path}.")
-        if not (path.is_file() or path.is_dir()):
-            raise ReadError(f"{path} is neither a file nor a folder.")
-        if path.is_file() and path.stat().st_size == 0:
-            raise ReadError(f"{path} is empty (0 bytes).")
-        result = _read(path, volume, channel, series)
-    except (ReadError, KeyboardInterrupt):
-        raise
-    except PermissionError as error:
-        raise ReadError(f"{path} may not be read: permission denied.") from error
-    except MemoryError as error:
-        raise ReadError(f"{path} does not fit into this machine's memory.") from error
-    except Exception as error:  # a damaged file makes the libraries raise almost anything
-        reason = " ".join(str(error).split())[:150] or type(error).__name__
-        raise ReadError(f"{path} is damaged or not what its name says ({reason}).") from error
-    if 0 in result.array.shape:
-        raise ReadError(f"{path} holds no voxels.")
-    return result
+    with clear_errors(path):
+        if image_kind(path) == "DICOM":
+            from napari_sam2.io.dicom import read_dicom
+
+            if channel not in (None, 0):
+                raise ReadError(f"{path} holds a single channel; leave out --channel {channel}.")
+            return read_dicom(path, volume, series)
+        image = _read(path, series, pixels=True)
+        if "c" in image.axes:
+            image = take_channel(image, _index(path, image, "c", channel))
+        elif channel not in (None, 0):
+            raise ReadError(f"{path} holds a single channel; leave out --channel {channel}.")
+        if image.axes == "tzyx":
+            image = _take_time(image, _index(path, image, "t", volume))
+        elif volume not in (None, 0):
+            raise ReadError(f"{path} holds a single volume; leave out --volume {volume}.")
+    return image
 
 
-def _read(path: Path, volume: int | None, channel: int | None, series: str | None) -> Volume:
+def read_image(path: str | os.PathLike[str], series: str | None = None) -> Volume:
+    """Read everything in an image file: all time points and channels, as the file has them.
+
+    path: NIfTI, TIFF, OME-Zarr, NRRD, MHA; any file of a DICOM series, a folder of them, a DICOMDIR
+        or a zip; a folder of numbered TIFFs.
+    series: which, where there are several; as for `read_volume`.
+
+    The array is read slice by slice when it is used, unless the file is compressed as a whole.
+
+    Raises: ReadError, one sentence, for anything that cannot be read or needs a choice of series.
+    """
+    path = Path(path)
+    with clear_errors(path):
+        return _read(path, series, pixels=True)
+
+
+def list_images(path: str | os.PathLike[str]) -> list[ImageInfo]:
+    """Find out what is in a file or folder, without reading pixels.
+
+    path: as for `read_image`.
+
+    Raises: ReadError, one sentence, if nothing there is an image.
+    """
+    path = Path(path)
+    with clear_errors(path):
+        kind = image_kind(path)
+        if kind == "DICOM":
+            from napari_sam2.io.dicom import list_series
+
+            return [*list_series(path)]
+        names = _series_names(path, kind)
+        images = [_read(path, name, pixels=False) for name in names]
+        several = len(names) > 1
+        return [
+            ImageInfo(
+                series=name if several else None,
+                kind=kind,
+                description=image.source,
+                shape=tuple(int(n) for n in image.shape),
+                axes=image.axes,
+                dtype=str(image.array.dtype),
+                spacing=image.spacing,
+                unit=image.unit,
+                orientation=orientation(image),
+                channels=image.channels,
+                notes=image.notes,
+            )
+            for name, image in zip(names, images, strict=True)
+        ]
+
+
+def image_kind(path: Path) -> str:
+    """The format of a file or folder, judged by its name and its first bytes.
+
+    Returns "NIfTI", "TIFF", "TIFF sequence", "OME-Zarr", "NRRD", "MetaImage" or "DICOM".
+    Raises: ReadError for what is none of them, is empty or does not exist.
+    """
+    if not path.exists():
+        raise ReadError(f"There is no file or folder {path}.")
+    if path.is_dir():
+        return _folder_kind(path)
+    if not path.is_file():
+        raise ReadError(f"{path} is neither a file nor a folder.")
+    if path.stat().st_size == 0:
+        raise ReadError(f"{path} is empty (0 bytes).")
     name = path.name.lower()
-    is_tiff, is_nifti = name.endswith(_TIFF), name.endswith(_NIFTI)
-    if channel is not None and not is_tiff:
-        raise ReadError(f"--channel chooses from TIFF files; leave it out for {path}.")
-    if is_nifti:
+    for kind, suffixes in SUFFIXES.items():
+        if name.endswith(suffixes):
+            return kind
+    if name == "dicomdir" or _is_dicom(path):
+        return "DICOM"
+    raise ReadError(f"{path} is not an image that can be read: {_READABLE}.")
+
+
+def take_channel(image: Volume, channel: int) -> Volume:
+    """One channel of an image with several."""
+    at = image.axes.index("c")
+    axes = image.axes.replace("c", "")
+    pick = (slice(None),) * at + (channel,)
+    array = image.array[pick]
+    is_picture = axes == "zyx" and array.shape[0] == 1 and image.affine is None
+    name = image.channels[channel] if image.channels else f"channel {channel}"
+    return replace(
+        image,
+        array=array,
+        axes="yx" if is_picture else axes,
+        channels=(),
+        pyramid=tuple(level[pick] for level in image.pyramid),
+        source=f"{image.source}, {name}",
+        windows={name: image.windows[name]} if name in image.windows else {},
+    )
+
+
+def _take_time(image: Volume, time: int) -> Volume:
+    return replace(
+        image,
+        array=image.array[time],
+        axes="zyx",
+        spacing=image.spacing[1:],
+        pyramid=tuple(level[time] for level in image.pyramid),
+        source=f"{image.source}, volume {time}",
+    )
+
+
+def _index(path: Path, image: Volume, axis: str, index: int | None) -> int:
+    """The index that was chosen along time or channels, checked."""
+    option, plural = {"c": ("channel", "channels"), "t": ("volume", "volumes")}[axis]
+    count = int(image.array.shape[image.axes.index(axis)])
+    if index is None and count > 1:
+        raise ReadError(
+            f"{path} holds {count} {plural}; choose one with --{option} 0 to --{option} "
+            f"{count - 1}."
+        )
+    index = index or 0
+    if not 0 <= index < count:
+        raise ReadError(
+            f"{path} holds {count} {plural}; there is no --{option} {index}, use 0 to {count - 1}."
+        )
+    return index
+
+
+def _read(path: Path, series: str | None, pixels: bool) -> Volume:
+    kind = image_kind(path)
+    if kind in ("NIfTI", "TIFF sequence", "NRRD", "MetaImage") and series not in (None, "1"):
+        raise ReadError(f"{path} holds a single image; leave out --series {series}.")
+    image: Volume
+    if kind == "NIfTI":
         from napari_sam2.io.nifti import read_nifti
 
-        if series is not None:
-            raise ReadError(
-                f"--series chooses from DICOM folders and TIFF files; leave it out for {path}."
-            )
-        return read_nifti(path, volume)
-    if is_tiff:
+        image = read_nifti(path, pixels)
+    elif kind == "TIFF":
         from napari_sam2.io.tiff import read_tiff
 
-        return read_tiff(path, volume, channel, series)
-    from napari_sam2.io.dicom import is_dicom, read_dicom
+        image = read_tiff(path, series)
+    elif kind == "TIFF sequence":
+        from napari_sam2.io.tiff import read_sequence
 
-    if path.is_dir() or name.endswith(_DICOM) or is_dicom(path):
-        return read_dicom(path, volume, series)
-    raise ReadError(f"{path} is not an image that can be read: {_READABLE} can.")
+        image = read_sequence(path)
+    elif kind == "OME-Zarr":
+        from napari_sam2.io.zarr import read_zarr
+
+        image = read_zarr(path, series)
+    elif kind == "NRRD":
+        from napari_sam2.io.nrrd import read_nrrd
+
+        image = read_nrrd(path, pixels)
+    elif kind == "MetaImage":
+        from napari_sam2.io.metaimage import read_metaimage
+
+        image = read_metaimage(path, pixels)
+    else:
+        from napari_sam2.io.dicom import read_dicom_image
+
+        image = read_dicom_image(path, series)
+    if 0 in image.array.shape:
+        raise ReadError(f"{path} holds no voxels.")
+    return image
+
+
+def _series_names(path: Path, kind: str) -> list[str]:
+    """What chooses each image of a file: "1", "2"..."""
+    count = 1
+    if kind == "TIFF":
+        from napari_sam2.io.tiff import count_series
+
+        count = count_series(path)
+    elif kind == "OME-Zarr":
+        from napari_sam2.io.zarr import count_images
+
+        count = count_images(path)
+    return [str(number) for number in range(1, count + 1)]
+
+
+def _folder_kind(path: Path) -> str:
+    if any((path / name).is_file() for name in ("zarr.json", ".zattrs", ".zgroup", ".zarray")):
+        return "OME-Zarr"
+    files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
+    tiffs = [file for file in files if file.name.lower().endswith(SUFFIXES["TIFF"])]
+    if tiffs and not any(_is_dicom(file) for file in files if file not in tiffs):
+        return "TIFF sequence"
+    return "DICOM"
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether the file carries DICOM's mark after its 128-byte preamble."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"

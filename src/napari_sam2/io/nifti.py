@@ -1,84 +1,116 @@
-"""NIfTI in: the file's X, Y, Z becomes (z, y, x)."""
+"""NIfTI in: the file's X, Y, Z, T becomes (t, z, y, x)."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 
-from napari_sam2.io.volume import ReadError, Volume, native, spacing_of
+from napari_sam2.io.volume import (
+    ReadError,
+    Volume,
+    by_slice,
+    check_memory,
+    native,
+    spacing_of,
+    unread,
+)
 
 _MM = {"unknown": 1.0, "mm": 1.0, "micron": 1e-3, "meter": 1e3}
+_SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 _MAX_GZIP_RATIO = 1100  # deflate cannot pack more than 1032 : 1
 
 
-def read_nifti(path: Path, volume: int | None = None) -> Volume:
-    """Read one 3-D volume; `volume` picks it from a 4-D file.
+def read_nifti(path: Path, pixels: bool = True) -> Volume:
+    """Read all of a file: (z, y, x), with time (t, z, y, x), with components (t, c, z, y, x).
 
-    Values are scaled by the header's scl_slope and scl_inter. An uncompressed file without scaling
-    is memory-mapped, so slices are read when they are used.
+    An uncompressed file is memory-mapped, so slices are read when they are used; a compressed one
+    is unpacked into memory. Values are scaled by the header's scl_slope and scl_inter slice by
+    slice, to float32. pixels: False leaves the values out.
 
-    Raises: ReadError for a 4-D file without `volume`, for damaged files and for an affine that is
-    of no use.
+    Raises: ReadError for damaged files and for an affine that is of no use.
     """
-    image = nibabel.load(path)
+    image: Any = nibabel.load(path)
     if not isinstance(image, nibabel.Nifti1Pair):
         raise ReadError(f"{path} is not a NIfTI file.")
     header = image.header
-    shape = image.shape
     _check_size(path, header)
-    scale = np.diag([*[_MM.get(header.get_xyzt_units()[0], 1.0)] * 3, 1.0])
-    affine = scale @ np.asarray(image.affine, dtype=np.float64)
+    space, time = header.get_xyzt_units()
+    affine = np.diag([*[_MM.get(space, 1.0)] * 3, 1.0]) @ np.asarray(image.affine, np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise ReadError(
             f"The header of {path} gives no usable orientation (its affine holds NaN or zero "
-            "spacing); "
-            "repair it, for example with nibabel or fslorient."
+            "spacing); repair it, for example with nibabel or fslorient."
         )
-
-    data = np.asanyarray(image.dataobj)
-    while data.ndim > 3 and data.shape[-1] == 1:
-        data = data[..., 0]
-    if data.ndim == 5 and data.shape[3] == 1:
-        data = data[:, :, :, 0]
-    name = path.name
-    if data.ndim == 4:
-        count = data.shape[3]
-        if volume is None:
-            raise ReadError(
-                f"{path} is 4-D and holds {count} volumes; choose one with --volume 0 to --volume "
-                f"{count - 1}."
-            )
-        if not 0 <= volume < count:
-            raise ReadError(
-                f"{path} holds {count} volumes; there is no --volume {volume}, use 0 to "
-                f"{count - 1}."
-            )
-        data, name = data[..., volume], f"{name}, volume {volume}"
-    elif volume not in (None, 0):
-        raise ReadError(f"{path} holds a single volume; leave out --volume {volume}.")
-    if data.ndim not in (2, 3):
-        raise ReadError(f"{path} has shape {shape}; only 2-D, 3-D and 4-D NIfTI files can be read.")
-    data = data.reshape(data.shape + (1,) * (3 - data.ndim))
-
-    if data.dtype.names:  # RGB24 and RGBA32 are stored as records
-        data = np.stack([data[channel] for channel in "RGB"], axis=-1).transpose(2, 1, 0, 3)
-    elif data.dtype.kind == "c":
+    dtype = header.get_data_dtype()
+    if dtype.kind == "c":
         raise ReadError(f"{path} holds complex numbers; save its magnitude and read that.")
-    else:
-        data = data.T
-    if data.dtype.kind == "f" and data.dtype.itemsize > 4:  # also what scaling makes of integers
-        data = data.astype(np.float32)
+    if dtype.kind not in "uif" and dtype.names is None:
+        raise ReadError(f"{path} holds values of type {dtype}, which cannot be read.")
+
+    shape = image.shape
+    axes = "xyztcuv"[: len(shape)]
+    for axis in reversed(range(3, len(shape))):  # one time point or component is none
+        if shape[axis] == 1:
+            shape, axes = shape[:axis] + shape[axis + 1 :], axes[:axis] + axes[axis + 1 :]
+    if axes not in ("x", "xy", "xyz", "xyzt", "xyzc", "xyztc"):
+        raise ReadError(
+            f"{path} has shape {image.shape}; volumes with time and components are the most that "
+            "can be read."
+        )
+    is_flat = len(shape) < 3
+    stored = (*shape, *[1] * (3 - len(shape)))
+    proxy: Any = image.dataobj
+    slope, inter = float(proxy.slope), float(proxy.inter)
+    array = (
+        unread(stored, dtype)
+        if not pixels
+        else _stored_values(path, image).reshape(stored, order="F")
+    )
+    array = array.T
+    if axes == "xyztc":
+        array, axes = array.swapaxes(0, 1), "xyzct"
+    if dtype.names:  # RGB24 and RGBA32 are records of 8-bit samples
+        if not pixels:
+            array = unread((*array.shape, 3), np.uint8)
+        else:
+            array = array[..., np.newaxis].view(np.uint8)[..., :3]
+    elif slope != 1 or inter != 0 or (dtype.kind == "f" and dtype.itemsize > 4):
+        array = by_slice(
+            array, np.float32, lambda block: (block * np.float64(slope) + inter).astype(np.float32)
+        )
+    spacing: tuple[float, ...] = spacing_of(affine)
+    if "t" in axes:
+        step = float(header.get_zooms()[3]) * _SECONDS.get(time, 1.0)
+        spacing = (step if np.isfinite(step) and step > 0 else 1.0, *spacing)
+    low, high = float(header["cal_min"]), float(header["cal_max"])
     return Volume(
-        array=native(data),
-        spacing=spacing_of(affine),
+        array=native(array),
+        spacing=spacing,
         unit="mm",
         affine=affine,
-        source=name,
-        axes="yx" if len(shape) == 2 else "zyx",
+        source=path.name,
+        axes="yx" if is_flat else axes[::-1],
         nifti_header=header.copy(),
+        windows={"of the file": (low, high)} if -np.inf < low < high < np.inf else {},
+        is_labels=header.get_intent()[0] == "label" and array.dtype.kind in "ui",
     )
+
+
+def _stored_values(path: Path, image: Any) -> np.ndarray:
+    """The values as they lie in the file: a memory map, or unpacked."""
+    if path.suffix == ".gz":
+        header = image.header
+        check_memory(path, _claimed(header))
+    return np.asanyarray(image.dataobj.get_unscaled())
+
+
+def _claimed(header: nibabel.Nifti1Header) -> int:
+    """Bytes of pixels that the header says there are."""
+    count = np.prod([int(n) for n in header.get_data_shape()], dtype=object)
+    return int(count) * int(header.get_data_dtype().itemsize)
 
 
 def _check_size(path: Path, header: nibabel.Nifti1Header) -> None:
@@ -86,11 +118,10 @@ def _check_size(path: Path, header: nibabel.Nifti1Header) -> None:
     shape = header.get_data_shape()
     if not shape or min(shape) < 1:
         raise ReadError(f"{path} holds no voxels: its header gives the shape {shape}.")
-    claimed = int(np.prod([int(n) for n in shape], dtype=object)) * header.get_data_dtype().itemsize
-    there = path.stat().st_size * (_MAX_GZIP_RATIO if path.suffix == ".gz" else 1)
-    if claimed > there:
+    packed = path.suffix == ".gz"
+    if _claimed(header) > path.stat().st_size * (_MAX_GZIP_RATIO if packed else 1):
         raise ReadError(
             f"{path} is truncated or damaged: its header gives the shape "
-            f"{tuple(int(n) for n in shape)}, "
-            "but the file is too small for that; copy or download it again."
+            f"{tuple(int(n) for n in shape)}, but the file is too small for that; copy or download "
+            "it again."
         )

@@ -1,16 +1,20 @@
-"""TIFF in: pictures, stacks and time-lapses, with OME or ImageJ metadata if any."""
+"""TIFF in: plain, ImageJ and OME; one file, the files of one OME image, or a numbered folder."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
 
-from napari_sam2.io.volume import ReadError, Volume, native
+from napari_sam2.io.guard import Guarded, clear_errors
+from napari_sam2.io.volume import ReadError, Volume, check_memory, native
 
 _MAX_RATIO = 2000  # no more than this is saved by compression
+_TILES_TOGETHER = 2048  # pixels: tiles are read in blocks of about this side
 
 # unit in the file -> (unit of the Volume, factor)
 _UNITS = {
@@ -24,77 +28,262 @@ _UNITS = {
 }
 
 
-def read_tiff(
-    path: Path, volume: int | None = None, channel: int | None = None, series: str | None = None
-) -> Volume:
-    """Read a picture, a stack or a time-lapse.
+def read_tiff(path: Path, series: str | None = None) -> Volume:
+    """Read a picture, a stack or a time-lapse, with all of its channels.
 
-    volume: the time point, where the file has both time and depth. channel: which, where it has
-    several (red, green and blue samples are one colour image). series: 1, 2, ... where it holds
-    several images.
+    Uncompressed images are memory-mapped; of others, pages or tiles are unpacked when they are
+    used. Lower resolutions of a pyramid come in `Volume.pyramid`. series: "1", "2", ... where the
+    file holds several images.
 
-    Raises: ReadError when a choice is needed, and says which.
+    Raises: ReadError when a choice is needed, and for damaged files.
     """
     with tifffile.TiffFile(path) as tif:
         index = _choose_series(path, tif, series)
         chosen = tif.series[index]
-        if chosen.size * chosen.dtype.itemsize > _MAX_RATIO * path.stat().st_size + 2**27:
-            raise ReadError(
-                f"{path} is truncated or damaged: it claims to hold an image of shape "
-                f"{chosen.shape}, but the file is far too small for that; copy it again."
+        _check_size(path, chosen)
+        notes = []
+        missing = sum(page is None for page in chosen.pages)
+        if missing:
+            notes.append(
+                f"{missing} of the image's {len(chosen.pages)} pages lie in files that are not "
+                "beside it; they are shown as 0."
             )
-        array, axes = chosen.asarray(), chosen.axes.upper()
+        letters = chosen.axes.upper()
+        levels = [
+            _arrange(path, _open(path, tif, index, level), letters)
+            for level in range(len(chosen.levels))
+        ]
         sizes = _pixel_sizes(tif, index)
-
-    if axes.count("Y") != 1 or axes.count("X") != 1 or array.ndim != len(axes):
-        raise ReadError(
-            f"{path} has the axes {axes!r}, which do not make pictures with rows and columns."
+        channels = _channel_names(tif, index)
+    array, axes = levels[0]
+    if axes == "zyx" and sizes["unit"] != "pixel" and sizes["Z"] is None:
+        notes.append(
+            f"The file does not give the distance between slices; it is taken as 1 {sizes['unit']}."
         )
-    if array.dtype.kind not in "buif":
+    named = "c" in axes and len(channels) == array.shape[axes.index("c")]
+    return Volume(
+        array=array,
+        spacing=_spacing(axes, sizes),
+        unit=sizes["unit"],
+        source=path.name if series is None else f"{path.name}, image {series}",
+        axes=axes,
+        notes=tuple(notes),
+        channels=channels if named else (),
+        pyramid=tuple(level for level, _ in levels[1:]),
+    )
+
+
+def count_series(path: Path) -> int:
+    """How many images a file holds."""
+    with tifffile.TiffFile(path) as tif:
+        return len(tif.series)
+
+
+def read_sequence(source: Path | Sequence[Path]) -> Volume:
+    """Read numbered files as one image, in the order of their numbers (2 before 10).
+
+    source: a folder, or the files. A number after t, time or frame counts time points, one after c,
+    ch or channel channels, another slices; files of stacks are time points. So `t000.tif`... is a
+    time-lapse, `cell_t1_z5_c0.tif`... all of it.
+
+    Raises: ReadError if the files are not numbered alike, or differ in size or type.
+    """
+    if isinstance(source, Path):
+        found = [f for f in source.iterdir() if f.name.lower().endswith((".tif", ".tiff"))]
+        files, place = [f for f in found if not f.name.startswith(".")], source
+    else:
+        files, place = list(source), source[0].parent
+    by_name = {file.name: file for file in files}
+    files = [by_name[name] for name in tifffile.natural_sorted(by_name)]
+    if len(files) == 1:
+        return read_tiff(files[0])
+    first = read_tiff(files[0])
+    for file in files[1:]:
+        _check_like(file, first, files[0])
+    leading, counts = _numbering(place, files, first.axes)
+    if set(leading) & set(first.axes.replace("yx", "", 1)):
+        raise ReadError(f"{place} holds numbered files that do not make one image; give one file.")
+
+    import dask.array as da
+
+    blocks = [da.from_array(_Page(file, first), chunks=-1, name=False) for file in files]
+    stack = da.stack(blocks).reshape(*counts, *first.array.shape)
+    letters = leading + first.axes
+    if first.axes == "yx" and leading == "c":
+        letters = "czyx"
+    elif first.axes == "yx":  # the one slice of a picture is no axis of the sequence
+        stack = stack[(slice(None),) * len(leading) + (0,)]
+    order = [letters.index(axis) for axis in "tczyx" if axis in letters]
+    axes = "".join(axis for axis in "tczyx" if axis in letters)
+    known = dict(zip(first.axes if first.axes != "yx" else "zyx", first.spacing, strict=True))
+    return Volume(
+        array=stack.transpose(*order, *range(len(order), stack.ndim)),
+        spacing=tuple(known.get(axis, 1.0) for axis in axes if axis != "c"),
+        unit=first.unit,
+        source=place.name,
+        axes=axes,
+        notes=first.notes,
+    )
+
+
+# ---- pixels
+
+
+def _open(path: Path, tif: tifffile.TiffFile, index: int, level: int) -> Any:
+    """One resolution of an image, as it lies in the file; read later where that is possible."""
+    chosen = tif.series[index].levels[level]
+    if chosen.dtype is None or chosen.dtype.kind not in "buif":
         raise ReadError(
-            f"{path} holds values of type {array.dtype}; only integers and real numbers can be "
+            f"{path} holds values of type {chosen.dtype}; only integers and real numbers can be "
             "read."
         )
-    for axis in [a for a in axes if a not in "YX"]:
-        if array.shape[axes.index(axis)] == 1:
-            array, axes = array.squeeze(axes.index(axis)), axes.replace(axis, "", 1)
-    array, axes = _take(path, array, axes, "C", channel, "channel", "channels")
-    stack = axes.translate(str.maketrans("", "", "YXS"))
-    if len(stack) == 2:
-        time = "T" if "T" in stack else stack[0]
-        array, axes = _take(path, array, axes, time, volume, "volume", "volumes")
-    elif len(stack) > 2:
-        raise ReadError(
-            f"{path} has the axes {axes!r}: more than time, depth and channel cannot be read."
-        )
-    elif volume not in (None, 0):
-        raise ReadError(f"{path} holds a single volume; leave out --volume {volume}.")
+    if chosen.dataoffset is not None and chosen.dtype.kind != "b":
+        return tifffile.memmap(path, series=index, level=level, mode="r")
+    try:
+        import zarr
+    except ImportError:
+        check_memory(path, chosen.nbytes)
+        return chosen.asarray()
+    import dask.array as da
 
-    stack = axes.translate(str.maketrans("", "", "YXS"))
-    order = stack + "YX" + ("S" if "S" in axes else "")
-    array = array.transpose([axes.index(a) for a in order])
-    if not stack:
-        array = array[np.newaxis]
-    if "S" in axes:  # grey or colour, with or without transparency
-        array = array[..., :3] if array.shape[-1] >= 3 else array[..., 0]
+    page = chosen.keyframe
+    tiled = page.is_tiled
+    stored = zarr.open_array(chosen.aszarr(chunkmode=None if tiled else "page"), mode="r")
+    chunks = tuple(
+        max(1, _TILES_TOGETHER // chunk) * chunk if tiled and 16 <= chunk < size else chunk
+        for chunk, size in zip(stored.chunks, stored.shape, strict=True)
+    )
+    return da.from_array(Guarded(stored, path), chunks=chunks, name=False)
+
+
+class _Page:
+    """One file of a sequence, read when dask asks for it."""
+
+    def __init__(self, path: Path, like: Volume) -> None:
+        self.path = path
+        self.shape, self.dtype, self.ndim = like.array.shape, like.array.dtype, like.array.ndim
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        with clear_errors(self.path):
+            return np.asarray(read_tiff(self.path).array[index])
+
+
+def _check_size(path: Path, chosen: tifffile.TiffPageSeries) -> None:
+    """Compare what the file claims with what is there, before anything is allocated."""
+    if chosen.size * chosen.dtype.itemsize > _MAX_RATIO * path.stat().st_size + 2**27:
+        raise ReadError(
+            f"{path} is truncated or damaged: it claims to hold an image of shape "
+            f"{chosen.shape}, but the file is far too small for that; copy it again."
+        )
+    for page in chosen.pages:
+        if page is None:
+            continue
+        ends = zip(page.dataoffsets, page.databytecounts, strict=True)
+        if max((start + count for start, count in ends), default=0) > page.parent.filehandle.size:
+            raise ReadError(
+                f"{path} is truncated: pixels that its header points to are not there; copy it "
+                "again."
+            )
+
+
+def _check_like(file: Path, first: Volume, first_file: Path) -> None:
+    with clear_errors(file):
+        other = read_tiff(file)
+    for what, one, wanted in (
+        ("size", other.array.shape, first.array.shape),
+        ("type of values", other.array.dtype, first.array.dtype),
+        ("order of axes", other.axes, first.axes),
+    ):
+        if one != wanted:
+            raise ReadError(
+                f"{file} differs from {first_file.name} in {what} ({one} and {wanted}); put the "
+                "files that belong together into a folder."
+            )
+
+
+# ---- axes
+
+
+def _arrange(path: Path, array: Any, letters: str) -> tuple[Any, str]:
+    """The array with the axes of a `Volume`, and which."""
+    if letters.count("Y") != 1 or letters.count("X") != 1 or array.ndim != len(letters):
+        raise ReadError(
+            f"{path} has the axes {letters!r}, which do not make pictures with rows and columns."
+        )
     if 0 in array.shape:
         raise ReadError(f"{path} holds no pixels.")
-    unit = sizes["unit"]
-    notes: list[str] = []
-    kind = "yx" if not stack else "tyx" if stack == "T" else "zyx"
-    first = sizes["T" if kind == "tyx" else "Z"]
-    if kind == "zyx" and unit != "pixel" and first is None:
-        notes.append(
-            f"The file does not give the distance between slices; it is taken as 1 {unit}."
+    for axis in [a for a in letters if a not in "YX"]:
+        if array.shape[letters.index(axis)] == 1:
+            array = array.reshape(
+                tuple(n for n, a in zip(array.shape, letters, strict=True) if a != axis)
+            )
+            letters = letters.replace(axis, "", 1)
+    if "S" in letters:  # samples: grey or colour, with or without transparency; or channels
+        count = array.shape[letters.index("S")]
+        if count == 2:
+            array = array[(slice(None),) * letters.index("S") + (0,)]
+            letters = letters.replace("S", "")
+        elif count > 4 and "C" not in letters:
+            letters = letters.replace("S", "C")
+    stack = "".join(a for a in letters if a not in "YXSC")
+    if len(stack) == 1 and stack != "T":
+        letters = letters.replace(stack, "Z")
+    elif len(stack) == 2:
+        depth = "Z" if "Z" in stack else stack.replace("T", "")[-1]
+        time = stack.replace(depth, "")
+        letters = letters.translate({ord(depth): "Z", ord(time): "T"})
+    elif len(stack) > 2:
+        raise ReadError(
+            f"{path} has the axes {letters!r}: more than time, depth and channel cannot be read."
         )
-    return Volume(
-        array=native(array),
-        spacing=(first or 1.0, sizes["Y"] or 1.0, sizes["X"] or 1.0),
-        unit=unit,
-        source=path.name,
-        axes=kind,
-        notes=tuple(notes),
-    )
+    order = [a for a in "TCZYXS" if a in letters]
+    array = array.transpose([letters.index(a) for a in order])
+    axes = "".join(order).lower().removesuffix("s")
+    if "S" in order:
+        array = array[..., :3]
+    if axes in ("yx", "cyx"):  # one picture, which a Volume holds as one slice
+        y = axes.index("y")
+        array = array[(slice(None),) * y + (np.newaxis,)]
+        axes = axes.replace("cyx", "czyx")
+    return native(array), axes
+
+
+def _spacing(axes: str, sizes: dict[str, Any]) -> tuple[float, ...]:
+    along = {"t": "T", "z": "Z", "y": "Y", "x": "X"}
+    kinds = "zyx" if axes == "yx" else axes.replace("c", "")
+    return tuple(sizes[along[axis]] or 1.0 for axis in kinds)
+
+
+def _numbering(place: Path, files: list[Path], axes: str) -> tuple[str, tuple[int, ...]]:
+    """The axes along which file names count, and how far each counts."""
+    parts = [re.split(r"(\d+)", file.stem) for file in files]
+    if len({tuple(p[::2]) for p in parts}) > 1:
+        raise ReadError(
+            f"{place} holds TIFF files that are not numbered alike; give one of them, or put those "
+            "that belong together into a folder."
+        )
+    numbers = np.array([[int(n) for n in p[1::2]] for p in parts], dtype=object)
+    varying = [column for column in range(numbers.shape[1]) if len(set(numbers[:, column])) > 1]
+    named = "".join(_counted_by(parts[0][2 * column], axes) for column in varying)
+    counts = tuple(len(set(numbers[:, column])) for column in varying)
+    is_grid = int(np.prod(counts)) == len(files) and len(set(named)) == len(named)
+    if not is_grid:  # only one order can be told
+        return _counted_by("", axes), (len(files),)
+    return named, counts
+
+
+def _counted_by(word: str, axes: str) -> str:
+    """The axis that a number behind a word counts; in files of stacks, time."""
+    letters = re.sub(r"[^a-z]+$", "", word.lower())
+    last = re.split(r"[^a-z]+", letters)[-1]
+    if last in ("t", "time", "timepoint", "tp", "frame"):
+        return "t"
+    if last in ("c", "ch", "channel"):
+        return "c"
+    return "t" if axes != "yx" else "z"
+
+
+# ---- metadata
 
 
 def _choose_series(path: Path, tif: tifffile.TiffFile, series: str | None) -> int:
@@ -110,40 +299,37 @@ def _choose_series(path: Path, tif: tifffile.TiffFile, series: str | None) -> in
     raise ReadError(f"{path} holds {count} images; choose one with --series: {found}{more}.")
 
 
-def _take(
-    path: Path, array: np.ndarray, axes: str, axis: str, index: int | None, option: str, plural: str
-) -> tuple[np.ndarray, str]:
-    """Pick one index of an axis, or say that it must be picked."""
-    if axis not in axes:
-        if index not in (None, 0):
-            raise ReadError(f"{path} holds a single {option}; leave out --{option} {index}.")
-        return array, axes
-    position = axes.index(axis)
-    count = array.shape[position]
-    if index is None:
-        raise ReadError(
-            f"{path} holds {count} {plural}; choose one with --{option} 0 to --{option} "
-            f"{count - 1}."
-        )
-    if not 0 <= index < count:
-        raise ReadError(
-            f"{path} holds {count} {plural}; there is no --{option} {index}, use 0 to {count - 1}."
-        )
-    return array.take(index, axis=position), axes.replace(axis, "", 1)
+def _ome_pixels(tif: tifffile.TiffFile, index: int) -> dict[str, Any]:
+    """The OME metadata of an image's pixels; empty where there is none."""
+    if not (tif.is_ome and tif.ome_metadata):
+        return {}
+    images = tifffile.xml2dict(tif.ome_metadata).get("OME", {}).get("Image", {})
+    image = images[min(index, len(images) - 1)] if isinstance(images, list) else images
+    pixels: dict[str, Any] = image.get("Pixels", {})
+    return pixels
+
+
+def _channel_names(tif: tifffile.TiffFile, index: int) -> tuple[str, ...]:
+    channels = _ome_pixels(tif, index).get("Channel", [])
+    channels = channels if isinstance(channels, list) else [channels]
+    if not any("Name" in channel for channel in channels):
+        return ()
+    return tuple(str(c.get("Name", f"channel {n}")) for n, c in enumerate(channels))
 
 
 def _pixel_sizes(tif: tifffile.TiffFile, index: int) -> dict[str, Any]:
     """Sizes along T (s), Z, Y, X (None: unknown) and their "unit": "um", "mm" or "pixel"."""
     raw: dict[str, Any] = dict.fromkeys("TZYX")
     units: dict[str, str] = {}
-    if tif.is_ome and tif.ome_metadata:
-        images = tifffile.xml2dict(tif.ome_metadata).get("OME", {}).get("Image", {})
-        image = images[min(index, len(images) - 1)] if isinstance(images, list) else images
-        pixels = image.get("Pixels", {})
+    pixels = _ome_pixels(tif, index)
+    if pixels:
         raw |= {axis: _positive(pixels.get(f"PhysicalSize{axis}")) for axis in "ZYX"}
         units = {axis: str(pixels.get(f"PhysicalSize{axis}Unit", "µm")) for axis in "ZYX"}
-        if pixels.get("TimeIncrementUnit", "s") == "s":
-            raw["T"] = _positive(pixels.get("TimeIncrement"))
+        factor = {"s": 1.0, "ms": 1e-3, "min": 60.0, "h": 3600.0}.get(
+            str(pixels.get("TimeIncrementUnit", "s"))
+        )
+        step = _positive(pixels.get("TimeIncrement"))
+        raw["T"] = step * factor if step and factor else None
     elif tif.is_imagej and tif.imagej_metadata:
         found, tags = tif.imagej_metadata, tif.pages.first.tags
         raw |= {"Z": _positive(found.get("spacing")), "T": _positive(found.get("finterval"))}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 
 class ReadError(ValueError):
@@ -37,6 +41,9 @@ class Volume:
     files: the DICOM file of each slice along z, so that a segmentation can refer to them.
     windows: intensity windows that the file proposes, (low, high) by name.
     channels: names of the channels along "c".
+    pyramid: the same image at falling resolutions, which the file holds for display; arrays with
+        the same axes as `array`, which is not among them.
+    is_labels: whether the file says that its values are ids of objects.
     """
 
     array: np.ndarray
@@ -50,11 +57,41 @@ class Volume:
     files: tuple[Path, ...] = ()
     windows: dict[str, tuple[float, float]] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
+    pyramid: tuple[Any, ...] = ()
+    is_labels: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Number of voxels along the axes, without colour; (z, y, x) from `read_volume`."""
         return self.array.shape[: max(3, len(self.axes))]
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What is in a file or folder, told without reading pixels.
+
+    series: what to give as `series` to read this one, or None where there is only one.
+    kind: the format ("NIfTI", "OME-TIFF"), or for DICOM the modality ("CT").
+    description: the file's name, or what the file says about the series. No patient data.
+    shape: number of voxels along `axes` (as in `Volume`; colour is left out).
+    dtype: the type of its values once read.
+    spacing, unit: as in `Volume`.
+    orientation: where x, y and z grow to: "LPS" is left, posterior, superior, the letters nearest
+        for an oblique image; None for images without a place in a patient.
+    channels, notes: as in `Volume`.
+    """
+
+    series: str | None
+    kind: str
+    description: str
+    shape: tuple[int, ...]
+    axes: str
+    dtype: str
+    spacing: tuple[float, ...]
+    unit: str
+    orientation: str | None
+    channels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
@@ -64,8 +101,44 @@ def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
 
 
 def native(array: np.ndarray) -> np.ndarray:
-    """The same array in this machine's byte order, which torch needs."""
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    """The same array in this machine's byte order, which torch needs; slice by slice if mapped."""
+    dtype = array.dtype.newbyteorder("=")
+    if array.dtype == dtype:
+        return array
+    return by_slice(array, dtype, lambda block: block.astype(dtype))
+
+
+def by_slice(
+    array: np.ndarray, dtype: DTypeLike, convert: Callable[[np.ndarray], np.ndarray]
+) -> Any:
+    """A dask array that reads and converts one slice (the last two axes) when it is needed."""
+    import dask.array as da
+
+    in_slice = array.shape[-2:]
+    chunks = (*([1] * (array.ndim - 2)), *in_slice)
+    # Without a name of its own, dask would read the whole array to make one.
+    return da.from_array(array, chunks=chunks, name=False).map_blocks(
+        convert, dtype=np.dtype(dtype), meta=np.empty((0,) * array.ndim, dtype)
+    )
+
+
+def unread(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    """Zeros in place of pixels that are not needed; they take no memory."""
+    import dask.array as da
+
+    return da.zeros(shape, dtype=dtype)
+
+
+def check_memory(path: Path, needed: int) -> None:
+    """Raises: ReadError if an image that has to be read at once does not fit into free memory."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ReadError(
+            f"{path} needs {needed / 2**30:.1f} GB of memory, and {free / 2**30:.1f} GB are free; "
+            "save it uncompressed, which is read slice by slice, or use a larger machine."
+        )
 
 
 def label_dtype(labels: np.ndarray) -> np.dtype:

@@ -1,0 +1,46 @@
+"""Whatever a file makes a library raise, people get one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from napari_sam2.io.volume import ReadError
+
+
+@contextlib.contextmanager
+def clear_errors(path: Path) -> Iterator[None]:
+    """Turn all errors of the code within into a ReadError about `path`."""
+    try:
+        yield
+    except ReadError:
+        raise
+    except PermissionError as error:
+        raise ReadError(f"{path} may not be read: permission denied.") from error
+    except MemoryError as error:
+        raise ReadError(f"{path} does not fit into this machine's memory.") from error
+    except ImportError as error:
+        raise ReadError(
+            f"{path} needs the package {error.name}, which is not installed: "
+            'pip install "napari-sam2[formats]".'
+        ) from error
+    except Exception as error:  # a damaged file makes the libraries raise almost anything
+        reason = " ".join(str(error).split())[:150] or type(error).__name__
+        raise ReadError(f"{path} is damaged or not what its name says ({reason}).") from error
+
+
+class Guarded:
+    """An array whose values are read later; damage found then is told as clearly.
+
+    It has what dask needs of an array: shape, dtype and indexing.
+    """
+
+    def __init__(self, array: Any, path: Path) -> None:
+        self._array, self._path = array, path
+        self.shape, self.dtype, self.ndim = tuple(array.shape), array.dtype, len(array.shape)
+
+    def __getitem__(self, index: Any) -> Any:
+        with clear_errors(self._path):
+            return self._array[index]
