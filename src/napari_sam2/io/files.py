@@ -132,7 +132,7 @@ def image_kind(path: Path) -> str:
     for kind, suffixes in SUFFIXES.items():
         if name.endswith(suffixes):
             return kind
-    if name == "dicomdir" or _is_dicom(path):
+    if name == "dicomdir" or is_dicom(path):
         return "DICOM"
     raise ReadError(f"{path} is not an image that can be read: {_READABLE}.")
 
@@ -241,12 +241,12 @@ def _folder_kind(path: Path) -> str:
         return "OME-Zarr"
     files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
     tiffs = [file for file in files if file.name.lower().endswith(SUFFIXES["TIFF"])]
-    if tiffs and not any(_is_dicom(file) for file in files if file not in tiffs):
+    if tiffs and not any(is_dicom(file) for file in files if file not in tiffs):
         return "TIFF sequence"
     return "DICOM"
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
     """Whether the file carries DICOM's mark after its 128-byte preamble."""
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
