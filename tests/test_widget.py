@@ -18,6 +18,7 @@ from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import (
     QApplication,
     QComboBox,
+    QFileDialog,
     QProgressBar,
     QPushButton,
     QSpinBox,
@@ -26,7 +27,8 @@ from qtpy.QtWidgets import (
 )
 
 from napari_sam2.session import Session
-from napari_sam2.widgets import SAM2Widget
+from napari_sam2.widgets import SAM2Widget, choices
+from sam2_engine.weights import save_model
 
 pytestmark = pytest.mark.usefixtures("own_choices")
 
@@ -585,6 +587,58 @@ def test_models_are_listed_and_a_failure_is_told(desk, monkeypatch, tmp_path):
     d.settle()
     assert "no-such-file.pt" in d.status
     assert d.status.startswith("⚠")
+
+
+def test_a_checkpoint_is_chosen_as_a_file_and_remembered(desk, monkeypatch, tmp_path):
+    good, bad = tmp_path / "mine.safetensors", tmp_path / "holiday.pt"
+    save_model(small_model(), good)
+    bad.write_bytes(b"no checkpoint")
+    asked = ["", str(bad), str(good)]
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (asked.pop(0), ""))
+    d = desk()
+    models = d.panel.models
+    before, count = d.session.model, models.count()
+    assert models.itemText(count - 1) == "File …"
+
+    def choose_file():
+        models.setCurrentIndex(models.count() - 1)
+        models.activated.emit(models.count() - 1)
+        d.settle()
+
+    choose_file()  # and change one's mind
+    assert models.currentData() == before.name
+    choose_file()
+    assert d.status.startswith("⚠")
+    assert str(bad) in d.status
+    assert d.session.model is before
+    assert models.currentData() == before.name
+    assert models.count() == count, "a file that is no checkpoint is not offered again"
+    choose_file()
+    assert d.session.model.name == models.currentData() == str(good)
+    assert models.currentText() == "mine.safetensors"
+    assert models.itemText(models.count() - 1) == "File …"
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    d.settle()
+    assert_same(d.labels[2], d.expected(2))
+
+    def next_day():
+        widget = SAM2Widget(d.viewer)
+        d.qtbot.addWidget(widget)
+        d.qtbot.waitUntil(lambda: not widget.is_busy, timeout=TIMEOUT)
+        widget.shut_down()
+        models = widget.panel.models
+        return models.currentData(), [models.itemData(i) for i in range(models.count())]
+
+    chosen, listed = next_day()
+    assert chosen == str(good)
+    choices.remember(model="nano")
+    chosen, listed = next_day()
+    assert chosen == "nano"
+    assert str(good) in listed, "it is at hand as long as it is there"
+    good.unlink()
+    assert str(good) not in next_day()[1]
 
 
 def test_it_fits_a_narrow_dock(desk):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from desk import SHAPE, TIMEOUT, assert_same, blobs
 from models import small_model
 from qtpy.QtCore import QEvent, QPoint, Qt
-from qtpy.QtWidgets import QApplication, QLineEdit
+from qtpy.QtGui import QColor
+from qtpy.QtWidgets import QApplication, QColorDialog, QDialogButtonBox, QLineEdit
 
 from napari_sam2.session import Session
 from napari_sam2.widgets import choices
-from napari_sam2.widgets.object_table import EYE, LOCK, NAME
+from napari_sam2.widgets.object_table import COLOUR, EYE, LOCK, NAME, PROMPTS
 from napari_sam2.widgets.slice_strip import APPROVED, LOCKED, MASK, PAINTED, PROMPTED, STALE
 
 CONTROL, SHIFT = Qt.KeyboardModifier.ControlModifier, Qt.KeyboardModifier.ShiftModifier
@@ -72,8 +74,8 @@ def test_scribbles_and_lassos_are_drawn_with_the_mouse(desk):
     assert np.ptp(lasso, axis=0).min() > 12
     d.settle()
     assert_same(d.labels[2], d.expected(2))
-    assert d.panel.objects.item(0, 1).text() == "2"
-    assert d.panel.objects.item(1, 1).text() == "1"
+    assert d.panel.objects.item(0, PROMPTS).text() == "2"
+    assert d.panel.objects.item(1, PROMPTS).text() == "1"
 
 
 def test_many_marks_are_moved_and_deleted_at_once(desk):
@@ -144,11 +146,11 @@ def test_painting_and_erasing_by_hand_is_taken_over_and_kept(desk):
     d.settle()
     assert d.session.prompts[1][5].mask is None
     assert d.session.masks[1][5].coarse is not None  # the model's own
-    assert not d.panel.unpaint.isVisible()
+    assert not d.panel.unpaint.isEnabled()
     for _ in range(2):
         d.press(d.panel.undo)
     np.testing.assert_array_equal(d.labels[5], erased)
-    assert d.panel.unpaint.isVisible()
+    assert d.panel.unpaint.isEnabled()
     # Undo takes the strokes back one by one, also in the labels layer itself.
     d.viewer.layers.selection.active = layer
     for _ in range(2):
@@ -249,6 +251,37 @@ def test_the_table_names_hides_locks_merges_and_deletes(desk):
     assert (d.labels == 2).any()
 
 
+def test_the_colour_of_an_object_is_chosen_in_the_table(desk):
+    d = desk()
+    mark_two(d)
+    table, layer = d.panel.objects, d.widget.labels_layer
+    before = layer.colormap.map(1)
+    cell(d, 0, COLOUR)
+    dialog = d.panel.findChild(QColorDialog)
+    assert dialog.isVisible()
+    assert dialog.windowTitle() == "Colour of Object 1"
+    np.testing.assert_allclose(dialog.currentColor().getRgbF()[:3], before[:3], atol=0.01)
+    dialog.setCurrentColor(QColor(10, 250, 20))
+    buttons = dialog.findChild(QDialogButtonBox)
+    d.press(buttons.button(QDialogButtonBox.StandardButton.Ok))
+    chosen = np.array((10, 250, 20, 255)) / 255
+    np.testing.assert_allclose(layer.colormap.map(1), chosen, atol=0.01)
+    np.testing.assert_allclose(d.widget.points_layer.border_color[0], chosen, atol=0.01)
+    swatch = table.item(0, COLOUR).icon().pixmap(14, 14).toImage()
+    assert swatch.pixelColor(7, 7).name() == QColor.fromRgbF(*d.session.objects[1].colour).name()
+    assert (d.widget.points_layer.border_color[1] != chosen).any()
+    d.viewer.layers.selection.active = d.widget.points_layer
+    d.key(Qt.Key.Key_Z, CONTROL)
+    assert d.status == "Undone: Colour."
+    assert d.session.objects[1].colour is None
+    np.testing.assert_allclose(layer.colormap.map(1), before)
+    np.testing.assert_allclose(d.widget.points_layer.border_color[0], before)
+
+    cell(d, 1, COLOUR)
+    d.qtbot.keyClick(d.panel.findChildren(QColorDialog)[-1], Qt.Key.Key_Escape)
+    assert d.session.objects[2].colour is None
+
+
 def test_an_existing_labels_layer_is_a_start(desk):
     d = desk()
     truth = np.zeros(SHAPE, np.uint8)
@@ -268,6 +301,38 @@ def test_an_existing_labels_layer_is_a_start(desk):
     d.settle()
     np.testing.assert_array_equal(d.labels[3] == 5, truth[3] == 5)
     assert {5, 9} <= set(d.session.masks)
+
+
+def test_what_is_not_shown_is_written_by_and_by(desk):
+    frames = 40
+    d = desk(data=blobs((frames, *SHAPE[1:])), contrast_limits=(0, 250))
+    _, y, x = np.indices((1, *SHAPE[1:]))
+    for frame in range(frames):
+        d.session.paint(1, frame, ((y - 20) ** 2 + (x - 30) ** 2 < 90)[0])
+    d.widget.start("include")
+    d.go_to(7)
+    array = d.widget.labels_layer.data
+    assert array.any(axis=(1, 2)).all()
+
+    def rest_is_written():
+        """Slices that wait are seen to wait; then nobody asks, but they are written."""
+        assert len(np.unique(array.any(axis=(1, 2)))) == 2
+        waiting = array.any(axis=(1, 2)) != array[7].any()
+        assert waiting.sum() > frames / 2
+        d.qtbot.waitUntil(lambda: not d.widget._context._rest.isActive(), timeout=TIMEOUT)
+        assert len(np.unique(array.any(axis=(1, 2)))) == 1
+
+    d.press(d.panel.delete)
+    assert not array[7].any()
+    rest_is_written()
+    d.press(d.panel.undo)
+    assert array[7].any()
+    rest_is_written()
+    d.press(d.panel.redo)
+    d.press(d.panel.undo)
+    other = d.viewer.add_image(blobs(), name="other")
+    d.widget.choose_image(other)  # meanwhile, another session is worked on
+    d.qtbot.waitUntil(lambda: array.any(axis=(1, 2)).all(), timeout=TIMEOUT)
 
 
 # -- propagation -------------------------------------------------------------------------------
@@ -339,7 +404,7 @@ def test_locked_and_approved_slices_are_kept_and_shown(desk):
     assert flags[6] & LOCKED
     assert flags[2] & PROMPTED
     assert flags[3] & MASK
-    assert "locked" in d.panel.slice.toolTip()
+    assert d.panel.slice.text() == "Slice 6: locked"
     kept = d.labels[[4, 6]] == 1
     d.go_to(2)
     d.press(d.panel.modes["include"])
@@ -468,14 +533,18 @@ def test_masks_are_written_where_the_person_wants_them(desk):
     assert (shared == 4).any()
     d.press(d.panel.more)
     d.press(d.panel.overwrite)
+    d.session.write_rest()
     assert ((before == 3) & (shared == 4)).any()
     d.press(d.panel.overwrite)
+    d.session.write_rest()
     np.testing.assert_array_equal(shared == 3, before == 3)
+    d.press(d.panel.overwrite)
 
     choose(d.panel.targets, "new layer")
     np.testing.assert_array_equal(shared, before)
     assert d.widget.labels_layer is not other
     assert (d.labels == 4).any()
+    assert not d.panel.overwrite.isChecked(), "it was said of the other layer"
     choose(d.panel.targets, "one each")
     single = d.viewer.layers["scan Object 4"]
     np.testing.assert_array_equal(single.data == 4, d.labels == 4)
@@ -487,6 +556,52 @@ def test_masks_are_written_where_the_person_wants_them(desk):
     assert other.translate[1] == 0  # a person's own layer
     choose(d.panel.targets, "new layer")
     assert "scan Object 5" not in d.viewer.layers
+    d.panel.object_id = 4
+    d.press(d.panel.delete)
+    assert not (d.labels == 4).any()
+    assert (single.data == 4).any(), "nothing is written to the layers that are gone"
+
+
+def test_masks_are_written_to_zarr_on_disk_slice_by_slice(desk, tmp_path):
+    zarr = pytest.importorskip("zarr")
+    array = zarr.create_array(
+        tmp_path / "labels.zarr", shape=SHAPE, chunks=(1, *SHAPE[1:]), dtype=np.uint16
+    )
+
+    def on_disk():
+        """The slices that have ever been written: an empty one has no file."""
+        files = (tmp_path / "labels.zarr" / "c").glob("*/0/0")
+        return sorted(int(file.parent.parent.name) for file in files)
+
+    d = desk()
+    layer = d.viewer.add_labels(array, name="on disk")
+    choose(d.panel.targets, layer)
+    assert d.widget.labels_layer is layer
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    d.settle()
+    assert on_disk() == [2]
+    assert_same(np.asarray(array[2]), d.expected(2))
+    d.go_to(5)
+    d.press(d.panel.modes["paint"])
+    layer.brush_size = 3
+    d.draw((40, 5), (40, 9), (40, 13))
+    assert on_disk() == [2, 5]
+    assert d.session.prompts[d.panel.object_id][5].mask is not None
+    again = zarr.open_array(tmp_path / "labels.zarr", mode="r")
+    assert again[5, 40, 5] == again[5, 40, 13] == d.panel.object_id
+    d.panel.reach.setCurrentIndex(d.panel.reach.findData("between"))
+    d.go_to(3)
+    d.press(d.panel.propagate)
+    d.settle()
+    assert on_disk() == [2, 3, 4, 5]
+    assert_same(again[3:5], d.expected()[3:5])
+    d.viewer.layers.selection.active = layer
+    for _ in range(3):
+        d.key(Qt.Key.Key_Z, CONTROL)
+    d.session.write_rest()
+    assert not again[:].any()
 
 
 def test_a_labels_layer_that_does_not_fit_is_refused(desk):

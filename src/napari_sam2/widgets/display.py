@@ -60,11 +60,10 @@ class Display:
         if new_states or len(states.flags) != len(work.session.view):
             states = slice_states(work.session, panel.object_id, work.masks.colour_of)
         panel.strip.show_states(states, frame)
-        short = states.text(frame, leave_out=APPROVED | LOCKED | PAINTED)  # the buttons show these
-        panel.show_slice(f"Slice {frame}: {short}", f"Slice {frame}: {states.text(frame)}")
-        panel.unpaint.setVisible(states.has(frame, PAINTED))
-        panel.approve.setChecked(states.has(frame, APPROVED))
-        panel.lock.setChecked(states.has(frame, LOCKED))
+        panel.show_slice(
+            f"Slice {frame}: {states.text(frame)}",
+            *(states.has(frame, flag) for flag in (APPROVED, LOCKED, PAINTED)),
+        )
 
     def settle(self) -> None:
         """Nothing is under way any more: show also what takes longer."""

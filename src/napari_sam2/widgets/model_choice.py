@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QObject, Qt, QTimer, Signal
+from qtpy.QtWidgets import QFileDialog
 
 from napari_sam2.tasks import LazyModel
 from napari_sam2.widgets import choices
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from sam2_engine.model import SAM2
 
 _POLL_MS = 50
+_FILE = "file …"
+_FILTER = "Checkpoints (*.pt *.pth *.safetensors);;All files (*)"
 
 
 class ModelChoice(QObject):
@@ -37,15 +40,20 @@ class ModelChoice(QObject):
         self.worker = Worker()
         self._panel = panel
         self._takes_last = model is None
+        self._names: set[str] = set()
+        """Those of the models that everybody can have."""
         self._loading: LazyModel | None = None
         self._poll = QTimer(self)
         self._poll.setInterval(_POLL_MS)
         self._poll.timeout.connect(self._deliver)
-        panel.models.addItem(Path(self.model.name).name, self.model.name)
+        panel.models.addItem("File …", _FILE)
+        tip = "A checkpoint on this computer, such as one that you have trained."
+        panel.models.setItemData(0, tip, Qt.ItemDataRole.ToolTipRole)
         panel.devices.setCurrentIndex(panel.devices.findData(device))
         panel.models.activated.connect(self._on_chosen)
         panel.devices.activated.connect(self._on_chosen)
         panel.stop_download.clicked.connect(lambda: self.stop_download())
+        self._show_chosen(self.model.name, device)
         self._begin(_look, self._show)
         self._load(self.model)
 
@@ -70,6 +78,15 @@ class ModelChoice(QObject):
         else:
             self._load(LazyModel(name, device))
 
+    def choose_file(self) -> None:
+        """Use a checkpoint that the person is asked for."""
+        in_use = self._loading or self.model
+        self._show_chosen(in_use.name, in_use.device)
+        last = str(choices.load().get("model_file", ""))
+        path, _ = QFileDialog.getOpenFileName(self._panel, "Choose a checkpoint", last, _FILTER)
+        if path:
+            self.choose(path, in_use.device)
+
     def use(self, model: LazyModel) -> None:
         """Use the model of a session that was opened, as soon as it is loaded."""
         if model is not self.model:
@@ -89,10 +106,21 @@ class ModelChoice(QObject):
 
     def _show_chosen(self, name: str, device: str) -> None:
         models, devices = self._panel.models, self._panel.devices
-        if models.findData(name) < 0:
-            models.addItem(Path(name).name, name)
+        self._list(name)
         models.setCurrentIndex(models.findData(name))
         devices.setCurrentIndex(devices.findData(device))
+
+    def _list(self, name: str, text: str = "", tip: str = "") -> None:
+        """Show a model in the list, above the choice of a file."""
+        models = self._panel.models
+        index = models.findData(name)
+        if index < 0:
+            index = models.findData(_FILE)
+            models.insertItem(index, Path(name).name, name)
+            models.setItemData(index, name, Qt.ItemDataRole.ToolTipRole)
+        if text:
+            models.setItemText(index, text)
+            models.setItemData(index, tip, Qt.ItemDataRole.ToolTipRole)
 
     def _load(self, model: LazyModel) -> None:
         self.stop_download()
@@ -102,6 +130,8 @@ class ModelChoice(QObject):
             if model is self._loading:
                 if model is not self.model:
                     choices.remember(model=model.name, device=model.device)
+                    if self._is_file(model.name):
+                        choices.remember(model_file=model.name)
                 self._loading, self.model = None, model
                 self.changed.emit()
 
@@ -109,9 +139,15 @@ class ModelChoice(QObject):
             if model is self._loading:
                 self._loading = None
                 self._show_chosen(self.model.name, self.model.device)
+                if self._is_file(model.name):
+                    self._panel.models.removeItem(self._panel.models.findData(model.name))
                 self.failed.emit(error)
 
         self._begin(model.get, loaded, failed)
+
+    def _is_file(self, name: str) -> bool:
+        """Whether this is a file of the person's own."""
+        return bool(self._names) and name not in self._names
 
     def _begin(
         self,
@@ -129,25 +165,28 @@ class ModelChoice(QObject):
             self._poll.stop()
 
     def _on_chosen(self, *_: object) -> None:
-        self.choose(self._panel.models.currentData(), self._panel.devices.currentData())
+        name = self._panel.models.currentData()
+        if name == _FILE:
+            self.choose_file()
+        else:
+            self.choose(name, self._panel.devices.currentData())
 
     def _show(self, found: tuple[list[Any], set[str], set[str]]) -> None:
         models, local, devices = found
-        combo = self._panel.models
+        self._names = {info.name for info in models}
         for info in models:
-            index = combo.findData(info.name)
-            if index < 0:
-                combo.addItem(info.name, info.name)
-                index = combo.count() - 1
             size = "bundled" if info.repository is None else size_text(info.size)
-            combo.setItemText(index, f"{info.name}, {size}, {info.licence}")
             where = "on this computer" if info.name in local else "downloaded when chosen"
-            combo.setItemData(index, f"{info.title}; {where}", Qt.ItemDataRole.ToolTipRole)
+            text = f"{info.name}, {size}, {info.licence}"
+            self._list(info.name, text, f"{info.title}; {where}")
         self._panel.show_devices(devices)
         last = choices.load()
-        if self._takes_last and last.get("model") in local:
-            device = last.get("device")
-            self.choose(last["model"], device if device in devices else self.model.device)
+        file, name, device = (str(last.get(key, "")) for key in ("model_file", "model", "device"))
+        if Path(file).is_file():
+            local.add(file)
+            self._list(file)
+        if self._takes_last and name in local:
+            self.choose(name, device if device in devices else self.model.device)
 
 
 def _look() -> tuple[list[Any], set[str], set[str]]:

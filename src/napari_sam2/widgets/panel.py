@@ -158,7 +158,7 @@ class Panel(QWidget):
         self.sources = [self.images, self.models, self.devices, self.windows, self.channels]
         self.tools = [self.new, self.from_labels, self.session, *self.modes.values()]
         self.changers = [self.delete, self.merge, self.targets]
-        self.keepers = [self.approve, self.lock, self.unpaint]
+        self.keepers = [self.approve, self.lock]
         self.starters = [self.propagate, self.update_masks, self.reach, self.which]
         self._arrange()
         self.more.toggled.connect(self._show_options)
@@ -166,7 +166,6 @@ class Panel(QWidget):
         self._show_options(False)
         self._show_range()
         self.show_download(None)
-        self.unpaint.hide()
 
     def _arrange(self) -> None:
         layout = QVBoxLayout(self)
@@ -200,9 +199,8 @@ class Panel(QWidget):
         layout.addLayout(modes)
         layout.addWidget(_heading("3. Follow them through the slices"))
         layout.addWidget(self.strip)
-        layout.addLayout(
-            _row((self.slice, 1), (self.unpaint, 0), (self.approve, 0), (self.lock, 0))
-        )
+        layout.addWidget(self.slice)
+        layout.addLayout(_row((self.approve, 1), (self.lock, 1), (self.unpaint, 1)))
         layout.addLayout(_row((self.reach, 1), (self.which, 1)))
         self.range = QWidget()
         limits = _row((self.first, 1), (QLabel("to"), 0), (self.last, 1))
@@ -230,10 +228,14 @@ class Panel(QWidget):
         """What went wrong."""
         self.status.setText(f"⚠ {text}")
 
-    def show_slice(self, text: str, tip: str = "") -> None:
-        """The slice that the viewer shows, and all that there is to say of it."""
+    def show_slice(
+        self, text: str, approved: bool = False, locked: bool = False, painted: bool = False
+    ) -> None:
+        """The slice that the viewer shows, and what has been done with it."""
         self.slice.setText(text)
-        self.slice.setToolTip(tip)
+        self.approve.setChecked(approved)
+        self.lock.setChecked(locked)
+        self.unpaint.setEnabled(painted)
 
     def show_progress(self, done: int, total: int, seconds_left: float | None = None) -> None:
         """How far a propagation is; total 0 for one that has not begun."""

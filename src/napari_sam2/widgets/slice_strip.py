@@ -41,11 +41,9 @@ class SliceStates:
         """Whether a slice is marked, approved, ..."""
         return 0 <= frame < len(self.flags) and bool(self.flags[frame] & flag)
 
-    def text(self, frame: int, leave_out: int = 0) -> str:
-        """In words, for people. leave_out: flags that are said elsewhere."""
-        words = [
-            word for flag, word in _WORDS.items() if self.has(frame, flag) and not flag & leave_out
-        ]
+    def text(self, frame: int) -> str:
+        """In words, for people."""
+        words = [word for flag, word in _WORDS.items() if self.has(frame, flag)]
         if not self.has(frame, MASK):
             words.append("no mask")
         return ", ".join(words) or "by the model"
