@@ -1,7 +1,7 @@
 """Image files in, labels files out, each with its spacing and place in the world. No napari."""
 
 from napari_sam2.io.files import list_images, read_image, read_volume
-from napari_sam2.io.labels import check_target, write_labels
+from napari_sam2.io.labels import check_target, read_labels, write_labels
 from napari_sam2.io.place import to_file_order, world_affine
 from napari_sam2.io.volume import ImageInfo, ReadError, Volume, WriteError
 
@@ -13,6 +13,7 @@ __all__ = [
     "check_target",
     "list_images",
     "read_image",
+    "read_labels",
     "read_volume",
     "to_file_order",
     "world_affine",

@@ -159,7 +159,9 @@ def _sources(labels: Volume) -> list[pydicom.Dataset]:
             "DICOM segmentation cannot refer; write .nii.gz instead."
         )
     try:
-        headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+        headers: list[pydicom.Dataset] = [
+            pydicom.dcmread(file, stop_before_pixels=True) for file in files
+        ]
     except (OSError, pydicom.errors.InvalidDicomError) as error:
         raise WriteError(
             f"The DICOM files of the image cannot be read any more ({error}); open it again."

@@ -6,6 +6,7 @@ TotalSegmentator and others write too.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -69,10 +70,12 @@ def nifti_legend(path: Path) -> Legend:
     found = []
     header: Any = nibabel.load(path).header
     for extension in header.extensions:
-        content = extension.get_content()
-        if not isinstance(content, bytes) or b"<LabelTable" not in content:
+        file = io.BytesIO()
+        extension.write_to(file, byteswap=False)
+        content = file.getvalue()[8:].strip(b"\0 \n")  # behind its length and its code
+        if b"<LabelTable" not in content:
             continue
-        for label in ElementTree.fromstring(content.strip(b"\0 \n")).iter("Label"):
+        for label in ElementTree.fromstring(content).iter("Label"):
             red, green, blue = (float(label.get(part, 0)) for part in ("Red", "Green", "Blue"))
             has_colour = float(label.get("Alpha", 1)) > 0
             colour = (red, green, blue) if has_colour else None

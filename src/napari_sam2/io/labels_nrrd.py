@@ -70,8 +70,8 @@ def nrrd_legend(path: Path) -> Legend:
         for line in itertools.islice(iter(file.readline, b""), _MOST_LINES):
             if not line.strip():
                 break
-            key, _, value = line.decode("utf-8", "replace").rstrip("\r\n").partition(":=")
-            header[key] = value
+            field, _, text = line.decode("utf-8", "replace").rstrip("\r\n").partition(":=")
+            header[field] = text
     found = []
     for number in itertools.takewhile(lambda n: f"Segment{n}_ID" in header, itertools.count()):
         key = f"Segment{number}_"

@@ -49,11 +49,9 @@ def write_zarr(path: Path, labels: Volume, legend: Legend, image: Path | None = 
         levels,
         group,
         fmt=fmt,
-        axes=[_axis(axis, units[axis]) for axis in axes],
-        coordinate_transformations=[
-            [{"type": "scale", "scale": [*spacing[:-2], spacing[-2] * 2**n, spacing[-1] * 2**n]}]
-            for n in range(len(levels))
-        ],
+        axes=axes,
+        axes_units={axis: unit for axis, unit in units.items() if unit},
+        scale=dict(zip(axes, spacing, strict=True)),
         storage_options=[
             {"chunks": [min(c, s) for c, s in zip(chunks, level.shape, strict=True)]}
             for level in levels
@@ -126,11 +124,6 @@ def check_replaceable(path: Path) -> None:
             f"Labels cannot be written to {path}: it is a folder with something else than labels; "
             f"to add labels to an OME-Zarr image, write to {path / 'labels' / 'NAME'}."
         )
-
-
-def _axis(name: str, unit: str | None) -> dict[str, str]:
-    axis = {"name": name, "type": "time" if name == "t" else "space"}
-    return axis if unit is None else {**axis, "unit": unit}
 
 
 def _metadata(group: zarr.Group) -> dict[str, Any]:

@@ -78,7 +78,9 @@ def _arranged(path: Path, values: Any, header: dict[str, Any]) -> Volume:
         array = array[:, 0]
         spacing = spacing[1:]
     if "t" in axes:
-        spacing = (1.0, *spacing)
+        steps = np.asarray(header.get("spacings", np.ones(ndim)), float)
+        step = float(steps[roles.index("t")])
+        spacing = (step if np.isfinite(step) and step > 0 else 1.0, *spacing)
     return Volume(
         array=native(array),
         spacing=spacing,
