@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
+from dicom_series import STORED, itk_series, write_series
+from images import DATA, OBLIQUE, assert_same_grid, needs_data
 from models import small_model
-from test_io import DATA, OBLIQUE, STORED, assert_same_grid, itk_series, needs_data, write_series
 
 from napari_sam2 import PromptError, read_volume, segment
 from napari_sam2.cli import main

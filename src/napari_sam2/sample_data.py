@@ -51,7 +51,7 @@ def brain() -> list[LayerData]:
 
         from napari_sam2.io import read_volume
 
-        return layers_of(read_volume(Path(data_path) / "example4d.nii.gz", volume=0))
+        return layers_of(read_volume(Path(str(data_path)) / "example4d.nii.gz", volume=0))
     template = load_mni152_template(resolution=2)
     image = Volume(
         array=np.asarray(template.dataobj, np.float32).T,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from napari_sam2.io.volume import ReadError
+from napari_sam2.io.volume import ReadError, Uncopied
 
 
 @contextlib.contextmanager
@@ -31,16 +31,13 @@ def clear_errors(path: Path) -> Iterator[None]:
         raise ReadError(f"{path} is damaged or not what its name says ({reason}).") from error
 
 
-class Guarded:
-    """An array whose values are read later; damage found then is told as clearly.
-
-    It has what dask needs of an array: shape, dtype and indexing.
-    """
+class Guarded(Uncopied):
+    """An array whose values are read later; damage that is found then is told as clearly."""
 
     def __init__(self, array: Any, path: Path) -> None:
-        self._array, self._path = array, path
-        self.shape, self.dtype, self.ndim = tuple(array.shape), array.dtype, len(array.shape)
+        super().__init__(array)
+        self.path = path
 
     def __getitem__(self, index: Any) -> Any:
-        with clear_errors(self._path):
-            return self._array[index]
+        with clear_errors(self.path):
+            return super().__getitem__(index)

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from napari_sam2.io.files import (
     read_image,
     take_channel,
 )
+from napari_sam2.io.guard import clear_errors
 from napari_sam2.io.place import layer_affine, obliqueness, to_layer_order
 from napari_sam2.io.volume import ReadError, Volume, unread
 
@@ -148,13 +150,20 @@ def _left_out(image: Volume) -> Any:
 
 def _images(path: Path) -> list[Volume]:
     """All series of a path that can be read."""
-    infos = list_images(path)
-    if len(infos) == 1:
-        return [read_image(path, infos[0].series)]
+    readers: list[Callable[[], Volume]]
+    with clear_errors(path):
+        if image_kind(path) == "DICOM":
+            from napari_sam2.io.dicom import find_series
+
+            readers = [series.read for series in find_series(path)]
+        else:
+            infos = list_images(path)
+            readers = [partial(read_image, path, info.series) for info in infos]
     images, problems = [], []
-    for info in infos:
+    for read in readers:
         try:
-            images.append(read_image(path, info.series))
+            with clear_errors(path):
+                images.append(read())
         except ReadError as error:
             problems.append(error)
     if not images:

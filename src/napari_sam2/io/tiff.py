@@ -148,7 +148,8 @@ def _open(path: Path, tif: tifffile.TiffFile, index: int, level: int) -> Any:
 
     page = chosen.keyframe
     tiled = page.is_tiled
-    stored = zarr.open_array(chosen.aszarr(chunkmode=None if tiled else "page"), mode="r")
+    store = tif.series[index].aszarr(level=level, chunkmode=None if tiled else "page")
+    stored = zarr.open_array(store, mode="r")
     chunks = tuple(
         max(1, _TILES_TOGETHER // chunk) * chunk if tiled and 16 <= chunk < size else chunk
         for chunk, size in zip(stored.chunks, stored.shape, strict=True)

@@ -114,12 +114,22 @@ def by_slice(
     """A dask array that reads and converts one slice (the last two axes) when it is needed."""
     import dask.array as da
 
-    in_slice = array.shape[-2:]
-    chunks = (*([1] * (array.ndim - 2)), *in_slice)
+    chunks = (*([1] * (array.ndim - 2)), *array.shape[-2:])
     # Without a name of its own, dask would read the whole array to make one.
-    return da.from_array(array, chunks=chunks, name=False).map_blocks(
+    return da.from_array(Uncopied(array), chunks=chunks, name=False).map_blocks(
         convert, dtype=np.dtype(dtype), meta=np.empty((0,) * array.ndim, dtype)
     )
+
+
+class Uncopied:
+    """What dask needs of an array: shape, dtype and indexing. A whole array it would copy."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+        self.shape, self.dtype, self.ndim = tuple(array.shape), array.dtype, len(array.shape)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.array[index]
 
 
 def unread(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
