@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from napari_sam2.cli_convert import add_convert
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -160,6 +162,8 @@ def _parser() -> _Parser:
     replay.add_argument("--changed-image", action="store_true", help=help_)
     _add_files_and_device(replay)
     replay.set_defaults(run=_replay)
+
+    add_convert(commands)
 
     models = commands.add_parser("models", help="list the models", allow_abbrev=False)
     models.set_defaults(run=_models)

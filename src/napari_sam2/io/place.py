@@ -34,6 +34,12 @@ def world_affine(volume: Volume) -> np.ndarray:
     return affine
 
 
+def ras_of_world(affine: np.ndarray) -> np.ndarray:
+    """The opposite: from (4, 4) of `world_affine` to that of a `Volume`, x, y, z to RAS mm."""
+    result: np.ndarray = _TO_WORLD.T @ affine @ _REVERSED
+    return result
+
+
 def orientation(volume: Volume) -> str | None:
     """Where x, y and z grow to, in letters: "LPS" is left, posterior, superior."""
     if volume.affine is None:

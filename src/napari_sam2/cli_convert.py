@@ -1,0 +1,74 @@
+"""The command `napari-sam2 convert`: labels from one format to another."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+
+def add_convert(commands: Any) -> None:
+    """Add the command to the subparsers of `napari-sam2`."""
+    parser = commands.add_parser(
+        "convert",
+        help="write a labels file in another format",
+        description="Write a labels file in another format, in the same place; names and colours "
+        "of objects are kept where both formats have them.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("labels", metavar="LABELS", help="a labels file, or a DICOM segmentation")
+    help_ = (
+        "file or folder to write: .nii.gz, .nii, .ome.tif, .tif, .ome.zarr, IMAGE.zarr/labels/NAME,"
+        " .seg.nrrd, .nrrd, .dcm (DICOM SEG), NAME_RES (Cell Tracking Challenge)"
+    )
+    add("out", metavar="OUT", help=help_)
+    help_ = (
+        "the image that the labels were made on; gives place and spacing where LABELS has none, "
+        "and the series that a DICOM SEG refers to"
+    )
+    add("--like", metavar="IMAGE", help=help_)
+    add("--format", choices=("ctc",), help="write OUT as a Cell Tracking Challenge folder")
+    help_ = "which DICOM series of a folder, or image of a file, --like is, from 1"
+    add("--series", metavar="N|UID", help=help_)
+    add("--overwrite", action="store_true", help="replace OUT if it exists")
+    add("-q", "--quiet", action="store_true", help="no summary, no warnings")
+    parser.set_defaults(run=_convert)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from napari_sam2.cli import BAD_INPUT, BAD_OUTPUT, OK, _UserError
+    from napari_sam2.io import (
+        ReadError,
+        WriteError,
+        check_target,
+        read_image,
+        read_labels,
+        write_labels,
+    )
+
+    try:
+        for source in (options.labels, options.like):
+            check_target(
+                options.out, overwrite=options.overwrite, source=source, format=options.format
+            )
+        like = read_image(options.like, options.series) if options.like else None
+        labels, names, colours = read_labels(options.labels, like)
+        write_labels(
+            options.out,
+            labels.array,
+            labels if like is None else like,
+            overwrite=options.overwrite,
+            names=names,
+            colours=colours,
+            format=options.format,
+        )
+    except ReadError as error:
+        raise _UserError(BAD_INPUT, str(error)) from error
+    except WriteError as error:
+        raise _UserError(BAD_OUTPUT, str(error)) from error
+    if not options.quiet:
+        for note in labels.notes:
+            print(f"warning: {note}", file=sys.stderr)
+        print(f"{options.out}: labels of shape {' x '.join(map(str, labels.array.shape))}")
+    return OK

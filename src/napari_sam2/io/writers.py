@@ -1,0 +1,130 @@
+"""Labels layers of napari as files: the writers of the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_sam2.io.labels import write_labels
+from napari_sam2.io.legend import RGB
+from napari_sam2.io.place import ras_of_world, to_file_order
+from napari_sam2.io.readers import METADATA_KEY
+from napari_sam2.io.volume import Volume, WriteError
+
+_PLACE = ("scale", "translate", "rotate", "shear", "affine")
+_UNITS = {"millimeter": ("mm", 1.0), "micrometer": ("um", 1e-3)}
+_TIME = ("t", "time")
+_CHANNEL = ("c", "channel")
+
+
+def write_layer(path: str, data: Any, meta: dict[str, Any], *, suffix: str) -> list[str]:
+    """Write a labels layer, for napari's Save dialog, which asks before it replaces a file.
+
+    path: its suffix chooses the format, as for `write_labels`.
+    suffix: of a path that has none.
+    data, meta: as of `layer.as_layer_data_tuple()`. A layer of labels that lies on an image which
+        this plugin has opened goes back to that file's axes and place; another one is placed by its
+        scale, affine and units. Names are taken from the columns "index" and "name" of its
+        features, and colours from its colormap, if each object has its own.
+
+    Returns the path. Raises WriteError.
+    """
+    levels = data if meta.get("multiscale") else [data]
+    labels, like = _in_file(levels[0], meta) or _in_world(levels[0], meta)
+    array = np.asarray(labels)
+    if not Path(path).suffix and not path.endswith(suffix):
+        path += suffix
+    write_labels(path, array, like, overwrite=True, names=_names(meta), colours=_colours(meta))
+    return [path]
+
+
+write_nifti = partial(write_layer, suffix=".nii.gz")
+write_tiff = partial(write_layer, suffix=".ome.tif")
+write_nrrd = partial(write_layer, suffix=".seg.nrrd")
+write_seg = partial(write_layer, suffix=".dcm")
+write_zarr = partial(write_layer, suffix=".ome.zarr")
+write_ctc = partial(write_layer, suffix="_RES")
+
+
+def _in_file(data: Any, meta: Mapping[str, Any]) -> tuple[Any, Volume] | None:
+    """The labels in the order of the file that the image was read from; None if there is none, or
+    it has another shape."""
+    source = meta.get("metadata", {}).get(METADATA_KEY)
+    if not isinstance(source, Volume) or "c" in source.axes:
+        return None
+    try:
+        labels = to_file_order(_without_channels(data, meta), source)
+    except ValueError:  # another number of axes
+        return None
+    return (labels, source) if labels.shape == source.shape else None
+
+
+def _in_world(data: Any, meta: Mapping[str, Any]) -> tuple[Any, Volume]:
+    """The labels and their place, by what the layer says of itself."""
+    from napari.layers import Layer
+
+    names = _axis_labels(data, meta)
+    labels = _without_channels(data, meta)
+    kept = [
+        axis for axis in range(data.ndim) if names[axis] not in _CHANNEL or data.shape[axis] > 1
+    ]
+    has_time = bool(kept) and (names[kept[0]] in _TIME or len(kept) == 4)
+    axes = {2: "yx", 3: "tyx" if has_time else "zyx", 4: "tzyx"}.get(labels.ndim)
+    if axes is None:
+        raise WriteError(
+            f"The layer {meta.get('name', 'of labels')} has {labels.ndim} axes, and labels with "
+            "2 to 4 can be written; take one position of the others first."
+        )
+    place = {key: meta[key] for key in _PLACE if key in meta}
+    layer = Layer.create(np.zeros((1,) * data.ndim, np.uint8), place, "labels")
+    origin = np.array(layer.data_to_world(np.zeros(data.ndim)))
+    steps = np.array([layer.data_to_world(step) for step in np.eye(data.ndim)]).T - origin[:, None]
+    spacing = np.linalg.norm(steps, axis=0)[kept]
+    units = [str(unit) for unit in meta.get("units") or ()]
+    unit, in_mm = _UNITS.get(units[-1] if units else "", ("pixel", 1.0))
+    affine = None
+    if axes.endswith("zyx"):
+        world = np.eye(4)
+        world[:3, :3] = steps[np.ix_(kept[-3:], kept[-3:])] * in_mm
+        world[:3, 3] = origin[kept[-3:]] * in_mm
+        if not np.allclose(world, np.diag([*spacing[-3:] * in_mm, 1])):
+            affine = ras_of_world(world)
+    if axes == "yx":
+        labels, spacing = labels[np.newaxis], np.array([1.0, *spacing])
+    return labels, Volume(labels, tuple(spacing.tolist()), unit, affine, "layer", axes)
+
+
+def _without_channels(data: Any, meta: Mapping[str, Any]) -> Any:
+    """The labels without an axis of channels that they reach through."""
+    names = _axis_labels(data, meta)
+    axes = tuple(a for a in range(data.ndim) if names[a] in _CHANNEL and data.shape[a] == 1)
+    return np.asarray(data).squeeze(axes) if axes else data
+
+
+def _axis_labels(data: Any, meta: Mapping[str, Any]) -> list[str]:
+    labels = [str(label).lower() for label in meta.get("axis_labels") or ()]
+    return labels if len(labels) == data.ndim else [""] * data.ndim
+
+
+def _names(meta: Mapping[str, Any]) -> dict[int, str]:
+    features = meta.get("features")
+    if features is None or not {"index", "name"} <= set(features):
+        return {}
+    pairs = zip(features["index"], features["name"], strict=True)
+    return {int(i): str(name) for i, name in pairs if int(i) > 0}
+
+
+def _colours(meta: Mapping[str, Any]) -> dict[int, RGB]:
+    """Of a colormap that gives each object its colour; none of one that goes on for all ids."""
+    found = getattr(meta.get("colormap"), "color_dict", {})
+    colours = {}
+    for object_id, colour in found.items():
+        if isinstance(object_id, int | np.integer) and object_id > 0:
+            red, green, blue, alpha = (float(part) for part in colour)
+            if alpha > 0:
+                colours[int(object_id)] = (red, green, blue)
+    return colours
