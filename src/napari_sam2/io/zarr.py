@@ -100,7 +100,9 @@ def _name(node: Node) -> str:
 
 def _read(path: Path, node: Node, is_only: bool) -> Volume:
     multiscales = next(spec for spec in node.specs if isinstance(spec, Multiscales))
-    axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in node.metadata["axes"]]
+    # Files before version 0.4 name axes without units, or not at all.
+    listed = node.zarr.root_attrs["multiscales"][0].get("axes") or node.metadata["axes"]
+    axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in listed]
     names = "".join(str(axis["name"])[0] for axis in axes)
     place = Path(node.zarr.path)
     levels = [_arrange(path, _open(place, name), names) for name in multiscales.datasets]
