@@ -199,8 +199,9 @@ class PromptLayers:
         """What the next mark will belong to, and its object's colour."""
         points, boxes = self.points, self.boxes
         defaults = {"object": object_id, "axis": _axis_number(key), "label": label}
-        points.feature_defaults = defaults
-        boxes.feature_defaults = defaults
+        for layer in (points, boxes):
+            if layer.feature_defaults.iloc[0].to_dict() != defaults:  # setting them is slow
+                layer.feature_defaults = defaults
         with points.block_update_properties(), boxes.block_update_properties():
             points.current_face_color = _SIGN_COLOUR[label]
             points.current_border_color = colour

@@ -86,6 +86,10 @@ class Marking:
 
     def show_mode(self, *_: object) -> None:
         """Show in the buttons what a click in the viewer does now."""
+        shapes = self._context.shapes
+        is_active = shapes is self._context.viewer.layers.selection.active
+        if shapes is not None and is_active and not shapes.visible:
+            shapes.visible = True
         self._panel.mode = self._mode_of(self._context.viewer.layers.selection.active)
         self.prepare()
 

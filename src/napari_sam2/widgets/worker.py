@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
+import os
+import sys
 import threading
 import time
 from collections import deque
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _JOIN_AT_EXIT = 10.0  # seconds
+_NICER = 5
 
 logger = logging.getLogger(__name__)
 
@@ -173,6 +177,7 @@ class Worker:
             self._thread.start()
 
     def _work(self) -> None:
+        _give_way()
         steps: Iterator[Any] | None = None
         try:
             while True:
@@ -242,6 +247,18 @@ class Worker:
     def _end(self, callback: Callable[[Any], None], value: Any) -> None:
         self._run = None
         self._finish(callback, value)
+
+
+def _give_way() -> None:
+    """Let the window's thread, and what draws for it, go first where there are few processors.
+
+    Only Linux has a niceness for each thread; torch's own threads take it over from this one.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            own = threading.get_native_id()
+            niceness = os.getpriority(os.PRIO_PROCESS, own)
+            os.setpriority(os.PRIO_PROCESS, own, niceness + _NICER)
 
 
 def _close(steps: Iterator[Any]) -> None:

@@ -136,6 +136,8 @@ class Workspace:
             prompts.boxes.mouse_drag_callbacks.insert(0, self._while_drawing)
             self.prompts = prompts
             self.refill()
+            # An empty one costs a quarter of the time that it takes to show another slice.
+            prompts.boxes.visible = len(prompts.boxes.data) > 0
         if active in layers:
             layers.selection.active = active
         return self.prompts
@@ -309,6 +311,8 @@ class Workspace:
 
         def changed(event: Any) -> None:
             action = getattr(event, "action", None)
+            if action is not None and action.value == "added" and not event.source.visible:
+                event.source.visible = True
             is_done = action is None or action.value in ("added", "changed", "removed")
             if is_done and not self._is_filling:
                 edited(event)
