@@ -10,7 +10,7 @@ from desk import SHAPE, TIMEOUT, assert_same, blobs
 from models import small_model
 from napari.layers import Image
 from npe2 import PluginManifest
-from qtpy.QtWidgets import QMessageBox
+from qtpy.QtWidgets import QFileDialog, QMessageBox
 
 from napari_sam2 import sample_data
 from napari_sam2.recovery import find_recovery
@@ -64,6 +64,114 @@ def test_a_saved_session_opens_as_it_was(desk, tmp_path):
     d.click((20, 20))
     d.settle()
     assert 6 in d.session.prompts[d.panel.object_id]
+
+
+def test_a_session_opens_along_the_axis_of_its_marks(desk, tmp_path):
+    d = desk(data=np.stack([blobs((5, *SHAPE[1:]))] * 3))
+    d.panel.along.setCurrentIndex(1)
+    d.panel.along.activated.emit(1)
+    d.viewer.dims.set_point((0, 1), (2, 3))
+    d.press(d.panel.modes["include"])
+    d.click((17, 20))
+    d.settle()
+    d.widget.save_session(tmp_path / "deep.sam2session")
+    unmarked = Session(d.image, small_model())
+    unmarked.add_object("nothing yet")
+    save_session(unmarked, tmp_path / "unmarked.sam2session")
+    d.settle()
+
+    d.panel.along.setCurrentIndex(0)
+    d.panel.along.activated.emit(0)
+    assert d.session.view.key.axis == 0
+    assert d.session.prompts == {}
+    d.widget.open_session(tmp_path / "deep.sam2session")
+    d.settle()
+    assert d.panel.along.currentData() == 1
+    assert d.session.view.key.axis == 1
+    assert list(d.session.prompts[1]) == [3], "the sliders are where the marks are"
+    d.viewer.dims.set_point(0, 0)  # another position has no marks
+    assert d.session.prompts == {}
+    # A session without marks follows what the person has chosen.
+    d.widget.open_session(tmp_path / "unmarked.sam2session")
+    d.settle()
+    assert d.session.objects[1].name == "nothing yet"
+    assert d.panel.along.currentData() == d.session.view.key.axis == 1
+
+
+def test_a_session_of_coronal_slices_waits_until_they_are_shown(desk, tmp_path):
+    d = desk()
+    d.viewer.dims.order = (1, 0, 2)
+    d.go_to(20, axis=1)
+    d.widget.start("include")
+    d.widget.points_layer.add([3, 20, 20])
+    d.settle()
+    assert d.session.view.key.axis == 1
+    labels = d.labels.copy()
+    d.widget.save_session(tmp_path / "coronal.sam2session")
+    d.settle()
+    d.viewer.dims.order = (0, 1, 2)
+    d.widget.open_session(tmp_path / "coronal.sam2session")
+    d.settle()
+    assert d.session.view.key.axis == 0
+    assert "Opened" in d.status
+    np.testing.assert_array_equal(d.labels, labels)
+    assert len(d.widget.points_layer.data) == 1
+    d.viewer.dims.order = (1, 0, 2)
+    assert list(d.session.prompts[1]) == [20]
+
+
+def test_files_are_asked_for_and_remembered(desk, tmp_path, monkeypatch):
+    d = desk()
+    mark_and_paint(d)
+    asked, answers = [], []
+
+    def answer(parent, title, start, kinds):
+        asked.append((title, start))
+        return answers.pop(0), kinds
+
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", answer)
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", answer)
+    actions = {action.text(): action for action in d.panel.session_menu.actions()}
+    file, copy = tmp_path / "a.sam2session", tmp_path / "copy.sam2session"
+
+    def choose(text, *given):
+        answers[:] = [str(one) for one in given]
+        actions[text].trigger()
+        d.settle()
+        assert answers == []
+
+    choose("Save", "")  # and change one's mind
+    assert list(tmp_path.glob("*.sam2session")) == []
+    choose("Save", tmp_path / "a")
+    assert asked[-1] == ("Save session", "scan.sam2session")
+    assert "Saved to a.sam2session" in d.status
+    d.session.edit_object(2, name="later")
+    choose("Save")  # to the same file, without a question
+    assert read_session(file).state.objects[2].name == "later"
+    choose("Save as …", copy)
+    assert asked[-1] == ("Save session", str(file))
+    before = d.session
+    choose("Open …", "")
+    assert d.session is before
+    choose("Open …", file)
+    assert d.session is not before
+    assert d.session.objects[2].name == "later"
+    d.session.edit_object(2, name="last")
+    choose("Save")  # goes on in the file that was opened
+    assert read_session(file).state.objects[2].name == "last"
+    assert read_session(copy).state.objects[2].name == "later"
+
+
+def test_a_session_that_comes_too_late_is_not_opened(desk, tmp_path):
+    d = desk()
+    mark_and_paint(d)
+    d.widget.save_session(tmp_path / "work.sam2session")
+    d.settle()
+    d.widget.open_session(tmp_path / "work.sam2session")
+    d.viewer.layers.remove(d.image)  # while it is read
+    d.settle()
+    assert d.session is None
+    assert d.panel.images.count() == 0
 
 
 def test_a_session_opens_with_the_model_that_made_it(desk, tmp_path):
@@ -174,6 +282,23 @@ def test_what_changes_while_a_session_is_saved_is_not_forgotten(desk, tmp_path, 
     d.settle()
     d.widget.shut_down()
     assert find_recovery(d.image) is None, "all of it is in the person's file"
+
+
+def test_work_that_was_cut_off_is_discarded_if_the_person_wants_it(desk, monkeypatch):
+    monkeypatch.setattr(workspace, "AUTOSAVE_SECONDS", 0.1)
+    d = desk()
+    d.session.paint(1, 3, np.ones(SHAPE[1:]))
+    d.widget.shut_down()
+    assert find_recovery(d.image) is not None
+    d.widget = SAM2Widget(d.viewer, model=small_model())
+    d.qtbot.addWidget(d.widget)
+    d.panel = d.widget.panel
+    d.qtbot.waitUntil(lambda: not d.panel.recovery.isHidden(), timeout=TIMEOUT)
+    d.panel.discard.click()
+    assert d.panel.recovery.isHidden()
+    assert d.session.prompts == {}
+    d.widget.shut_down()
+    assert find_recovery(d.image) is None
 
 
 @pytest.mark.parametrize("work", ["painted", "approved", "locked", "none"])
