@@ -1,0 +1,105 @@
+"""What is added up over the pixels of objects, plane by plane."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass
+class ObjectSum:
+    """What is added up over the pixels of an object. Positions are (plane, y, x)."""
+
+    pixels: int
+    position: NDArray[np.float64]
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    """The last index + 1."""
+    bright: int
+    """Pixels with an intensity; those that are NaN have none."""
+    total: float
+    squares: float
+
+    def add(self, other: ObjectSum) -> None:
+        self.pixels += other.pixels
+        self.position = self.position + other.position
+        self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        self.bright += other.bright
+        self.total += other.total
+        self.squares += other.squares
+
+    def common(
+        self, place: Callable[[NDArray[np.float64]], tuple[float, ...]], ndim: int
+    ) -> dict[str, Any]:
+        """What both kinds of rows say of it. ndim: of its box."""
+        mean = self.total / self.bright if self.bright else None
+        spread = None
+        if mean is not None:
+            spread = float(np.sqrt(max(self.squares / self.bright - mean**2, 0.0)))
+        return {
+            "pixels": self.pixels,
+            "centroid": place(self.position / self.pixels),
+            "box": (*self.low[-ndim:].tolist(), *self.high[-ndim:].tolist()),
+            "mean": mean,
+            "spread": spread,
+        }
+
+
+def sums_of(
+    plane: int, labels: Any, read: Callable[[], Any], only: Collection[int] | None
+) -> dict[int, ObjectSum]:
+    """Of all objects of a plane, by id.
+
+    plane: its index. labels: (H, W). read: gives the image there, (H, W) or (H, W, colours), or
+    None; it is called only if there are objects. only: ids to look at; by default all.
+    """
+    array = np.asarray(labels)
+    rows, columns = np.nonzero(array)
+    if only is not None:
+        wanted = np.isin(array[rows, columns], list(only))
+        rows, columns = rows[wanted], columns[wanted]
+    if not len(rows):
+        return {}
+    ids, number = np.unique(array[rows, columns], return_inverse=True)
+    order = np.argsort(number, kind="stable")
+    starts = np.searchsorted(number[order], np.arange(len(ids)))
+    pixels = np.bincount(number)
+    image = read()
+    bright: NDArray[Any] = np.zeros(len(ids))
+    total: NDArray[Any] = bright
+    squares: NDArray[Any] = bright
+    if image is not None:
+        values = np.asarray(image)
+        values = values.mean(axis=-1) if values.ndim == 3 else values
+        seen = values[rows, columns].astype(np.float64)
+        finite = np.isfinite(seen)
+        seen = np.where(finite, seen, 0.0)
+        bright = np.bincount(number, finite)
+        total, squares = np.bincount(number, seen), np.bincount(number, seen**2)
+    low = [np.minimum.reduceat(at[order], starts) for at in (rows, columns)]
+    high = [np.maximum.reduceat(at[order], starts) + 1 for at in (rows, columns)]
+    middle = [np.bincount(number, at) for at in (rows, columns)]
+    return {
+        int(object_id): ObjectSum(
+            int(pixels[n]),
+            np.array([plane * pixels[n], middle[0][n], middle[1][n]], float),
+            np.array([plane, low[0][n], low[1][n]], np.int64),
+            np.array([plane + 1, high[0][n], high[1][n]], np.int64),
+            int(bright[n]),
+            float(total[n]),
+            float(squares[n]),
+        )
+        for n, object_id in enumerate(ids.tolist())
+    }
+
+
+def add(sums: dict[int, ObjectSum], object_id: int, found: ObjectSum) -> None:
+    """Add what was found of an object to what is known."""
+    if object_id in sums:
+        sums[object_id].add(found)
+    else:
+        sums[object_id] = replace(found)
