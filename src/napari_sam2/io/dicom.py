@@ -4,6 +4,7 @@ position."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -221,7 +222,7 @@ def _headers_by_series(path: Path) -> list[_Headers]:
     own_key = None if path.is_dir() or _is_collection(path) else _key(_own_header(path))
     found: dict[tuple[str, ...], _Headers] = defaultdict(list)
     for source, file, size in open_all(path):
-        header = read.read_header(source, file, damaged_is_error=own_key is None)
+        header = read.read_header(source, file, size, damaged_is_error=own_key is None)
         if header is not None and read.is_image(header):
             key = _key(header)
             if own_key in (None, key):
@@ -241,7 +242,7 @@ def _is_collection(path: Path) -> bool:
 
 def _own_header(path: Path) -> pydicom.Dataset:
     with path.open("rb") as file:
-        header = read.read_header(Source(path), file)
+        header = read.read_header(Source(path), file, path.stat().st_size)
     if header is None:
         raise ReadError(f"{path} is not a DICOM image.")
     if not read.is_image(header):
@@ -313,7 +314,16 @@ def _scaled(frame: Frame, factor: float) -> Frame:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep pydicom's warnings, which quote values of the patient's, from the screen and logs."""
+    """Keep off the screen and logs what pydicom warns of, which quotes patients' data."""
+    logger = logging.getLogger("pydicom")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        logger.addFilter(_drop)
+        try:
+            yield
+        finally:
+            logger.removeFilter(_drop)
+
+
+def _drop(record: logging.LogRecord) -> bool:
+    return False

@@ -15,9 +15,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectorySto
 
 from napari_sam2.io.volume import ReadError
 
-_MAX_ZIP_RATIO = 200  # scans shrink 2 to 50 times; bombs thousands of times
-_SMALL = 64 << 20  # bytes that do no harm, however well they were packed
-_MAX_INFLATED = 2 << 30  # bytes of one file in the deflated transfer syntax
+_MAX_RATIO = 200  # scans shrink 2 to 50 times; bombs a thousandfold
+_SMALL = 16 << 20  # bytes that do no harm, however well they were packed
 
 
 @dataclass(frozen=True)
@@ -122,10 +121,9 @@ def _check_archive(path: Path, members: list[zipfile.ZipInfo]) -> None:
         if member.flag_bits & 1:
             raise ReadError(f"The archive {path} is encrypted; unpack it and open the folder.")
     total = sum(member.file_size for member in members)
-    if total > _SMALL and total > _MAX_ZIP_RATIO * path.stat().st_size:
+    if _is_bomb(total, path.stat().st_size):
         raise ReadError(
-            f"The archive {path} is not safe: it would unpack to {total / 2**30:.0f} GiB, more "
-            f"than {_MAX_ZIP_RATIO} times its size."
+            f"{path} is not safe: it would unpack to more than {_MAX_RATIO} times its size."
         )
 
 
@@ -160,20 +158,26 @@ def _listed_files(path: Path) -> list[Path]:
     return files
 
 
-def check_inflated_size(source: Source, file: BinaryIO) -> None:
-    """Refuse a file in the deflated transfer syntax that would fill the memory when it is read.
+def check_inflated_size(source: Source, file: BinaryIO, size: int) -> None:
+    """Refuse a file of `size` bytes in the deflated transfer syntax that would fill the memory.
 
     Raises: ReadError.
     """
     file.seek(0)
     start = file.read(1024)
-    if DeflatedExplicitVRLittleEndian.encode() + b"\0" not in start:
+    if DeflatedExplicitVRLittleEndian.encode() not in start:
         return
     file.seek(144 + int.from_bytes(start[140:144], "little"))  # behind the file meta information
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     total, data = 0, file.read(1 << 16)
     while data:
         total += len(inflater.decompress(data, 1 << 20))
-        if total > _MAX_INFLATED:
-            raise ReadError(f"{source} is not safe: it would unpack to more than 2 GiB.")
+        if _is_bomb(total, size):
+            raise ReadError(
+                f"{source} is not safe: it would unpack to more than {_MAX_RATIO} times its size."
+            )
         data = inflater.unconsumed_tail or file.read(1 << 16)
+
+
+def _is_bomb(unpacked: int, packed: int) -> bool:
+    return unpacked > _SMALL and unpacked > _MAX_RATIO * packed

@@ -37,10 +37,10 @@ _TAGS: list[Any] = [Tag(keyword) for keyword in _KEYWORDS]
 
 
 def read_header(
-    source: Source, file: BinaryIO, *, damaged_is_error: bool = True
+    source: Source, file: BinaryIO, size: int, *, damaged_is_error: bool = True
 ) -> pydicom.Dataset | None:
-    """What is needed of a DICOM file's header, with its transfer syntax in `file_meta`; None for a
-    file of another kind.
+    """What is needed of the header of a DICOM file of `size` bytes, with its transfer syntax in
+    `file_meta`; None for a file of another kind.
 
     Raises: ReadError for a damaged DICOM file, unless it is to count as another kind.
     """
@@ -48,7 +48,7 @@ def read_header(
     if not marked and not str(source.member or source.path).lower().endswith((".dcm", ".ima")):
         return None
     try:
-        check_inflated_size(source, file)
+        check_inflated_size(source, file, size)
         file.seek(0)
         header = pydicom.dcmread(
             file, stop_before_pixels=True, force=not marked, specific_tags=_TAGS
@@ -63,8 +63,11 @@ def read_header(
                     if is_little
                     else pydicom.uid.ExplicitVRBigEndian
                 )
-            return header
-        problem = "it holds no DICOM object"
+            if header.file_meta.TransferSyntaxUID.is_transfer_syntax:
+                return header
+            problem = "its transfer syntax is none that DICOM knows"
+        else:
+            problem = "it holds no DICOM object"
     except ReadError:
         raise
     except Exception as error:  # pydicom raises many kinds on damaged files
