@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -59,22 +59,28 @@ def lazy_pixels(volumes: list[list[Frame]]) -> Any:
     """
     import dask.array as da
 
-    first = volumes[0][0]
-    dtype = value_type([f for volume in volumes for f in volume])
-    colour = ((3,),) if first.is_colour else ()
-    chunks = ((1,) * len(volumes), (1,) * len(volumes[0]), *((n,) for n in first.size), *colour)
-    return da.map_blocks(
-        partial(_chunk, volumes, dtype),
-        chunks=chunks,
-        dtype=dtype,
-        meta=np.empty((0,) * len(chunks), dtype),
-        name=f"dicom-{secrets.token_hex(8)}",
-    )
+    pixels = _Pixels(volumes)
+    chunks = (1, 1, *pixels.shape[2:])
+    # Without a name of its own, dask would read all frames to make one.
+    return da.from_array(pixels, chunks=chunks, name=f"dicom-{secrets.token_hex(8)}")
 
 
-def _chunk(volumes: list[list[Frame]], dtype: np.dtype, block_info: Any = None) -> np.ndarray:
-    t, z, *_ = block_info[None]["chunk-location"]
-    return frame_pixels(volumes[t][z], dtype)[np.newaxis, np.newaxis]
+class _Pixels:
+    """Frames as an array that reads those that are asked for; what dask needs of one."""
+
+    def __init__(self, volumes: list[list[Frame]]) -> None:
+        first = volumes[0][0]
+        self._frames = np.array(volumes, dtype=object)
+        self.dtype = value_type([f for volume in volumes for f in volume])
+        self.shape = (*self._frames.shape, *first.size, *((3,) if first.is_colour else ()))
+        self.ndim = len(self.shape)
+
+    def __getitem__(self, index: tuple[int | slice, ...]) -> np.ndarray:
+        frames, inside = self._frames[index[:2]], tuple(index[2:])
+        if isinstance(frames, Frame):
+            return frame_pixels(frames, self.dtype)[inside]
+        pictures = [frame_pixels(frame, self.dtype)[inside] for frame in frames.flat]
+        return np.stack(pictures).reshape(*frames.shape, *pictures[0].shape)
 
 
 def value_type(frames: Sequence[Frame]) -> np.dtype:
