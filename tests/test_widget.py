@@ -21,6 +21,7 @@ from qtpy.QtWidgets import (
     QFileDialog,
     QProgressBar,
     QPushButton,
+    QScrollArea,
     QSpinBox,
     QTableWidget,
     QToolButton,
@@ -643,6 +644,13 @@ def test_a_checkpoint_is_chosen_as_a_file_and_remembered(desk, monkeypatch, tmp_
 
 def test_it_fits_a_narrow_dock(desk):
     d = desk()
+    d.panel.more.setChecked(True)
+    d.panel.reach.setCurrentIndex(d.panel.reach.findData("range"))
+    d.panel.recovery.show()
+    d.panel.show_download((1 << 20, 999 << 20))
+    QApplication.processEvents()
+    bar = d.widget.findChild(QScrollArea).verticalScrollBar().sizeHint().width()
+    assert d.panel.minimumSizeHint().width() + bar <= 300
     assert d.widget.minimumSizeHint().width() <= 300
     controls = (QComboBox, QPushButton, QSpinBox, QToolButton, QProgressBar, QTableWidget)
     shown = [part for kind in controls for part in d.panel.findChildren(kind)]

@@ -35,7 +35,7 @@ def window_choices(image: Any) -> dict[str, str]:
     colours, and types without negative numbers.
     """
     view = _view_of(image)
-    choices = {CONTRAST_LIMITS: "Contrast limits of the layer"} if view.layers else {}
+    choices = {CONTRAST_LIMITS: "Contrast limits"} if view.layers else {}
     choices[PERCENTILES] = "Percentiles of the image"
     if not view.rgb and view.dtype.kind in "if":
         for name, (level, width) in CT_WINDOWS.items():

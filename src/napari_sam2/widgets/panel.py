@@ -44,7 +44,7 @@ _REACHES = {
     "forward": ("forward", "From the first marked slice towards higher slice numbers."),
     "backward": ("backward", "From the last marked slice towards lower slice numbers."),
     HERE: ("to this slice", "From the nearest marked slice to the one that the viewer shows."),
-    BETWEEN: ("between marked slices", "Between the marked slices before and behind this one."),
+    BETWEEN: ("between marks", "Between the marked slices before and behind this one."),
     RANGE: ("from … to …", "The slices that you give."),
 }
 _WHICH = {
@@ -145,7 +145,7 @@ class Panel(QWidget):
         self.session_menu = QMenu(self)
         self.session.setMenu(self.session_menu)
         self.help = _button("Keys", "")
-        self.recover = _button("Recover", "Go on where work on this image was cut off.")
+        self.recover = _button("Recover", "Go on where it was cut off.")
         self.discard = _button("Discard", "Delete what was saved of it.")
 
         self.status = QLabel()
@@ -212,8 +212,11 @@ class Panel(QWidget):
         layout.addSpacing(4)
         layout.addLayout(_row(*((button, 1) for button in buttons)))
         self.recovery = QWidget()
-        note = QLabel("Unsaved work on this image:")
-        self.recovery.setLayout(_row((note, 1), (self.recover, 0), (self.discard, 0)))
+        recovery = QVBoxLayout(self.recovery)
+        recovery.setContentsMargins(0, 4, 0, 0)
+        recovery.setSpacing(4)
+        recovery.addWidget(QLabel("Work on this image was cut off:"))
+        recovery.addLayout(_row((self.recover, 1), (self.discard, 1)))
         self.recovery.hide()
         layout.addWidget(self.recovery)
         layout.addWidget(self.status)
@@ -379,6 +382,7 @@ def _combo(tip: str, entries: Mapping[str, tuple[str, str]] | None = None) -> QC
     combo.setToolTip(tip)
     combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
     combo.setMinimumContentsLength(8)
+    combo.setMinimumWidth(40)  # the row shares what there is
     for index, (value, (text, entry_tip)) in enumerate((entries or {}).items()):
         combo.addItem(text, value)
         combo.setItemData(index, entry_tip, Qt.ItemDataRole.ToolTipRole)
