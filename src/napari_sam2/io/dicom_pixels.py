@@ -6,6 +6,7 @@ import secrets
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,11 @@ from napari_sam2.io.dicom_frames import Frame
 from napari_sam2.io.dicom_header import reason_of
 from napari_sam2.io.volume import ReadError
 
-_PLUGINS = {
-    "JPEG-LS": "pyjpegls",
-    "JPEG 2000": "pylibjpeg pylibjpeg-openjpeg",
-    "High-Throughput JPEG 2000": "pylibjpeg pylibjpeg-openjpeg",
-    "JPEG": "pylibjpeg pylibjpeg-libjpeg",
-    "RLE": "pylibjpeg pylibjpeg-rle",
+_PLUGINS = {  # by a part of the transfer syntax's name: packages, and the module that decodes
+    "JPEG-LS": ("pyjpegls", "jpeg_ls"),
+    "JPEG 2000": ("pylibjpeg pylibjpeg-openjpeg", "openjpeg"),
+    "JPEG": ("pylibjpeg pylibjpeg-libjpeg", "libjpeg"),
+    "RLE": ("pylibjpeg pylibjpeg-rle", "rle"),
 }
 _lock = threading.Lock()
 
@@ -43,13 +43,18 @@ def check_decoders(frames: Sequence[Frame]) -> None:
 
 
 def _missing_decoder(source: Source, syntax: UID) -> ReadError:
-    for family, packages in _PLUGINS.items():
-        if family in syntax.name:
-            return ReadError(
-                f"{source} is compressed with {syntax.name}, which needs a decoder: pip install "
-                f"{packages}."
-            )
+    packages, _ = _plugin(syntax)
+    if packages:
+        return ReadError(
+            f"{source} is compressed with {syntax.name}, which needs a decoder: pip install "
+            f"{packages}."
+        )
     return ReadError(f"{source} is compressed with {syntax.name}, for which there is no decoder.")
+
+
+def _plugin(syntax: UID) -> tuple[str, str]:
+    """Packages to install for a compressed transfer syntax, and the module that decodes it."""
+    return next((plugin for part, plugin in _PLUGINS.items() if part in syntax.name), ("", ""))
 
 
 def lazy_pixels(volumes: list[list[Frame]]) -> Any:
@@ -76,7 +81,8 @@ class _Pixels:
         self.ndim = len(self.shape)
 
     def __getitem__(self, index: tuple[int | slice, ...]) -> np.ndarray:
-        frames, inside = self._frames[index[:2]], tuple(index[2:])
+        frames: Any = self._frames[index[:2]]
+        inside = tuple(index[2:])
         if isinstance(frames, Frame):
             return frame_pixels(frames, self.dtype)[inside]
         pictures = [frame_pixels(frame, self.dtype)[inside] for frame in frames.flat]
@@ -107,12 +113,12 @@ def frame_pixels(frame: Frame, dtype: np.dtype) -> np.ndarray:
     """
     dataset = pydicom.Dataset()
     try:
-        if frame.index is None:
+        if frame.index is None and not frame.syntax.is_deflated:
             with frame.source.open() as file:
                 data = pixel_array(file, ds_out=dataset, transfer_syntax_uid=frame.syntax)
         else:
             with _lock:
-                dataset = _multi_frame(frame.source, frame.syntax)
+                dataset = _kept(frame.source, frame.syntax)
             data = pixel_array(dataset, index=frame.index)
         if data.shape[:2] != frame.size:
             raise ValueError(f"they are {data.shape[:2]}, not {frame.size}")
@@ -124,18 +130,26 @@ def frame_pixels(frame: Frame, dtype: np.dtype) -> np.ndarray:
         raise
     except Exception as error:  # a damaged file makes pydicom and its plugins raise almost anything
         raise ReadError(
-            f"The pixels of {frame.source} cannot be read ({reason_of(error)}); copy or export the "
-            "file again."
+            f"The pixels of {frame.source} cannot be read ({reason_of(error)}); "
+            f"{_advice(frame.syntax)}."
         ) from error
     if frame.slope != 1 or frame.intercept != 0:
         data = data * frame.slope + frame.intercept
     return data.astype(dtype, copy=False)
 
 
+def _advice(syntax: UID) -> str:
+    """What to do about pixels that cannot be read: the decoder at hand may not know all kinds."""
+    packages, module = _plugin(syntax) if syntax.is_compressed else ("", "")
+    if packages and find_spec(module) is None:
+        return f"install a decoder for all kinds of {syntax.name}: pip install {packages}"
+    return "copy or export the file again"
+
+
 @lru_cache(maxsize=1)
-def _multi_frame(source: Source, syntax: UID) -> pydicom.Dataset:
-    """A multi-frame file, still compressed: the headers of its frames take long to skip, so that
-    it is kept while its frames are read one after another."""
+def _kept(source: Source, syntax: UID) -> pydicom.Dataset:
+    """A multi-frame file, still compressed: the headers of its frames take long to skip, so that it
+    is kept while its frames are read one after another. Also one that is deflated as a whole."""
     with source.open() as file:
         dataset = pydicom.dcmread(file, force=True, specific_tags=_PIXEL_TAGS)
     dataset.file_meta.TransferSyntaxUID = syntax
