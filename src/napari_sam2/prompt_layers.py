@@ -141,6 +141,13 @@ def object_colours() -> CyclicLabelColormap:
     return CyclicLabelColormap(colors=["transparent", *_OBJECT_COLOURS])
 
 
+def object_rgb(object_id: int) -> tuple[float, float, float]:
+    """The colour of an object by its id: red, green and blue, 0 to 1."""
+    code = _OBJECT_COLOURS[(object_id - 1) % len(_OBJECT_COLOURS)]
+    red, green, blue = (int(code[n : n + 2], 16) / 255 for n in (1, 3, 5))
+    return red, green, blue
+
+
 class PromptLayers:
     """The Points and the Shapes layer of one image."""
 

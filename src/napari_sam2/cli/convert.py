@@ -6,14 +6,18 @@ import argparse
 import sys
 from typing import Any
 
+from napari_sam2.cli.common import EXIT_CODES, OK, clear_errors
+
 
 def add_convert(commands: Any) -> None:
     """Add the command to the subparsers of `napari-sam2`."""
     parser = commands.add_parser(
         "convert",
         help="write a labels file in another format",
-        description="Write a labels file in another format, in the same place; names and colours "
+        description="Write a labels file in another format, in the same place; names and colours\n"
         "of objects are kept where both formats have them.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -37,17 +41,9 @@ def add_convert(commands: Any) -> None:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from napari_sam2.cli import BAD_INPUT, BAD_OUTPUT, OK, _UserError
-    from napari_sam2.io import (
-        ReadError,
-        WriteError,
-        check_target,
-        read_image,
-        read_labels,
-        write_labels,
-    )
+    from napari_sam2.io import check_target, read_image, read_labels, write_labels
 
-    try:
+    with clear_errors():
         for source in (options.labels, options.like):
             check_target(
                 options.out, overwrite=options.overwrite, source=source, format=options.format
@@ -63,10 +59,6 @@ def _convert(options: argparse.Namespace) -> int:
             colours=colours,
             format=options.format,
         )
-    except ReadError as error:
-        raise _UserError(BAD_INPUT, str(error)) from error
-    except WriteError as error:
-        raise _UserError(BAD_OUTPUT, str(error)) from error
     if not options.quiet:
         for note in labels.notes:
             print(f"warning: {note}", file=sys.stderr)

@@ -1,0 +1,190 @@
+"""Many images: jobs spread over processes or a cluster by dask, resumed after a stop, reported.
+
+    jobs = jobs_of("scans", template="liver.sam2session")
+    results = run_batch(jobs, Settings(out=Path("livers")))
+
+Each image is done by one `run_job` in a worker; the worker keeps its model. What is done is on
+disk (labels, and a record beside them), so a run that is stopped, or whose workers die, goes on
+where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from napari_sam2.batch_jobs import Job, JobError, TablePrompts, jobs_of
+from napari_sam2.batch_report import write_report
+from napari_sam2.batch_worker import (
+    DONE,
+    FAILED,
+    RECORDS,
+    SKIPPED,
+    FoundObject,
+    JobResult,
+    Settings,
+    run_job,
+)
+
+__all__ = [
+    "DONE",
+    "FAILED",
+    "SKIPPED",
+    "BatchError",
+    "FoundObject",
+    "Job",
+    "JobError",
+    "JobResult",
+    "Settings",
+    "TablePrompts",
+    "jobs_of",
+    "run_batch",
+]
+
+_RETRIES = 2  # of a job whose worker died
+_CORES_PER_WORKER = 2
+
+
+class BatchError(RuntimeError):
+    """A batch cannot start; the message is a sentence that says what to do."""
+
+
+def run_batch(
+    jobs: Sequence[Job],
+    settings: Settings,
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    progress: Callable[[JobResult], None] | None = None,
+) -> list[JobResult]:
+    """Do all jobs, and write report.html and report.csv into the folder.
+
+    A job that fails, or whose worker dies again and again, does not end the others. Where the run
+    is stopped (Ctrl-C), the report tells of what is done, and the next run skips it.
+
+    workers: processes on this machine; by default one for each graphics card, or else one for every
+        two processor cores.
+    scheduler: the address of a dask scheduler, such as "tcp://node1:8786", whose workers see the
+        same files and have napari-sam2; in place of processes here.
+    progress: called with each result as it comes.
+
+    Returns the results in the order of the jobs. Raises BatchError where it cannot start.
+    """
+    settings = replace(settings, out=Path(settings.out).absolute())
+    _prepare(settings.out)
+    jobs = [_absolute(job) for job in jobs]
+    results: dict[str, JobResult] = {}
+    try:
+        with _client(settings, workers, scheduler) as (client, own):
+            for result in _results(client, jobs, own):
+                results[result.name] = result
+                if progress is not None:
+                    progress(result)
+    finally:
+        ordered = [results[job.name] for job in jobs if job.name in results]
+        write_report(settings.out, ordered, left=len(jobs) - len(ordered))
+    return ordered
+
+
+def _results(client: Any, jobs: Sequence[Job], settings: Settings) -> Iterator[JobResult]:
+    """The results as they come."""
+    from distributed import as_completed
+
+    of: dict[Any, Job] = {}
+    for job in jobs:
+        future = client.submit(run_job, job, settings, pure=False, retries=_RETRIES)
+        of[future] = job
+    for future in as_completed(list(of)):
+        job = of.pop(future)
+        if future.status == "finished":
+            yield future.result()
+        else:
+            reason = " ".join(str(future.exception()).split())[:200]
+            yield JobResult(
+                job.name,
+                str(job.image),
+                FAILED,
+                "The process that worked on it died, and again when it was tried anew; is there "
+                f"enough memory? ({reason})",
+            )
+        future.release()
+
+
+@contextmanager
+def _client(
+    settings: Settings, workers: int | None, scheduler: str | None
+) -> Iterator[tuple[Any, Settings]]:
+    """A client of the cluster, and the settings for its workers."""
+    try:
+        from distributed import Client, Scheduler, SpecCluster
+    except ImportError as error:
+        raise BatchError(
+            'Batches need the package dask.distributed: pip install "napari-sam2[batch]".'
+        ) from error
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout="20s", set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise BatchError(
+                f"There is no dask scheduler at {scheduler}; start one with `dask scheduler`."
+            ) from error
+        with client:
+            yield client, settings
+        return
+    cards = _graphics_cards() if settings.device in ("auto", "cuda") else 0
+    count = workers or cards or max(1, _cores() // _CORES_PER_WORKER)
+    threads = settings.threads or max(1, _cores() // count)
+    specs = {number: _worker(threads, number % cards if cards else None) for number in range(count)}
+    scheduler_spec = {"cls": Scheduler, "options": {"port": 0, "dashboard": False}}
+    with (
+        SpecCluster(workers=specs, scheduler=scheduler_spec, silence_logs=logging.ERROR) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client, replace(settings, threads=threads)
+
+
+def _worker(threads: int, card: int | None) -> dict[str, Any]:
+    """A process that is started again when it dies."""
+    from distributed import Nanny
+
+    environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    if card is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = str(card)
+    # No limit of memory: a large volume is no leak.
+    return {"cls": Nanny, "options": {"nthreads": 1, "memory_limit": 0, "env": environment}}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _graphics_cards() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _prepare(out: Path) -> None:
+    """The folder, and that it can be written to."""
+    try:
+        (out / RECORDS).mkdir(parents=True, exist_ok=True)
+        probe = out / RECORDS / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise BatchError(f"Nothing can be written to {out}: {error.strerror or error}.") from error
+
+
+def _absolute(job: Job) -> Job:
+    """Workers may have another working folder."""
+    paths = {
+        name: Path(path).absolute()
+        for name in ("image", "session", "template", "mask")
+        if (path := getattr(job, name)) is not None
+    }
+    return replace(job, **paths)  # type: ignore[arg-type]

@@ -1,0 +1,397 @@
+"""One job of a batch, from an image file to a labels file; it runs in any process."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import secrets
+import time
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_sam2.batch_jobs import Job, TablePrompts
+
+if TYPE_CHECKING:
+    from napari_sam2.io import Volume
+    from napari_sam2.tasks import LazyModel
+
+DONE, SKIPPED, FAILED = "done", "done before", "failed"
+RECORDS = "records"
+_THUMBNAIL = 192  # pixels of the longer side
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for all jobs of a batch."""
+
+    out: Path
+    """The folder that labels and records go to."""
+    suffix: str = ".nii.gz"
+    """Of the labels files, as `write_labels` knows them."""
+    model: str | None = None
+    """By default "nano", and for sessions the one that they were made with."""
+    device: str = "auto"
+    window: tuple[float, float] | None = None
+    axis: int | str = 0
+    direction: str = "both"
+    template_image: Path | None = None
+    """Of the template; by default the file that it was made on."""
+    threads: int | None = None
+    """Of a worker's processor."""
+    overwrite: bool = False
+    """Whether files that are not of a batch may be replaced."""
+
+
+@dataclass(frozen=True)
+class FoundObject:
+    """What was found of an object."""
+
+    id: int
+    name: str
+    voxels: int
+    size: float
+    unit: str
+    """Of the size: "ml", "um3", "um2" or "voxels"."""
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What became of a job."""
+
+    name: str
+    image: str
+    status: str
+    """DONE, SKIPPED (an earlier run had done it) or FAILED."""
+    message: str = ""
+    """Why it failed."""
+    seconds: float = 0.0
+    output: str = ""
+    objects: tuple[FoundObject, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What the reader found odd, and which marks could not be placed."""
+    thumbnail: str = ""
+    """A PNG in base64: the slice that shows most of the objects."""
+    key: str = ""
+    """Equal for equal pixels, prompts, model and settings."""
+
+
+@dataclass
+class _Answer:
+    labels: NDArray[Any]
+    names: Mapping[int, str] = field(default_factory=dict)
+    colours: Mapping[int, tuple[float, float, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def run_job(job: Job, settings: Settings) -> JobResult:
+    """Segment one image and write its labels and a record, unless an earlier run did so.
+
+    Never raises: what goes wrong is the result's message, a sentence without patient data.
+    """
+    from napari_sam2.io import ReadError, WriteError
+    from napari_sam2.placement import PlacementError
+    from napari_sam2.segmentation import ModelError, PromptError
+    from napari_sam2.session_file import SessionFileError
+
+    _use_threads(settings.threads)
+    begin = time.perf_counter()
+    try:
+        return _run(job, settings, begin)
+    except (
+        ReadError,
+        WriteError,
+        PromptError,
+        PlacementError,
+        ModelError,
+        SessionFileError,
+    ) as error:
+        message = str(error)
+    except MemoryError:
+        message = f"{job.image} does not fit into this machine's memory."
+    except Exception as error:  # one bad file must not end the run
+        message = f"Unexpected {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    seconds = time.perf_counter() - begin
+    return JobResult(job.name, str(job.image), FAILED, message, seconds)
+
+
+def output_of(job: Job, settings: Settings) -> Path:
+    """Where a job's labels go."""
+    return settings.out / f"{job.name}{settings.suffix}"
+
+
+def read_record(job: Job, settings: Settings) -> JobResult | None:
+    """What an earlier run said of a job, if that is there and whole."""
+    try:
+        found = json.loads(_record_of(job, settings).read_text())
+        objects = tuple(FoundObject(**one) for one in found.pop("objects"))
+        return JobResult(**found | {"objects": objects, "notes": tuple(found["notes"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _run(job: Job, settings: Settings, begin: float) -> JobResult:
+    from napari_sam2.io import WriteError, read_volume, write_labels
+
+    volume = read_volume(job.image, volume=job.volume, channel=job.channel, series=job.series)
+    lazy = _model(_model_name(job, settings), settings.device)
+    key = _key(job, settings, volume, lazy)
+    output, record = output_of(job, settings), read_record(job, settings)
+    if output.exists():
+        if record is not None and record.key == key and record.status == DONE:
+            return JobResult(**_fields(record) | {"status": SKIPPED})
+        if record is None and not settings.overwrite:
+            raise WriteError(f"{output} exists and is not of a batch; use --overwrite.")
+    answer = _answer(job, settings, volume, lazy)
+    write_labels(
+        output,
+        answer.labels,
+        volume,
+        overwrite=True,
+        names=answer.names,
+        colours=answer.colours,
+    )
+    result = JobResult(
+        name=job.name,
+        image=str(job.image),
+        status=DONE,
+        seconds=time.perf_counter() - begin,
+        output=output.name,
+        objects=_objects(answer, volume),
+        notes=(*volume.notes, *answer.notes),
+        thumbnail=_thumbnail(volume, answer.labels, settings.window),
+        key=key,
+    )
+    _write_record(job, settings, result)
+    return result
+
+
+def _answer(job: Job, settings: Settings, volume: Volume, lazy: LazyModel) -> _Answer:
+    if job.session is not None:
+        return _from_session(job.session, volume, lazy)
+    if job.template is not None:
+        return _from_template(job.template, settings, volume, lazy)
+    from napari_sam2.segmentation import segment
+
+    prompts = job.prompts or TablePrompts()
+    labels = segment(
+        volume,
+        boxes=prompts.boxes,  # type: ignore[arg-type]
+        points=prompts.points,  # type: ignore[arg-type]
+        negative_points=prompts.negative_points,  # type: ignore[arg-type]
+        masks=_masks(job.mask, volume) if job.mask is not None else None,
+        axis=settings.axis,
+        direction=settings.direction,  # type: ignore[arg-type]
+        model=_loaded(lazy),
+        window=settings.window,
+    )
+    return _Answer(labels, prompts.names)
+
+
+def _from_session(path: Path, volume: Volume, lazy: LazyModel) -> _Answer:
+    """A session of this image, computed anew."""
+    from napari_sam2.saved_image import SessionImage
+    from napari_sam2.session_file import read_session, replay
+
+    saved = read_session(path)
+    image = SessionImage(volume, saved.image)
+    labels = image.labels(replay(path, image.array, model=lazy))
+    return _Answer(labels, *_legend(saved.state.objects))
+
+
+def _from_template(path: Path, settings: Settings, volume: Volume, lazy: LazyModel) -> _Answer:
+    """Prompts of another image, placed on this one."""
+    from napari_sam2.io import read_volume
+    from napari_sam2.placement import Placement, PlacementError, place
+    from napari_sam2.saved_image import SessionImage
+    from napari_sam2.session import Session
+    from napari_sam2.session_file import read_session
+    from napari_sam2.windows import CT_WINDOWS
+
+    saved = read_session(path)
+    source = settings.template_image or next(iter(saved.image.paths), "")
+    if not source:
+        raise PlacementError(
+            f"{path.name} does not say which file it was made on; give it with --template-image."
+        )
+    template = SessionImage(read_volume(source), saved.image).placed
+    window = settings.window
+    if window is None and saved.state.window in [
+        (level - width / 2, level + width / 2) for level, width in CT_WINDOWS.values()
+    ]:
+        window = saved.state.window  # type: ignore[assignment]
+    _loaded(lazy)
+    session = Session(
+        volume.array,
+        lazy,
+        window=window,
+        rgb=volume.array.ndim == 4,
+        spacing=volume.spacing,
+    )
+    notes = place(saved.state, session, Placement.between(template, volume))
+    for view in session.prompted_sequences:
+        session.show(view.key)
+        session.propagate(settings.direction)  # type: ignore[arg-type]
+    return _Answer(session.labels, *_legend(saved.state.objects), tuple(notes))
+
+
+def _legend(objects: Mapping[int, Any]) -> tuple[dict[int, str], dict[int, Any]]:
+    names = {i: info.name for i, info in objects.items()}
+    return names, {i: info.colour for i, info in objects.items() if info.colour is not None}
+
+
+def _masks(path: Path, volume: Volume) -> NDArray[Any]:
+    """Labels of the image's shape; of one frame alone, they are those of the first."""
+    from napari_sam2.io import ReadError, read_labels
+
+    labels, *_ = read_labels(path)
+    masks = np.asarray(labels.array)
+    if masks.shape == volume.shape:
+        return masks
+    if masks.size != np.prod(volume.shape[1:]) or masks.shape[-2:] != volume.shape[1:]:
+        raise ReadError(
+            f"The mask {path} has the shape {masks.shape}, the image {volume.source} "
+            f"{volume.shape}; a mask is as large as the image, or as its first frame."
+        )
+    whole = np.zeros(volume.shape, masks.dtype)
+    whole[0] = masks.reshape(volume.shape[1:])
+    return whole
+
+
+# ---- the model
+
+
+@functools.lru_cache(maxsize=1)
+def _model(name: str, device: str) -> LazyModel:
+    """Loaded once in each process."""
+    from napari_sam2.tasks import LazyModel
+
+    return LazyModel(name, device)
+
+
+def _loaded(lazy: LazyModel) -> Any:
+    from napari_sam2.segmentation import ModelError
+    from sam2_engine.weights import WeightsError
+
+    try:
+        return lazy.get()
+    except (WeightsError, ValueError) as error:
+        raise ModelError(str(error)) from error
+
+
+def _model_name(job: Job, settings: Settings) -> str:
+    if settings.model is not None:
+        return settings.model
+    saved = job.session or job.template
+    if saved is None:
+        return "nano"
+    from napari_sam2.session_file import read_session
+
+    return read_session(saved).model
+
+
+def _use_threads(threads: int | None) -> None:
+    import torch
+
+    if threads is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+# ---- records
+
+
+def _key(job: Job, settings: Settings, volume: Volume, lazy: LazyModel) -> str:
+    """What the result follows from."""
+    from napari_sam2.session_file import fingerprint
+
+    given = {
+        "image": fingerprint(volume.array),
+        "spacing": volume.spacing,
+        "prompts": asdict(job.prompts) if job.prompts else None,
+        "files": [_sum(path) for path in (job.session, job.template, job.mask)],
+        "model": lazy.checksum,
+        "window": settings.window,
+        "axis": str(settings.axis),
+        "direction": settings.direction,
+        "program": version("napari-sam2"),
+    }
+    text = json.dumps(given, sort_keys=True, default=str)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _sum(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    if not path.is_file():
+        return str(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _record_of(job: Job, settings: Settings) -> Path:
+    return settings.out / RECORDS / f"{job.name}.json"
+
+
+def _write_record(job: Job, settings: Settings, result: JobResult) -> None:
+    target = _record_of(job, settings)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{job.name[:100]}.{secrets.token_hex(4)}.part")
+    temporary.write_text(json.dumps(asdict(result)))
+    os.replace(temporary, target)
+
+
+def _fields(result: JobResult) -> dict[str, Any]:
+    return {name: getattr(result, name) for name in result.__dataclass_fields__}
+
+
+# ---- what a person sees
+
+
+def _objects(answer: _Answer, volume: Volume) -> tuple[FoundObject, ...]:
+    ids, counts = np.unique(answer.labels[answer.labels > 0], return_counts=True)
+    counted = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+    found = []
+    for i in sorted(counted.keys() | answer.names.keys()):
+        voxels = int(counted.get(i, 0))
+        size, unit = float(voxels), "voxels"
+        if volume.unit != "pixel" and volume.axes == "zyx":
+            size *= float(np.prod(volume.spacing))
+            size, unit = (size / 1000, "ml") if volume.unit == "mm" else (size, "um3")
+        name = answer.names.get(i) or f"Object {i}"
+        found.append(FoundObject(int(i), name, voxels, size, unit))
+    return tuple(found)
+
+
+def _thumbnail(volume: Volume, labels: NDArray[Any], window: tuple[float, float] | None) -> str:
+    """The slice with most of the objects, their outlines on it, as a PNG in base64."""
+    import imageio.v3 as imageio
+    from skimage.segmentation import find_boundaries
+    from skimage.transform import resize
+
+    from napari_sam2.io.legend import RGB
+    from napari_sam2.prompt_layers import object_rgb
+
+    frame = int((labels > 0).sum((1, 2)).argmax())
+    image = np.asarray(volume.array[frame], np.float32)
+    low, high = window or np.percentile(image, (0.5, 99.5))
+    grey = np.clip((image - low) / max(float(high - low), 1e-6), 0, 1)
+    grey = grey if grey.ndim == 3 else np.repeat(grey[..., None], 3, axis=2)
+    height = grey.shape[0] * volume.spacing[-2] / volume.spacing[-1]
+    scale = _THUMBNAIL / max(height, grey.shape[1])
+    size = max(1, round(height * scale)), max(1, round(grey.shape[1] * scale))
+    picture = resize(grey, size, anti_aliasing=True)
+    small = resize(labels[frame], size, order=0, preserve_range=True, anti_aliasing=False)
+    edges = find_boundaries(small.astype(labels.dtype), mode="inner")
+    for i in np.unique(small[edges]):
+        colour: RGB = object_rgb(int(i))
+        picture[edges & (small == i)] = colour
+    png: bytes = imageio.imwrite("<bytes>", (picture * 255).astype(np.uint8), extension=".png")
+    return b64encode(png).decode()

@@ -1,0 +1,62 @@
+"""The command `napari-sam2 info`: what is in a file or folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from napari_sam2.cli.common import EXIT_CODES, OK, clear_errors
+
+if TYPE_CHECKING:
+    from napari_sam2.io import ImageInfo
+
+
+def add_info(commands: Any) -> None:
+    """Add the command to the subparsers of `napari-sam2`."""
+    parser = commands.add_parser(
+        "info",
+        help="say what is in an image file or folder",
+        description="Say what is in a file or folder: series, shape, spacing, orientation. No "
+        "pixels are read, and nothing about the patient is shown.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="as for segment")
+    parser.add_argument("--json", action="store_true", help="print it as JSON, for scripts")
+    parser.set_defaults(run=_info)
+
+
+def _info(options: argparse.Namespace) -> int:
+    from napari_sam2.io import list_images
+
+    with clear_errors():
+        images = [image for path in options.images for image in list_images(path)]
+    if options.json:
+        print(json.dumps([asdict(image) for image in images], indent=2, default=str))
+        return OK
+    print("\n".join(_text(image) for image in images))
+    return OK
+
+
+def _text(image: ImageInfo) -> str:
+    """A few lines about an image."""
+    number = "" if image.series is None else f"--series {image.series}: "
+    shape = " x ".join(map(str, image.shape))
+    title = ", ".join(text for text in (image.kind, image.description) if text)
+    lines = [f"{number}{title}"]
+    lines.append(f"  shape        {shape} ({', '.join(image.axes)}), {image.dtype}")
+    spatial = image.spacing[-3:] if "z" in image.axes else image.spacing[-2:]
+    if image.unit != "pixel":
+        spacing = " x ".join(f"{step:.4g}" for step in spatial)
+        lines.append(f"  spacing      {spacing} {image.unit}")
+    if image.axes.startswith("t"):
+        lines.append(f"  interval     {image.spacing[0]:.4g} s")
+    if image.orientation:
+        lines.append(f"  orientation  {image.orientation} (where x, y and z grow to)")
+    if image.channels:
+        lines.append(f"  channels     {', '.join(image.channels)}")
+    lines += [f"  note         {note}" for note in image.notes]
+    return "\n".join(lines)

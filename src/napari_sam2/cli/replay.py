@@ -1,0 +1,77 @@
+"""The command `napari-sam2 replay`: the masks of a saved session, computed anew."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from napari_sam2.cli.common import EXIT_CODES, OK, Bar, add_output, clear_errors
+from napari_sam2.cli.results import check_measures, tell, write_measures
+
+
+def add_replay(commands: Any) -> None:
+    """Add the command to the subparsers of `napari-sam2`."""
+    replay = commands.add_parser(
+        "replay",
+        help="compute the masks of a saved session anew",
+        description="Compute the masks of a session, which was saved in napari or by a script,\n"
+        "anew from its prompts, and write a labels file that overlays its image.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    replay.add_argument("session", metavar="SESSION", help="a .sam2session file")
+    help_ = "follow objects through all slices, not only where the session had looked for them"
+    replay.add_argument("--all-slices", action="store_true", help=help_)
+    help_ = "a name of `napari-sam2 models` or a checkpoint file (default: the session's)"
+    replay.add_argument("--model", help=help_)
+    help_ = "go on where the image has other pixels than when the session was saved"
+    replay.add_argument("--changed-image", action="store_true", help=help_)
+    add_output(replay)
+    replay.set_defaults(run=_replay)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from napari_sam2.io import check_target, read_volume, write_labels
+    from napari_sam2.saved_image import SessionImage
+    from napari_sam2.session_file import read_session, replay
+
+    started = time.perf_counter()
+    bar = Bar(options.quiet)
+    with clear_errors():
+        check_target(options.output, overwrite=options.overwrite, source=options.image)
+        check_measures(options)
+        saved = read_session(options.session)
+        volume = read_volume(
+            options.image, volume=options.volume, channel=options.channel, series=options.series
+        )
+        image = SessionImage(volume, saved.image)
+        bar.notes = volume.notes
+        try:
+            found = replay(
+                options.session,
+                image.array,
+                model=options.model,
+                device=options.device,
+                everywhere=options.all_slices,
+                changed_image=options.changed_image,
+                progress=lambda step: bar.update(step.done, step.total),
+            )
+        finally:
+            bar.close()
+        labels = image.labels(found)
+        objects = saved.state.objects
+        names = {i: info.name for i, info in objects.items()}
+        colours = {i: info.colour for i, info in objects.items() if info.colour is not None}
+        write_labels(
+            options.output,
+            labels,
+            volume,
+            overwrite=options.overwrite,
+            names=names,
+            colours=colours,
+        )
+        write_measures(options, labels, volume, names)
+    tell(options, labels, volume, objects.keys(), time.perf_counter() - started, names)
+    return OK

@@ -1,0 +1,90 @@
+"""What is said of the labels that a command has found, and measured in them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from napari_sam2.io import Volume
+
+
+def tell(
+    options: argparse.Namespace,
+    labels: np.ndarray,
+    volume: Volume,
+    wanted: Set[int],
+    seconds: float,
+    names: Mapping[int, str] | None = None,
+) -> None:
+    """Print how much of each object was found: a line for people, or JSON."""
+    import numpy as np
+
+    ids, counts = np.unique(labels, return_counts=True)
+    found = {int(i): int(count) for i, count in zip(ids, counts, strict=True) if i}
+    each, unit = _voxel(volume)
+    facts = [
+        {
+            "id": object_id,
+            "name": (names or {}).get(object_id, f"Object {object_id}"),
+            "voxels": found.get(object_id, 0),
+            "size": found.get(object_id, 0) * each if unit else None,
+            "unit": unit,
+        }
+        for object_id in sorted(found.keys() | wanted)
+    ]
+    if options.json:
+        said = {"output": str(options.output), "seconds": seconds, "objects": facts}
+        print(json.dumps(said | {"notes": list(volume.notes)}, indent=2))
+    elif not options.quiet:
+        texts = []
+        for one in facts:
+            size = f" ({one['size']:.3g} {unit})" if unit else ""
+            amount = f"{one['voxels']} voxels{size}" if one["voxels"] else "not found"
+            texts.append(f"object {one['id']}: {amount}")
+        print(f"{options.output}: {', '.join(texts)}; {seconds:.1f} s")
+
+
+def check_measures(options: argparse.Namespace) -> None:
+    """Find out before a long computation whether the table can be written. Raises: WriteError."""
+    from napari_sam2.io import WriteError
+
+    if not options.measures:
+        return
+    path = Path(options.measures)
+    if not path.parent.is_dir():
+        raise WriteError(f"{path} cannot be written: there is no folder {path.parent}.")
+    if path.is_dir() or (path.exists() and not options.overwrite):
+        raise WriteError(f"{path} exists already; use --overwrite to replace it.")
+
+
+def write_measures(
+    options: argparse.Namespace,
+    labels: np.ndarray,
+    volume: Volume,
+    names: Mapping[int, str] | None = None,
+) -> None:
+    """Write the table that was asked for, if one was. Raises: WriteError."""
+    from napari_sam2.io import WriteError
+    from napari_sam2.measures import measure_labels, write_csv
+
+    if not options.measures:
+        return
+    try:
+        write_csv(options.measures, measure_labels(labels, volume, names=names))
+    except OSError as error:
+        reason = error.strerror or error
+        raise WriteError(f"{options.measures} could not be written: {reason}.") from error
+
+
+def _voxel(volume: Volume) -> tuple[float, str | None]:
+    """Size of a voxel and its unit; no unit where there is none."""
+    if volume.axes != "zyx" or volume.unit not in ("mm", "um"):
+        return 1.0, None
+    z, y, x = volume.spacing
+    return (z * y * x / 1000, "ml") if volume.unit == "mm" else (z * y * x, "um3")

@@ -1,0 +1,160 @@
+"""The command `napari-sam2 segment`: one image, from prompts on a few slices."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING, Any
+
+from napari_sam2.cli.common import (
+    BAD_COMMAND,
+    EXAMPLES,
+    EXIT_CODES,
+    OK,
+    Bar,
+    UserError,
+    add_output,
+    clear_errors,
+    numbers,
+    pair,
+)
+from napari_sam2.cli.results import check_measures, tell, write_measures
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from napari_sam2.io import Volume
+
+_COORDINATES = """\
+coordinates are array indices, counted from 0, in the order z, y, x; for NIfTI files z, y, x are the
+file's third, second and first axis. A box lies on one slice: 1:z,y0,x0,y1,x1. With --axis y it is
+1:y,z0,x0,z1,x1, and with --axis x 1:x,z0,y0,z1,y1. Points are always z,y,x. A point or a box on one
+slice is enough; more of them, on any slices, make the result better.
+
+examples:
+  napari-sam2 segment scan.nii.gz -o liver.nii.gz --box 1:40,120,90,210,180
+  napari-sam2 segment dicom_folder -o organs.nii.gz --box 1:30,80,60,140,150 --point 2:35,200,130
+  napari-sam2 segment cells.tif -o tracked.ome.tif --mask first_frame.tif --direction forward
+"""
+
+
+def add_segment(commands: Any) -> None:
+    """Add the command to the subparsers of `napari-sam2`."""
+    segment = commands.add_parser(
+        "segment",
+        help="segment objects in an image file, from prompts on a few slices",
+        description="Segment objects in an image file, and write a labels file that overlays it.",
+        epilog=_COORDINATES + "\n" + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = segment.add_argument
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+    add("--box", metavar="ID:Z,Y0,X0,Y1,X1", help="a box around object ID on slice Z", **several)
+    add("--point", metavar="ID:Z,Y,X", help="a point on object ID", **several)
+    add("--negative", metavar="ID:Z,Y,X", help="a point that is not on object ID", **several)
+    help_ = "labels file of the image's shape: each slice on which an id occurs prompts that object"
+    add("--mask", metavar="FILE", help=help_)
+    help_ = "axis along which the image is sliced and objects are followed (default: z)"
+    add("--axis", choices=("0", "1", "2", "z", "y", "x"), default="z", help=help_)
+    help_ = "follow objects to growing indices, falling ones, or both (default)"
+    add("--direction", choices=("both", "forward", "backward"), default="both", help=help_)
+    help_ = "first and last slice to segment, along the axis (default: all)"
+    add("--slices", metavar="FIRST,LAST", help=help_)
+    help_ = "a name of `napari-sam2 models` or a checkpoint file (default: nano)"
+    add("--model", default="nano", help=help_)
+    help_ = "intensities shown as black and white, as -160,240 (default: 0.5 and 99.5 percentile)"
+    add("--window", metavar="LO,HI", help=help_)
+    add_output(segment)
+    segment.set_defaults(run=_segment)
+
+
+def _segment(options: argparse.Namespace) -> int:
+    boxes = {
+        object_id: [(given[0], (given[1], given[2], given[3], given[4])) for given in found]
+        for object_id, found in _by_id("--box", options.box, 5).items()
+    }
+    points, negative = (
+        {k: [(z, y, x) for z, y, x in found] for k, found in _by_id(option, given, 3).items()}
+        for option, given in (("--point", options.point), ("--negative", options.negative))
+    )
+    window = pair("--window", options.window)
+    slices = pair("--slices", options.slices)
+    if not (boxes or points or negative or options.mask):
+        raise UserError(
+            BAD_COMMAND, "there are no prompts: give at least one --box, --point or --mask"
+        )
+
+    from napari_sam2.io import check_target, read_volume, write_labels
+    from napari_sam2.segmentation import segment
+
+    started = time.perf_counter()
+    bar = Bar(options.quiet)
+    with clear_errors():
+        check_target(options.output, overwrite=options.overwrite, source=options.image)
+        check_measures(options)
+        volume = read_volume(
+            options.image, volume=options.volume, channel=options.channel, series=options.series
+        )
+        masks = _read_mask(options.mask, volume, options.image) if options.mask else None
+        bar.notes = volume.notes
+        try:
+            labels = segment(
+                volume,
+                boxes=boxes,
+                points=points,
+                negative_points=negative,
+                masks=masks,
+                axis=options.axis,
+                direction=options.direction,
+                slices=slices,
+                model=options.model,
+                device=options.device,
+                window=window,
+                progress=bar.update,
+            )
+        finally:
+            bar.close()
+        write_labels(options.output, labels, volume, overwrite=options.overwrite)
+        write_measures(options, labels, volume)
+    tell(options, labels, volume, boxes.keys() | points.keys(), time.perf_counter() - started)
+    return OK
+
+
+def _read_mask(path: str, volume: Volume, image: str) -> np.ndarray:
+    """The labels of a mask file, which must lie on the image voxel by voxel."""
+    import numpy as np
+
+    from napari_sam2.io import ReadError, read_volume
+
+    mask = read_volume(path)
+    if mask.array.shape != volume.shape:
+        raise ReadError(
+            f"The mask {path} has the shape {mask.array.shape}, the image {image} {volume.shape} "
+            "(z, y, x)."
+        )
+    if mask.affine is not None and volume.affine is not None:
+        corners = np.array([[x, y, z, 1] for z in (0, 1) for y in (0, 1) for x in (0, 1)])
+        corners[:, :3] *= np.array(volume.shape)[::-1]
+        apart = np.linalg.norm((corners @ (mask.affine - volume.affine).T)[:, :3], axis=1).max()
+        if apart > 0.5 * min(volume.spacing):
+            raise ReadError(
+                f"The mask {path} lies elsewhere in space than the image {image} "
+                f"(up to {apart:.1f} mm off): resample it to the image first."
+            )
+    return mask.array
+
+
+def _by_id(option: str, prompts: list[str], count: int) -> dict[int, list[tuple[float, ...]]]:
+    """{3: [(10.0, 20.0, 30.0)]} for ["3:10,20,30"]."""
+    found: dict[int, list[tuple[float, ...]]] = {}
+    for prompt in prompts:
+        object_id, colon, text = prompt.partition(":")
+        if not colon or not object_id.strip().isdecimal() or int(object_id) < 1:
+            raise UserError(
+                BAD_COMMAND,
+                f"{option} {prompt}: an object's number from 1 and a colon must come first, as in "
+                f"{EXAMPLES[option]}",
+            )
+        found.setdefault(int(object_id), []).append(numbers(option, text, count, prompt))
+    return found
