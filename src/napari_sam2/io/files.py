@@ -237,7 +237,8 @@ def _series_names(path: Path, kind: str) -> list[str]:
 
 
 def _folder_kind(path: Path) -> str:
-    if any((path / name).is_file() for name in ("zarr.json", ".zattrs", ".zgroup", ".zarray")):
+    marks = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
+    if path.suffix == ".zarr" or any((path / name).is_file() for name in marks):
         return "OME-Zarr"
     files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
     tiffs = [file for file in files if file.name.lower().endswith(SUFFIXES["TIFF"])]

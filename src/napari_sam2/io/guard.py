@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,24 @@ def clear_errors(path: Path) -> Iterator[None]:
     except Exception as error:  # a damaged file makes the libraries raise almost anything
         reason = " ".join(str(error).split())[:150] or type(error).__name__
         raise ReadError(f"{path} is damaged or not what its name says ({reason}).") from error
+
+
+@contextlib.contextmanager
+def logged_errors(logger: str) -> Iterator[list[str]]:
+    """What a library logs as an error meanwhile, instead of on the screen."""
+    messages: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    log = logging.getLogger(logger)
+    before = log.handlers, log.propagate
+    log.handlers, log.propagate = [Collect(logging.ERROR)], False
+    try:
+        yield messages
+    finally:
+        log.handlers, log.propagate = before
 
 
 class Guarded(Uncopied):

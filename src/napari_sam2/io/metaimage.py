@@ -19,19 +19,22 @@ def read_metaimage(path: Path, pixels: bool = True) -> Volume:
 
     Raises: ReadError for damaged files, and data files that lie elsewhere than beside the header.
     """
-    data_file = _data_file(path)
+    data_file, is_packed = _data_file(path)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     reader = sitk.ImageFileReader()
     reader.SetImageIO("MetaImageIO")
     reader.SetFileName(str(path))
-    reader.ReadImageInformation()
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise ReadError(f"The header of {path} is damaged, or none that ITK can read.") from error
     shape = tuple(int(n) for n in reader.GetSize()[::-1])
     components = int(reader.GetNumberOfComponents())
     dtype = sitk.GetArrayViewFromImage(
         sitk.Image([1] * max(2, min(3, len(shape))), reader.GetPixelID())
     ).dtype
     needed = int(np.prod(shape, dtype=object)) * components * dtype.itemsize
-    if needed > data_file.stat().st_size * _MAX_RATIO:
+    if needed > data_file.stat().st_size * (_MAX_RATIO if is_packed else 1):
         raise ReadError(
             f"{path} is truncated or damaged: its header gives the shape {shape}, but its values "
             "are fewer; copy or download it again."
@@ -48,7 +51,12 @@ def read_metaimage(path: Path, pixels: bool = True) -> Volume:
     full = (*shape, components) if components > 1 else shape
     if pixels:
         check_memory(path, needed)
-        array = sitk.GetArrayFromImage(reader.Execute())
+        try:
+            array = sitk.GetArrayFromImage(reader.Execute())
+        except RuntimeError as error:
+            raise ReadError(
+                f"The values of {path} are damaged; copy or download it again."
+            ) from error
     else:
         array = unread(full, dtype)
     axes = "tzyx"[4 - len(shape) :]
@@ -83,16 +91,19 @@ def _affine(reader: sitk.ImageFileReader) -> np.ndarray:
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
-def _data_file(path: Path) -> Path:
-    """The file that holds the values, which must be this one or lie beside it."""
+def _data_file(path: Path) -> tuple[Path, bool]:
+    """The file that holds the values, which must be this one or lie beside it; whether packed."""
+    is_packed = False
     with path.open("rb") as file:
         head = file.read(1 << 16)
     for line in head.split(b"\n"):
         key, _, value = line.partition(b"=")
+        if key.strip().lower() == b"compresseddata":
+            is_packed = value.strip().lower() == b"true"
         if key.strip().lower() == b"elementdatafile":
             name = value.strip().decode(errors="replace")
             if name.upper() == "LOCAL":
-                return path
+                return path, is_packed
             if not name or Path(name).name != name or "%" in name or name.upper() == "LIST":
                 raise ReadError(
                     f"{path} keeps its values in {name!r}; only one data file beside the header "
@@ -100,5 +111,5 @@ def _data_file(path: Path) -> Path:
                 )
             if not (path.parent / name).is_file():
                 raise ReadError(f"{path} keeps its values in {name!r}, which is not beside it.")
-            return path.parent / name
+            return path.parent / name, is_packed
     raise ReadError(f"{path} is not a MetaImage file: it does not say where its values are.")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 
+from napari_sam2.io.guard import logged_errors
 from napari_sam2.io.volume import (
     ReadError,
     Volume,
@@ -32,12 +34,14 @@ def read_nifti(path: Path, pixels: bool = True) -> Volume:
 
     Raises: ReadError for damaged files and for an affine that is of no use.
     """
-    image: Any = nibabel.load(path)
+    with logged_errors("nibabel.global"):
+        image: Any = nibabel.load(path)
     if not isinstance(image, nibabel.Nifti1Pair):
         raise ReadError(f"{path} is not a NIfTI file.")
     header = image.header
     _check_size(path, header)
     space, time = header.get_xyzt_units()
+    _check_spacing(path, header)
     affine = np.diag([*[_MM.get(space, 1.0)] * 3, 1.0]) @ np.asarray(image.affine, np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise ReadError(
@@ -101,16 +105,36 @@ def read_nifti(path: Path, pixels: bool = True) -> Volume:
 
 def _stored_values(path: Path, image: Any) -> np.ndarray:
     """The values as they lie in the file: a memory map, or unpacked."""
-    if path.suffix == ".gz":
-        header = image.header
-        check_memory(path, _claimed(header))
-    return np.asanyarray(image.dataobj.get_unscaled())
+    if path.suffix != ".gz":
+        return np.asanyarray(image.dataobj.get_unscaled())
+    needed = _claimed(image.header)
+    check_memory(path, needed)
+    with gzip.open(path) as file:
+        file.seek(image.dataobj.offset)
+        values = file.read(needed)
+        while file.read(2**20):  # at its end, the file's checksum is compared
+            pass
+    if len(values) < needed:
+        raise ReadError(f"{path} is truncated: it holds too few values; copy it again.")
+    return np.frombuffer(values, image.dataobj.dtype)
 
 
 def _claimed(header: nibabel.Nifti1Header) -> int:
     """Bytes of pixels that the header says there are."""
     count = np.prod([int(n) for n in header.get_data_shape()], dtype=object)
     return int(count) * int(header.get_data_dtype().itemsize)
+
+
+def _check_spacing(path: Path, header: nibabel.Nifti1Header) -> None:
+    """nibabel takes a spacing of 0 as 1; a place that rests on it is wrong."""
+    with nibabel.openers.ImageOpener(str(path)) as file:
+        stored: Any = type(header).from_fileobj(file, check=False)
+    spacing = stored["pixdim"][1 : 1 + min(3, len(header.get_data_shape()))]
+    if stored["sform_code"] <= 0 and not (np.isfinite(spacing).all() and (spacing != 0).all()):
+        raise ReadError(
+            f"The header of {path} gives a spacing of {', '.join(f'{s:g}' for s in spacing)} mm; "
+            "repair it, for example with nibabel."
+        )
 
 
 def _check_size(path: Path, header: nibabel.Nifti1Header) -> None:

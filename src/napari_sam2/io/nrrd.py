@@ -51,7 +51,7 @@ def _arranged(path: Path, values: Any, header: dict[str, Any]) -> Volume:
         directions = np.array(
             [np.full(3, np.nan) if d is None else np.asarray(d, float) for d in directions]
         )
-        in_space = [axis for axis in range(ndim) if np.isfinite(directions[axis]).all()]
+        in_space = [axis for axis in range(ndim) if not np.isnan(directions[axis]).all()]
     else:
         other = (*_COLOURS, "time", "list", "vector")
         in_space = [axis for axis in range(ndim) if kinds[axis] not in other][:3]
@@ -173,6 +173,7 @@ def _values(
         with unpack(data) as unpacked:
             unpacked.read(max(0, byte_skip))
             values = unpacked.read(needed)  # no more, whatever it would unpack to
+            unpacked.read(1)  # at its end, the file's checksum is compared
     if len(values) < needed:
         raise _too_small(path, shape)
     return np.frombuffer(values, dtype).reshape(shape, order="F")

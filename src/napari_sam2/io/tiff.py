@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
 
-from napari_sam2.io.guard import Guarded, clear_errors
+from napari_sam2.io.guard import Guarded, clear_errors, logged_errors
 from napari_sam2.io.volume import ReadError, Volume, check_memory, native
 
+_INCOMPLETE = ("invalid page offset", "failed to reshape", "does not match page shape")
 _MAX_RATIO = 2000  # no more than this is saved by compression
 _TILES_TOGETHER = 2048  # pixels: tiles are read in blocks of about this side
 
@@ -37,7 +39,7 @@ def read_tiff(path: Path, series: str | None = None) -> Volume:
 
     Raises: ReadError when a choice is needed, and for damaged files.
     """
-    with tifffile.TiffFile(path) as tif:
+    with _opened(path) as tif:
         index = _choose_series(path, tif, series)
         chosen = tif.series[index]
         _check_size(path, chosen)
@@ -75,7 +77,7 @@ def read_tiff(path: Path, series: str | None = None) -> Volume:
 
 def count_series(path: Path) -> int:
     """How many images a file holds."""
-    with tifffile.TiffFile(path) as tif:
+    with _opened(path) as tif:
         return len(tif.series)
 
 
@@ -124,6 +126,23 @@ def read_sequence(source: Path | Sequence[Path]) -> Volume:
         axes=axes,
         notes=first.notes,
     )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
+    """A file whose pages are all there."""
+    with logged_errors("tifffile") as problems, tifffile.TiffFile(path) as tif:
+        count = len(tif.series)
+        for problem in problems:
+            if any(words in problem for words in _INCOMPLETE):
+                reason = problem.split("> ")[-1]
+                raise ReadError(
+                    f"{path} is truncated or damaged: not all of its pages can be found ({reason});"
+                    " copy it again."
+                )
+        if not count:
+            raise ReadError(f"{path} is damaged: it holds no pages; copy it again.")
+        yield tif
 
 
 # ---- pixels

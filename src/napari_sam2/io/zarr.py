@@ -11,7 +11,7 @@ import zarr
 from ome_zarr.io import parse_url
 from ome_zarr.reader import Multiscales, Node
 
-from napari_sam2.io.guard import Guarded
+from napari_sam2.io.guard import Guarded, logged_errors
 from napari_sam2.io.volume import ReadError, Volume, native
 
 _LENGTHS = {  # unit in the file -> (unit of the Volume, factor)
@@ -55,22 +55,27 @@ def read_zarr(path: Path, series: str | None = None) -> Volume:
 def _nodes(path: Path) -> list[Node]:
     """The image, or the images of a folder of several; then the labels that belong to them."""
     found, labels = [], []
-    for place in (path, *_inner_images(path)):
-        location = parse_url(place)
-        if location is None or "multiscales" not in location.root_attrs:
-            continue
-        found.append(Node(location, []))
-        names = _attributes(place / "labels").get("labels", [])
-        for name in names if isinstance(names, list) else []:
-            inner = parse_url(place / "labels" / str(name)) if ".." not in str(name) else None
-            if inner is not None and "multiscales" in inner.root_attrs:
-                labels.append(Node(inner, []))
+    with logged_errors("ome_zarr"):
+        for place in (path, *_inner_images(path)):
+            if not (nodes := _node(place)):
+                continue
+            found += nodes
+            names = _attributes(place / "labels").get("labels", [])
+            for name in names if isinstance(names, list) else []:
+                labels += _node(place / "labels" / str(name)) if ".." not in str(name) else []
     if not found:
         what = "a plate" if "plate" in _attributes(path) else "no OME-Zarr image"
         raise ReadError(
             f"{path} holds {what}; give the folder of an image (it names its multiscales)."
         )
     return found + labels
+
+
+def _node(place: Path) -> list[Node]:
+    """The image in a folder; none if it is not one."""
+    location = parse_url(place)
+    is_image = location is not None and "multiscales" in location.root_attrs
+    return [Node(location, [])] if is_image else []
 
 
 def _inner_images(path: Path) -> list[Path]:
