@@ -34,7 +34,7 @@ _UNITS = {"millimeter": "mm", "micrometer": "um"}
 class FrameMeasure:
     """One object on one frame: a slice of a volume, or a time point.
 
-    size: area in `unit`; the volume where a frame is a volume.
+    size: area in `unit` ("mm2", "pixel2"), or volume ("mm3") where a frame is a volume.
     pixels: number of pixels or voxels.
     centroid: in the world of the viewer: (z, y, x), or (y, x) in a time-lapse of pictures. In scans
         of patients z, y, x grow to superior, posterior and left, in mm.
@@ -336,7 +336,7 @@ def _measured(
                     name=what.name or f"Object {object_id}",
                     frame=frame,
                     size=found.pixels * per_pixel,
-                    unit=_power(scale.unit, in_frame),
+                    unit=f"{scale.unit}{in_frame}",
                     score=what.scores.get(frame),
                     prompts=what.prompts.get(frame, 0),
                     approved=frame in what.approved,
@@ -357,7 +357,7 @@ def _measured(
                 object=object_id,
                 name=own[0].name,
                 size=mean_size if scale.is_time else found.pixels * scale.area * scale.step,
-                unit=_power(scale.unit, in_all),
+                unit=f"{scale.unit}{in_all}",
                 frames=len(own),
                 first=own[0].frame,
                 last=own[-1].frame,
@@ -368,7 +368,3 @@ def _measured(
             )
         )
     return Measures(tuple(rows), tuple(objects), scale.is_time)
-
-
-def _power(unit: str, ndim: int) -> str:
-    return unit if unit == "pixel" else f"{unit}{ndim}"

@@ -64,9 +64,8 @@ def sums_of(
         rows, columns = rows[wanted], columns[wanted]
     if not len(rows):
         return {}
-    ids, number = np.unique(array[rows, columns], return_inverse=True)
-    order = np.argsort(number, kind="stable")
-    starts = np.searchsorted(number[order], np.arange(len(ids)))
+    ids = np.unique(array[rows, columns])
+    number = np.searchsorted(ids, array[rows, columns])
     pixels = np.bincount(number)
     image = read()
     bright: NDArray[Any] = np.zeros(len(ids))
@@ -80,8 +79,11 @@ def sums_of(
         seen = np.where(finite, seen, 0.0)
         bright = np.bincount(number, finite)
         total, squares = np.bincount(number, seen), np.bincount(number, seen**2)
-    low = [np.minimum.reduceat(at[order], starts) for at in (rows, columns)]
-    high = [np.maximum.reduceat(at[order], starts) + 1 for at in (rows, columns)]
+    low = np.full((2, len(ids)), np.iinfo(np.int64).max)
+    high = np.zeros((2, len(ids)), np.int64)
+    for axis, at in enumerate((rows, columns)):
+        np.minimum.at(low[axis], number, at)
+        np.maximum.at(high[axis], number, at + 1)
     middle = [np.bincount(number, at) for at in (rows, columns)]
     return {
         int(object_id): ObjectSum(

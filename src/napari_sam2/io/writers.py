@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,12 @@ from napari_sam2.io.legend import RGB
 from napari_sam2.io.place import ras_of_world, to_file_order
 from napari_sam2.io.readers import METADATA_KEY
 from napari_sam2.io.volume import Volume, WriteError
+
+if TYPE_CHECKING:
+    from napari_sam2.session import Session
+
+SESSION_KEY = "napari_sam2_session"
+"""Under this key, the metadata of a layer of masks hold a weak reference to their session."""
 
 _PLACE = ("scale", "translate", "rotate", "shear", "affine")
 _UNITS = {"millimeter": ("mm", 1.0), "micrometer": ("um", 1e-3)}
@@ -28,13 +34,13 @@ def write_layer(path: str, data: Any, meta: dict[str, Any], *, suffix: str) -> l
     suffix: of a path that has none.
     data, meta: as of `layer.as_layer_data_tuple()`. A layer of labels that lies on an image which
         this plugin has opened goes back to that file's axes and place; another one is placed by its
-        scale, affine and units. Names are taken from the columns "index" and "name" of its
-        features, and colours from its colormap, if each object has its own.
+        scale, affine and units. Names are taken from its session, or the columns "index" and
+        "name" of its features, and colours from its colormap, if each object has its own.
 
     Returns the path. Raises WriteError.
     """
     levels = data if meta.get("multiscale") else [data]
-    labels, like = _in_file(levels[0], meta) or _in_world(levels[0], meta)
+    labels, like = _in_file(levels[0], meta) or layer_volume(levels[0], meta)
     array = np.asarray(labels)
     if not Path(path).suffix and not path.endswith(suffix):
         path += suffix
@@ -50,6 +56,13 @@ write_zarr = partial(write_layer, suffix=".ome.zarr")
 write_ctc = partial(write_layer, suffix="_RES")
 
 
+def session_of(metadata: Mapping[str, Any]) -> Session | None:
+    """The session whose masks a labels layer with these metadata shows, while it is open."""
+    reference = metadata.get(SESSION_KEY)
+    session: Session | None = None if reference is None else reference()
+    return session
+
+
 def _in_file(data: Any, meta: Mapping[str, Any]) -> tuple[Any, Volume] | None:
     """The labels in the order of the file that the image was read from; None if there is none, or
     it has another shape."""
@@ -63,8 +76,12 @@ def _in_file(data: Any, meta: Mapping[str, Any]) -> tuple[Any, Volume] | None:
     return (labels, source) if labels.shape == source.shape else None
 
 
-def _in_world(data: Any, meta: Mapping[str, Any]) -> tuple[Any, Volume]:
-    """The labels and their place, by what the layer says of itself."""
+def layer_volume(data: Any, meta: Mapping[str, Any]) -> tuple[Any, Volume]:
+    """A layer's labels and their place, by what the layer says of itself.
+
+    data, meta: as for `write_layer`. Returns labels along the axes of the volume, whose array they
+    are. Raises WriteError for labels with other than 2 to 4 axes.
+    """
     from napari.layers import Layer
 
     names = _axis_labels(data, meta)
@@ -111,6 +128,9 @@ def _axis_labels(data: Any, meta: Mapping[str, Any]) -> list[str]:
 
 
 def _names(meta: Mapping[str, Any]) -> dict[int, str]:
+    session = session_of(meta.get("metadata", {}))
+    if session is not None:
+        return {object_id: info.name for object_id, info in session.objects.items()}
     features = meta.get("features")
     if features is None or not {"index", "name"} <= set(features):
         return {}

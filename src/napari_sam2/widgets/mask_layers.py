@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_sam2.alignment import align
+from napari_sam2.io.readers import METADATA_KEY
+from napari_sam2.io.writers import SESSION_KEY
 from napari_sam2.prompt_layers import Follower, new_labels_layer, object_colours
 from napari_sam2.session import Session
 from napari_sam2.widgets.events import Connections, Hooks, Keys, bind_keys, unbind_keys
@@ -108,6 +111,7 @@ class MaskLayers:
             return
         self._events.disconnect_all()
         if self.layer is not None:
+            self.layer.metadata.pop(SESSION_KEY, None)
             unbind_keys(self.layer, self._keys)
             if self._while_held in self.layer.mouse_drag_callbacks:
                 self.layer.mouse_drag_callbacks.remove(self._while_held)
@@ -155,6 +159,7 @@ class MaskLayers:
 
     def _take(self, layer: Labels, hooks: Hooks) -> None:
         self.layer = layer
+        self._link(layer)
         self._colormap = layer.colormap
         layer.selected_label = self.selected
         self._keys = {key: act for key, act in hooks.keys.items() if key not in NAPARI_KEYS}
@@ -176,6 +181,7 @@ class MaskLayers:
                 labels = self.session.labels_of(object_id)
                 layer = new_labels_layer(self.image, labels, self._channel_axis)
                 self.each[object_id] = layer
+                self._link(layer)
                 layers.insert(layers.index(self.image) + 1, layer)
             self.each[object_id].name = f"{self.image.name} {info.name}"
             self.each[object_id].colormap = colormap
@@ -184,6 +190,12 @@ class MaskLayers:
             if layer in layers:
                 layers.remove(layer)
         self._follow()
+
+    def _link(self, layer: Labels) -> None:
+        """Let writers and measures find the image's file, and the objects' names."""
+        layer.metadata[SESSION_KEY] = weakref.ref(self.session)
+        if METADATA_KEY in self.image.metadata:
+            layer.metadata[METADATA_KEY] = self.image.metadata[METADATA_KEY]
 
     @property
     def _channel_axis(self) -> int | None:

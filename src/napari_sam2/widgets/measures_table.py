@@ -1,0 +1,381 @@
+"""The dock widget "Measures": a table and a plot of what was measured of objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import napari.layers
+import napari.viewer
+import numpy as np
+from napari.utils.theme import get_theme
+from qtpy.QtCore import QAbstractTableModel, QModelIndex, Qt, QTimer
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QComboBox,
+    QFileDialog,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QSplitter,
+    QTableView,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_sam2.io.legend import colour_of_bytes
+from napari_sam2.io.writers import layer_volume, session_of
+from napari_sam2.measures import (
+    FrameMeasure,
+    Measures,
+    ObjectMeasure,
+    Steps,
+    labels_steps,
+    session_steps,
+    write_csv,
+)
+from napari_sam2.sequence_view import image_shape
+from napari_sam2.session import Session
+from napari_sam2.widgets.events import Connections
+from napari_sam2.widgets.measures_plot import MeasuresPlot, pretty
+
+_PORTION = 0.02  # seconds that the window may stand still
+_OBJECTS, _SLICES, _TIMES = "Objects", "Slices", "Times"
+Row = FrameMeasure | ObjectMeasure
+
+
+class MeasuresTable(QWidget):
+    """Measure the objects of a labels layer; a click on a row shows the object on its frame.
+
+    A layer that shows the masks of a session is measured with scores, prompts and what is approved,
+    on the sequence that its widget works on; any other one by its pixels alone.
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:
+        super().__init__()
+        self._viewer = viewer
+        self.measures: Measures | None = None
+        """What is shown; None before the first time."""
+        self._measured: tuple[napari.layers.Labels, int | None] | None = None
+        """The layer that was measured, and the axis of its data that frames lie along."""
+        self._steps: Steps | None = None
+
+        self.labels, self.image = QComboBox(), QComboBox()
+        self.labels.setToolTip("The objects to measure.")
+        self.image.setToolTip("Where intensities are taken from.")
+        for combo in (self.labels, self.image):
+            combo.setSizeAdjustPolicy(
+                QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
+            )
+            combo.setMinimumContentsLength(8)
+        self.measure_button = QPushButton("Measure")
+        self.export_button = QPushButton("Export CSV …")
+        self.export_button.setToolTip("Two tables: a row per object and slice, and one per object.")
+        self.rows = QComboBox()
+        self.rows.addItems([_OBJECTS, _SLICES])
+        self.rows.setToolTip("What a row of the table is.")
+        self.progress = QProgressBar()
+        self.progress.setTextVisible(False)
+        self.progress.setMaximumHeight(6)
+        self.progress.hide()
+        self.status = QLabel()
+        self.status.setWordWrap(True)
+        self.table = QTableView()
+        self.plot = MeasuresPlot()
+        self._model = _Rows()
+        self._lay_out()
+
+        self._timer = QTimer(self)
+        self._timer.timeout.connect(self._go_on)
+        self.measure_button.clicked.connect(self.measure)
+        self.export_button.clicked.connect(lambda: self.export())
+        self.rows.currentIndexChanged.connect(self._fill)
+        self.table.clicked.connect(lambda index: self._on_row(index.row()))
+        self.plot.go_to.connect(self._show_frame)
+        self.labels.currentIndexChanged.connect(self._on_labels)
+        self._events = Connections()
+        events = viewer.layers.events
+        for emitter in (events.inserted, events.removed, events.renamed):
+            self._events.connect(emitter, self._list_layers)
+        self._events.connect(viewer.events.theme, self._show_theme)
+        self.destroyed.connect(self._events.disconnect_all)
+        self._show_theme()
+        self._list_layers()
+        self._on_labels()
+
+    # -- for people, scripts and tests ---------------------------------------------------------
+
+    def measure(self) -> None:
+        """Measure the chosen labels; the window goes on meanwhile."""
+        layer, image = self.labels.currentData(), self.image.currentData()
+        if layer is None:
+            self._say("There are no labels to measure: open some, or segment an object first.")
+            return
+        try:
+            self._steps, axis = _steps_of(layer, image)
+        except (OSError, ValueError) as error:
+            self._say(str(error))
+            return
+        self._measured = layer, axis
+        self.measure_button.setEnabled(False)
+        self.progress.show()
+        self._timer.start(0)
+
+    def export(self, path: Path | str | None = None) -> None:
+        """Write what is shown as CSV; by default to a file that is asked for."""
+        if self.measures is None or self._measured is None:
+            return
+        if path is None:
+            name = f"{self._measured[0].name}.csv"
+            path, _ = QFileDialog.getSaveFileName(self, "Export measures", name, "CSV (*.csv)")
+        if not path:
+            return
+        if not Path(path).suffix:
+            path = f"{path}.csv"
+        try:
+            frames, objects = write_csv(path, self.measures)
+        except OSError as error:
+            self._say(f"{path} could not be written: {error.strerror or error}.")
+        else:
+            self._say(f"Written: {frames.name} and {objects.name}")
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is being measured."""
+        return self._steps is not None
+
+    # -- helpers -------------------------------------------------------------------------------
+
+    def _lay_out(self) -> None:
+        form = QFormLayout()
+        form.addRow("Labels", self.labels)
+        form.addRow("Image", self.image)
+        buttons = QHBoxLayout()
+        for button in (self.measure_button, self.rows, self.export_button):
+            buttons.addWidget(button)
+        rows = self.table.verticalHeader()
+        assert rows is not None
+        rows.hide()
+        rows.setDefaultSectionSize(self.table.fontMetrics().height() + 6)
+        self.table.setModel(self._model)
+        self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+        self.table.setShowGrid(False)
+        self.table.setWordWrap(False)
+        split = QSplitter(Qt.Orientation.Vertical)
+        split.addWidget(self.table)
+        split.addWidget(self.plot)
+        split.setChildrenCollapsible(False)
+        layout = QVBoxLayout(self)
+        layout.addLayout(form)
+        layout.addLayout(buttons)
+        layout.addWidget(self.progress)
+        layout.addWidget(split, 1)
+        layout.addWidget(self.status)
+        self.export_button.setEnabled(False)
+
+    def _list_layers(self, *_: object) -> None:
+        for combo, kind in ((self.labels, napari.layers.Labels), (self.image, napari.layers.Image)):
+            before = combo.currentData()
+            combo.blockSignals(True)
+            combo.clear()
+            for layer in reversed(self._viewer.layers):
+                if isinstance(layer, kind):
+                    combo.addItem(layer.name, layer)
+            if kind is napari.layers.Image:
+                combo.addItem("no intensities", None)
+            combo.setCurrentIndex(max(combo.findData(before), 0))
+            combo.blockSignals(False)
+        self._on_labels()
+
+    def _on_labels(self, *_: object) -> None:
+        """Propose an image: a session's own, or one of the shape of the labels."""
+        layer = self.labels.currentData()
+        session = None if layer is None else _session(layer)
+        self.image.setEnabled(session is None)
+        if layer is None:
+            return
+        for index in range(self.image.count()):
+            image = self.image.itemData(index)
+            is_own = session is not None and image is session.view.layers[0]
+            if is_own or (session is None and _fits(image, layer)):
+                self.image.setCurrentIndex(index)
+                return
+
+    def _go_on(self) -> None:
+        """Measure for a moment, and let the window live."""
+        end = perf_counter() + _PORTION
+        assert self._steps is not None
+        try:
+            while perf_counter() < end:
+                done, total = next(self._steps)
+                self.progress.setRange(0, total)
+                self.progress.setValue(done)
+        except StopIteration as finished:
+            self._finish(finished.value)
+        except Exception as error:  # whatever a lazy image makes of reading
+            self._finish(None)
+            self._say(f"Measuring failed: {error}")
+
+    def _finish(self, measures: Measures | None) -> None:
+        self._timer.stop()
+        self._steps = None
+        self.progress.hide()
+        self.measure_button.setEnabled(True)
+        if measures is None or self._measured is None:
+            return
+        self.measures = measures
+        layer = self._measured[0]
+        self.rows.setItemText(1, _TIMES if measures.is_time else _SLICES)
+        ids = [one.object for one in measures.objects]
+        colours = {i: colour_of_bytes(255 * np.asarray(layer.get_color(i))) for i in ids}
+        self.plot.show_measures(measures, colours)
+        self.export_button.setEnabled(True)
+        self._fill()
+        self._say("" if ids else "There are no objects in these labels.")
+
+    def _fill(self, *_: object) -> None:
+        if self.measures is None:
+            return
+        has_objects = self.rows.currentIndex() == 0
+        rows: Sequence[Row] = self.measures.objects if has_objects else self.measures.frames
+        self._model.show(rows, self.measures.is_time)
+        self.table.resizeColumnsToContents()
+        self.table.setColumnWidth(0, min(self.table.columnWidth(0), 110))
+
+    def _on_row(self, number: int) -> None:
+        assert self.measures is not None and self._measured is not None
+        row = self._model.rows[number]
+        if isinstance(row, FrameMeasure):
+            frame = row.frame
+        else:
+            own = [one for one in self.measures.frames if one.object == row.object]
+            frame = max(own, key=lambda one: one.size).frame
+        self._measured[0].selected_label = row.object
+        self.plot.mark(row.object, frame)
+        self._show_frame(frame)
+
+    def _show_frame(self, frame: int) -> None:
+        if self._measured is None or self._measured[1] is None:
+            return
+        layer, axis = self._measured
+        if layer not in self._viewer.layers or not 0 <= frame < layer.data.shape[axis]:
+            return
+        dims = self._viewer.dims
+        at = np.array(layer.world_to_data(dims.point))
+        at[axis] = frame
+        dims.set_point(axis + dims.ndim - layer.ndim, layer.data_to_world(at)[axis])
+        self.plot.mark(layer.selected_label, frame)
+
+    def _say(self, text: str) -> None:
+        self.status.setText(text)
+
+    def _show_theme(self, *_: object) -> None:
+        theme = get_theme(self._viewer.theme)
+        text, background = (
+            colour_of_bytes(colour.as_rgb_tuple(alpha=False))
+            for colour in (theme.text, theme.background)
+        )
+        self.plot.set_theme(text, background)
+
+
+def _steps_of(
+    layer: napari.layers.Labels, image: napari.layers.Image | None
+) -> tuple[Steps, int | None]:
+    """What measures a layer frame by frame, and the axis of its data along which frames lie.
+
+    Raises OSError, ValueError with what is wrong.
+    """
+    session = _session(layer)
+    if session is not None:
+        return session_steps(session), session.view.key.axis
+    if layer.multiscale:
+        raise ValueError(f"{layer.name} has several resolutions, so it cannot be measured.")
+    labels, volume = layer_volume(layer.data, layer.as_layer_data_tuple()[1])
+    axes = volume.axes
+    array: Any = None
+    if image is not None:
+        array = image.data[0] if image.multiscale else image.data
+        if not _fits(image, layer):
+            raise ValueError(f"{image.name} has another shape than {layer.name}; choose its image.")
+        array = array[np.newaxis] if axes == "yx" else array
+        volume = replace(volume, array=array)
+    else:
+        volume = replace(volume, array=np.broadcast_to(np.float32(np.nan), labels.shape))
+    return labels_steps(labels, volume), None if axes == "yx" else 0
+
+
+def _fits(image: napari.layers.Image | None, layer: napari.layers.Labels) -> bool:
+    """Whether intensities of an image can be taken for labels."""
+    return image is not None and image_shape(image) == tuple(layer.data.shape)
+
+
+def _session(layer: napari.layers.Labels) -> Session | None:
+    """The session that a layer shows all masks of."""
+    session = session_of(layer.metadata)
+    return session if session is not None and session.labels is layer.data else None
+
+
+class _Rows(QAbstractTableModel):
+    """Rows as the table shows them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: Sequence[Row] = ()
+        self._is_time = False
+
+    def show(self, rows: Sequence[Row], is_time: bool) -> None:
+        """Show other rows."""
+        self.beginResetModel()
+        self.rows, self._is_time = rows, is_time
+        self.endResetModel()
+
+    def rowCount(self, parent: QModelIndex | None = None) -> int:
+        """Qt's name."""
+        return len(self.rows)
+
+    def columnCount(self, parent: QModelIndex | None = None) -> int:
+        """Qt's name."""
+        return len(self._cells(self.rows[0])) if self.rows else 0
+
+    def headerData(self, section: int, orientation: Any, role: int = 0) -> Any:
+        """Qt's name."""
+        is_head = orientation == Qt.Orientation.Horizontal and role == Qt.ItemDataRole.DisplayRole
+        return list(self._cells(self.rows[0]))[section] if is_head and self.rows else None
+
+    def data(self, index: QModelIndex, role: int = 0) -> Any:
+        """Qt's name."""
+        if role == Qt.ItemDataRole.TextAlignmentRole and index.column() > 0:
+            return Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
+        if role not in (Qt.ItemDataRole.DisplayRole, Qt.ItemDataRole.ToolTipRole):
+            return None
+        return list(self._cells(self.rows[index.row()]).values())[index.column()]
+
+    def _cells(self, row: Row) -> dict[str, str]:
+        """Head -> text."""
+        kind = "Volume" if row.unit.endswith("3") else "Area"
+        size, unit = row.size, pretty(row.unit)
+        if row.unit == "mm3" and isinstance(row, ObjectMeasure):
+            size, unit = size / 1000, "ml"
+        cells = {"Object": row.name}
+        if isinstance(row, FrameMeasure):
+            cells["Time" if self._is_time else "Slice"] = str(row.frame)
+        cells[f"{kind} ({unit})"] = f"{size:.4g}"
+        cells |= {"Mean": _text(row.mean), "SD": _text(row.spread), "Score": _text(row.score, 2)}
+        cells["Marks"] = str(row.prompts)
+        if isinstance(row, ObjectMeasure):
+            cells["Times" if self._is_time else "Slices"] = f"{row.first}–{row.last}"
+            cells["Approved"] = f"{row.approved:.0%}"
+        else:
+            cells["Approved"] = "yes" if row.approved else ""
+        cells["Centroid"] = ", ".join(f"{part:.1f}" for part in row.centroid)
+        return cells
+
+
+def _text(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}g}"
