@@ -117,7 +117,7 @@ def small_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @settings(
-    max_examples=100, deadline=None, derandomize=True, database=None,
+    max_examples=50, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(flips=st.lists(st.tuples(st.integers(0, 899), st.integers(0, 255)), min_size=1, max_size=6))
