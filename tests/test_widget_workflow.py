@@ -78,6 +78,31 @@ def test_scribbles_and_lassos_are_drawn_with_the_mouse(desk):
     assert d.panel.objects.item(1, PROMPTS).text() == "1"
 
 
+@pytest.mark.parametrize("mode", ["scribble", "lasso"])
+def test_a_drawing_that_is_too_short_or_interrupted_does_no_harm(desk, mode):
+    d = desk()
+    d.go_to(2)
+    d.press(d.panel.modes[mode])
+    path = (24, 38), (24, 54), (40, 54), (40, 38), (26, 37)
+    d.draw(*path)
+    d.click((30, 10))  # no drawing yet
+    d.key("E")
+    d.click((44, 4))
+    d.settle()
+    assert len(d.session.prompts[1][2].points) == 1
+    d.press(d.panel.modes[mode])
+    d.click((30, 10))
+    d.key(Qt.Key.Key_Z, CONTROL)  # in the middle of it
+    d.key(Qt.Key.Key_Z, CONTROL)
+    assert d.session.prompts == {}
+    d.draw(*path)
+    d.settle()
+    said = d.session.prompts[1][2]
+    assert len(said.scribbles) + len(said.lassos) == 1
+    assert len(d.widget.shapes_layer.data) == 1
+    assert_same(d.labels[2], d.expected(2))
+
+
 def test_many_marks_are_moved_and_deleted_at_once(desk):
     d = desk()
     d.go_to(2)

@@ -217,6 +217,7 @@ class PromptLayers:
 
     def read(self, view: SequenceView) -> Reading:
         """The prompts of the sequence that `view` shows."""
+        self._trim()
         reading = Reading()
         self._read_points(view, reading)
         self._read_shapes(view, reading)
@@ -224,6 +225,7 @@ class PromptLayers:
 
     def fill(self, session: Session, colour_of: Colours) -> None:
         """Show the prompts of all sequences of a session, and nothing else."""
+        self._end_drawing()
         points, boxes = _Marks(), _Marks()
         for view in session.prompted_sequences:
             for object_id, frames in session.prompts_of(view.key).items():
@@ -252,6 +254,7 @@ class PromptLayers:
         By the filling, since napari paints the border of a selected click, the last one, blue.
         Scribbles and lassos beside the object are red.
         """
+        self._trim()
         if len(self.points.data):
             labels = _signs(self.points)
             self.points.face_color = [_SIGN_COLOUR[label] for label in labels]
@@ -269,6 +272,22 @@ class PromptLayers:
         """Take away all marks of an object, in every sequence."""
         self.points.remove([n for n, i in enumerate(_objects(self.points)) if i == object_id])
         self.boxes.remove([n for n, i in enumerate(_objects(self.boxes)) if i == object_id])
+
+    def _end_drawing(self) -> None:
+        """A drawing that is not finished yet must not lose its shape: napari would look for it."""
+        mode = self.boxes.mode
+        if str(mode).startswith("add"):
+            self.boxes.mode = "pan_zoom"
+            self.boxes.mode = mode
+        self._trim()
+
+    def _trim(self) -> None:
+        """napari leaves behind the features of a drawing that was too short for a shape."""
+        boxes, count = self.boxes, len(self.boxes.data)
+        if len(boxes.features) > count:
+            defaults = boxes.feature_defaults
+            boxes.features = boxes.features.iloc[:count]
+            boxes.feature_defaults = defaults
 
     def _read_points(self, view: SequenceView, reading: Reading) -> None:
         frames, yx = view.split(align(self.points, self.image)(self.points.data))
