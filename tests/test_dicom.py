@@ -295,6 +295,24 @@ def test_echoes_and_b_values_are_channels(tmp_path: Path) -> None:
     assert read_dicom_image(tmp_path / "b").channels == ("b 0 s/mm2", "b 800 s/mm2")
 
 
+def test_magnitude_and_phase_are_channels(tmp_path: Path) -> None:
+    kinds = ("M", "P")
+    write_phases(tmp_path, [{"ImageType": ["ORIGINAL", "PRIMARY", k, "ND"]} for k in kinds])
+    volume = read_dicom_image(tmp_path)
+    assert (volume.axes, volume.channels) == ("czyx", kinds)
+
+
+def test_trigger_times_that_differ_between_slices_are_ranked(tmp_path: Path) -> None:
+    """Only the first is the same everywhere; the others follow each slice's own heart rate."""
+    uid = generate_uid()
+    for n in range(3):
+        times = {z: {"TriggerTime": n * (40.0 + z)} for z in range(6)}
+        write_series(tmp_path, STORED + n, uid=uid, tweak=times)
+    volume = read_dicom_image(tmp_path)
+    np.testing.assert_array_equal(volume.array, np.stack([HU, HU + 1, HU + 2]))
+    assert volume.spacing[0] == pytest.approx(0.0425)
+
+
 def test_time_points_of_one_slice_are_a_time_lapse(tmp_path: Path) -> None:
     """A cine of the heart: to be followed in time, without a choice."""
     uid = generate_uid()
@@ -346,6 +364,19 @@ def test_enhanced_time_series(tmp_path: Path) -> None:
     expected = STORED.reshape(3, 2, 8, 7).swapaxes(0, 1)
     np.testing.assert_array_equal(volume.array, expected)
     assert volume.axes == "tzyx" and volume.spacing[0] == pytest.approx(1.5)
+
+
+def test_a_multi_frame_file_that_changes_is_read_anew(tmp_path: Path) -> None:
+    groups: list[dict[str, object]] = [
+        {"PlanePositionSequence": macro(ImagePositionPatient=[0, 0, z])} for z in range(3)
+    ]
+    path = write_enhanced(tmp_path, STORED[:3], groups)
+    volume = read_dicom_image(path)
+    np.testing.assert_array_equal(volume.array[1], STORED[1])
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData = STORED[3:].tobytes()
+    dataset.save_as(path)
+    np.testing.assert_array_equal(volume.array[1], STORED[4])
 
 
 def test_multi_frame_without_positions(tmp_path: Path) -> None:

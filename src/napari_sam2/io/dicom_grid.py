@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -120,7 +121,7 @@ def grid_of(frames: list[Frame]) -> Grid:
         volumes, axis, key = _volumes(frames, notes)
         affine = _affine(volumes[0], notes)
         interval = _interval(volumes, key, notes) if axis == "t" else None
-        names = tuple(_name(v[0].marks[key], key) for v in volumes) if axis == "c" and key else ()
+        names = _names([v[0].marks[key] for v in volumes], key) if axis == "c" and key else ()
         return Grid(volumes, axis, names, interval, affine, spacing_of(affine), "mm", tuple(notes))
     frames = sorted(frames, key=lambda f: f.order)
     interval = _interval([[f] for f in frames], "cine time", notes) if len(frames) > 1 else None
@@ -170,18 +171,16 @@ def _volumes(frames: list[Frame], notes: list[str]) -> tuple[list[list[Frame]], 
     if max(len(stack) for stack in stacks) == 1:
         return [[stack[0] for stack in stacks]], "", None
     for key, axis in _BY_VALUE.items():
-        if _tells_apart(stacks, key):
-            volumes = _complete_volumes(stacks, key)
-            left_out = len(frames) - len(stacks) * len(volumes)
-            if len(volumes) > 1:
-                if left_out:
-                    notes.append(
-                        f"{left_out} slices of volumes that are not complete are left out."
-                    )
-                return volumes, axis, key
-            if len(volumes) == 1:
-                _note_left_out(left_out, "their positions occur twice", notes)
-                return volumes, "", None
+        volumes = _complete_volumes(stacks, key) if _tells_apart(stacks, key) else []
+        left_out = len(frames) - len(stacks) * len(volumes)
+        if 2 * left_out >= len(frames):
+            continue  # these slices share a value by chance
+        if len(volumes) == 1:
+            _note_left_out(left_out, "their positions occur twice", notes)
+            return volumes, "", None
+        if left_out:
+            notes.append(f"{left_out} slices of volumes that are not complete are left out.")
+        return volumes, axis, key
     counts = {len(stack) for stack in stacks}
     if len(counts) > 1:
         _note_left_out(len(frames) - len(stacks), "their positions occur twice", notes)
@@ -225,10 +224,14 @@ def _complete_volumes(stacks: list[list[Frame]], key: str) -> list[list[Frame]]:
     return [by_value[value] for value in values if len(by_value[value]) == len(stacks)]
 
 
-def _name(value: Mark, key: str) -> str:
-    if isinstance(value, str):
-        return value
-    return f"TE {value:g} ms" if key == "echo time" else f"b {value:g} s/mm2"
+def _names(values: list[Mark], key: str) -> tuple[str, ...]:
+    """Of the volumes along "c"; of image types, the parts in which they differ."""
+    if key == "image type":
+        parts = list(zip_longest(*(str(value).split("\\") for value in values), fillvalue=""))
+        differing = [part for part in parts if len(set(part)) > 1]
+        return tuple(" ".join(name).strip() for name in zip(*differing, strict=True))
+    form = "TE {:g} ms" if key == "echo time" else "b {:g} s/mm2"
+    return tuple(form.format(value) for value in values)
 
 
 def _interval(volumes: list[list[Frame]], key: str | None, notes: list[str]) -> float | None:

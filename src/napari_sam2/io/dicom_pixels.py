@@ -118,7 +118,7 @@ def frame_pixels(frame: Frame, dtype: np.dtype) -> np.ndarray:
                 data = pixel_array(file, ds_out=dataset, transfer_syntax_uid=frame.syntax)
         else:
             with _lock:
-                dataset = _kept(frame.source, frame.syntax)
+                dataset = _kept(frame.source, frame.syntax, frame.source.path.stat().st_mtime_ns)
             data = pixel_array(dataset, index=frame.index)
         if data.shape[:2] != frame.size:
             raise ValueError(f"they are {data.shape[:2]}, not {frame.size}")
@@ -147,9 +147,12 @@ def _advice(syntax: UID) -> str:
 
 
 @lru_cache(maxsize=1)
-def _kept(source: Source, syntax: UID) -> pydicom.Dataset:
+def _kept(source: Source, syntax: UID, changed: int) -> pydicom.Dataset:
     """A multi-frame file, still compressed: the headers of its frames take long to skip, so that it
-    is kept while its frames are read one after another. Also one that is deflated as a whole."""
+    is kept while its frames are read one after another. Also one that is deflated as a whole.
+
+    changed: when the file was, so that a newer one is read anew.
+    """
     with source.open() as file:
         dataset = pydicom.dcmread(file, force=True, specific_tags=_PIXEL_TAGS)
     dataset.file_meta.TransferSyntaxUID = syntax
