@@ -22,6 +22,7 @@ from pydicom.uid import JPEGLSLossless, RLELossless, generate_uid
 from napari_sam2.cli import main
 from napari_sam2.io import ReadError, read_volume
 from napari_sam2.io.dicom import find_series, list_series, read_dicom_image
+from napari_sam2.io.readers import get_reader
 
 HU = STORED.astype(int) - 1024
 DISC = Path(get_testdata_file("DICOMDIR", read=False)).parent
@@ -272,8 +273,8 @@ def test_flipped_bytes_give_a_volume_or_a_read_error(tmp_path: Path, seed: int) 
 def test_patients_are_told_to_nobody(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Name, id and birthday turn up in no volume, list, message, log or warning, also when fields
-    are so damaged that pydicom would quote them."""
+    """Name, id and birthday turn up in no volume, layer, list, message, log or warning, also when
+    fields are so damaged that pydicom would quote them."""
     name, uid = "Secret^Name^Verylong" * 20, generate_uid()
     folder = tmp_path / "scan"
     write_series(folder / "a", uid=uid, description="Head of Mr. SECRET")
@@ -297,6 +298,9 @@ def test_patients_are_told_to_nobody(
             volume = read_dicom_image(folder, one.series)
             np.asarray(volume.array)
             told.append(repr(volume))
+        reader = get_reader(str(folder))
+        assert reader is not None
+        told += [repr(options) for _, options, _ in reader(str(folder))]
         for wrong in (None, "9", uid + ".1"):
             with pytest.raises(ReadError) as caught:
                 read_volume(folder, series=wrong)
