@@ -150,8 +150,8 @@ def tiff_folders(place: Path) -> dict[str, str]:
     tifffile.imwrite(place / "one_is_text" / "a1.tif", picture)
     (place / "one_is_text" / "a2.tif").write_bytes(TEXT)
     return {
-        "mixed_bits": "type of values",
-        "mixed_sizes": "size",
+        "mixed_bits": "in type",
+        "mixed_sizes": "in size",
         "unnumbered": "not numbered alike",
         "one_is_text": "a2.tif is damaged",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import nrrd
@@ -152,3 +153,15 @@ def test_ome_zarr_with_several_images_needs_a_choice(tmp_path: Path) -> None:
     with pytest.raises(ReadError, match=r"holds 2 images; choose one with --series: 1 \(scan 0\)"):
         read_image(tmp_path / "b.zarr")
     np.testing.assert_array_equal(read_image(tmp_path / "b.zarr", series="2").array, 1)
+
+
+@pytest.mark.parametrize(("file", "package"), [("a.nrrd", "nrrd"), ("a.mha", "SimpleITK")])
+def test_a_missing_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, package: str
+) -> None:
+    sitk.WriteImage(itk_image(np.eye(4)), str(tmp_path / file))
+    module = "nrrd" if package == "nrrd" else "metaimage"
+    monkeypatch.delitem(sys.modules, f"napari_sam2.io.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ReadError, match=rf"needs the package {package}, .*napari-sam2\[formats\]"):
+        read_image(tmp_path / file)

@@ -11,14 +11,17 @@ import tifffile
 import zarr
 from dicom_series import STORED, write_series
 from images import AFFINES, OBLIQUE
+from models import small_model
 from napari.components import ViewerModel
 from napari.layers import Layer
 from ome_zarr.format import FormatV04
 from ome_zarr.writer import write_image, write_labels
 
+from napari_sam2 import Session
 from napari_sam2.io import read_image, read_volume, to_file_order, world_affine
 from napari_sam2.io.place import layer_axes, obliqueness
 from napari_sam2.io.readers import METADATA_KEY, get_reader, read_layers
+from napari_sam2.session_file import replay, save_session
 
 RNG = np.random.default_rng(0)
 STRAIGHT = np.array([[1.5, 0, 0, -20], [0, 2.0, 0, -30], [0, 0, 3.0, 10], [0, 0, 0, 1.0]])
@@ -86,9 +89,10 @@ def test_dicom_and_nifti_of_a_scan_overlay(tmp_path: Path) -> None:
         nibabel.save(nibabel.as_closest_canonical(stored), tmp_path / f"{name}.nii.gz")
         (dicom,), (nifti,) = opened(tmp_path / name), opened(tmp_path / f"{name}.nii.gz")
         assert dicom.data.shape == nifti.data.shape
+        pixels = np.asarray(dicom.data)
         for index in np.ndindex(*nifti.data.shape):
             at = dicom.world_to_data(nifti.data_to_world(index)).round(3).astype(int)
-            assert nifti.data[index] == np.asarray(dicom.data[tuple(at)])
+            assert nifti.data[index] == pixels[tuple(at)]
 
 
 def test_oblique_scans_of_one_direction_overlay(tmp_path: Path) -> None:
@@ -125,6 +129,18 @@ def test_labels_of_a_layer_go_back_into_the_order_of_the_file(tmp_path: Path, na
 def test_a_sagittal_scan_has_its_slices_along_x(tmp_path: Path) -> None:
     save(tmp_path / "s.nii", np.zeros((5, 6, 7), np.uint8), AFFINES["sagittal"])
     assert layer_axes(read_volume(tmp_path / "s.nii")) == (1, 2, 0)
+
+
+def test_a_session_on_a_sagittal_scan_finds_its_image_again(make_napari_viewer, tmp_path) -> None:
+    """The layer has other axes than the file; without a window it is read as it was shown."""
+    data = RNG.integers(0, 99, (14, 15, 16)).astype(np.int16)
+    save(tmp_path / "s.nii", data, AFFINES["sagittal"])
+    (layer,) = make_napari_viewer().open(tmp_path / "s.nii", plugin="napari-sam2")
+    session = Session(layer, small_model())
+    session.add_points(session.add_object(), [(3, 7, 8)])
+    save_session(session, tmp_path / "s.sam2session")
+    found = replay(tmp_path / "s.sam2session", model=small_model())
+    assert found.shape == layer.data.shape == (15, 14, 16)
 
 
 # ---- what comes with a layer

@@ -234,18 +234,20 @@ def _check_shape(view: SequenceView, reference: ImageReference) -> None:
 
 
 def _read_image(reference: ImageReference) -> NDArray[Any]:
-    """The image's array, from the file that it came from."""
+    """The image's array, from the file that it came from, with its axes as they were shown."""
     from napari_sam2.io import ReadError, read_volume
+    from napari_sam2.saved_image import SessionImage
 
     if len(reference.paths) != 1 or not reference.paths[0]:
         raise SessionFileError(
             f"The session does not say which file its {reference} came from: give the image."
         )
     try:
-        array = read_volume(reference.paths[0]).array
+        volume = read_volume(reference.paths[0])
     except ReadError as error:
         raise SessionFileError(f"{error} Give the session's image.") from error
-    return fitted(array, reference)
+    array: NDArray[Any] = SessionImage(volume, reference).array
+    return array
 
 
 def fitted(array: NDArray[Any], reference: ImageReference) -> NDArray[Any]:

@@ -100,8 +100,7 @@ def read_sequence(source: Path | Sequence[Path]) -> Volume:
     if len(files) == 1:
         return read_tiff(files[0])
     first = read_tiff(files[0])
-    for file in files[1:]:
-        _check_like(file, first, files[0])
+    _check_alike(files)
     leading, counts = _numbering(place, files, first.axes)
     if set(leading) & set(first.axes.replace("yx", "", 1)):
         raise ReadError(f"{place} holds numbered files that do not make one image; give one file.")
@@ -206,19 +205,18 @@ def _check_size(path: Path, chosen: tifffile.TiffPageSeries) -> None:
             )
 
 
-def _check_like(file: Path, first: Volume, first_file: Path) -> None:
-    with clear_errors(file):
-        other = read_tiff(file)
-    for what, one, wanted in (
-        ("size", other.array.shape, first.array.shape),
-        ("type of values", other.array.dtype, first.array.dtype),
-        ("order of axes", other.axes, first.axes),
-    ):
-        if one != wanted:
-            raise ReadError(
-                f"{file} differs from {first_file.name} in {what} ({one} and {wanted}); put the "
-                "files that belong together into a folder."
-            )
+def _check_alike(files: list[Path]) -> None:
+    first: tuple[Any, ...] | None = None
+    for file in files:
+        with clear_errors(file), _opened(file) as tif:
+            found = tif.series[0].shape, tif.series[0].dtype, tif.series[0].axes
+        first = first or found
+        for what, one, wanted in zip(("size", "type", "axes"), found, first, strict=True):
+            if one != wanted:
+                raise ReadError(
+                    f"{file} differs from {files[0].name} in {what} ({one} and {wanted}); put the "
+                    "files that belong together into a folder."
+                )
 
 
 # ---- axes
