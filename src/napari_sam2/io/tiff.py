@@ -107,7 +107,8 @@ def read_sequence(source: Path | Sequence[Path]) -> Volume:
 
     import dask.array as da
 
-    blocks = [da.from_array(_Page(file, first), chunks=-1, name=False) for file in files]
+    none = np.empty((0,) * first.array.ndim, first.array.dtype)  # or dask would open every file
+    blocks = [da.from_array(_Page(file, first), chunks=-1, name=False, meta=none) for file in files]
     stack = da.stack(blocks).reshape(*counts, *first.array.shape)
     letters = leading + first.axes
     if first.axes == "yx" and leading == "c":
