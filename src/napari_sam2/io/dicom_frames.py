@@ -179,15 +179,10 @@ def _windows(dataset: pydicom.Dataset, header: pydicom.Dataset) -> dict[str, tup
     centers, widths = (read.numbers(dataset, k) for k in ("WindowCenter", "WindowWidth"))
     if centers is None or widths is None:
         return {}
-    try:
-        names = read.as_list(dataset.get("WindowCenterWidthExplanation"))
-    except Exception:  # a value that its type does not allow
-        names = []
+    names = read.strings(dataset, "WindowCenterWidthExplanation")
     windows = {}
     for n, (center, width) in enumerate(zip(centers, widths, strict=False)):
-        name = (
-            read.without_patient(" ".join(str(names[n]).split()), header) if n < len(names) else ""
-        )
+        name = read.without_patient(names[n], header) if n < len(names) else ""
         if width > 0 and np.isfinite([center, width]).all():
             plain = f"window {n + 1} of the file" if len(centers) > 1 else "window of the file"
             name = name if name and name not in windows else plain
@@ -206,10 +201,7 @@ def _marks(groups: list[pydicom.Dataset], header: pydicom.Dataset, index: int) -
          if (m := _macro(groups, k, header)) is not header),
         header,
     )  # fmt: skip
-    try:
-        type_name = "\\".join(read.as_list(kind.get("FrameType") or kind.get("ImageType")))
-    except Exception:  # a value that its type does not allow
-        type_name = ""
+    type_name = "\\".join(read.strings(kind, "FrameType") or read.strings(kind, "ImageType"))
     moment = (
         read.date_seconds(content, "FrameAcquisitionDateTime")
         or read.date_seconds(header, "AcquisitionDateTime")

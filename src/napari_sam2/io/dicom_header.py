@@ -134,15 +134,23 @@ def numbers(dataset: pydicom.Dataset, keyword: str, count: int | None = None) ->
     """All values of a field as float64, (count,); None if they are fewer, more, or no numbers."""
     try:
         value = dataset.get(keyword)
-        array = np.array([float(v) for v in as_list(value)], dtype=np.float64)
+        array = np.array([float(v) for v in _as_list(value)], dtype=np.float64)
     except Exception:
         return None
     fits = len(array) == count if count is not None else len(array) > 0
     return array if fits and np.isfinite(array).all() else None
 
 
-def as_list(value: Any) -> list[Any]:
+def strings(dataset: pydicom.Dataset, keyword: str) -> list[str]:
     """The values of a field that holds none, one or several."""
+    try:
+        value = dataset.get(keyword)
+    except Exception:
+        return []
+    return [" ".join(str(v).split()) for v in _as_list(value)]
+
+
+def _as_list(value: Any) -> list[Any]:
     if value is None or value == "":
         return []
     return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]

@@ -44,7 +44,7 @@ def _factor(headers: list[pydicom.Dataset]) -> tuple[float | None, str]:
     dose = read.number(tracer, "RadionuclideTotalDose") or 0
     if dose < _SMALLEST_DOSE:
         return None, "the injected dose in Bq is missing"
-    corrections = {str(value).upper() for value in read.as_list(header.get("CorrectedImage"))}
+    corrections = {value.upper() for value in read.strings(header, "CorrectedImage")}
     reference = read.text(header, "DecayCorrection").upper()
     if "ATTN" not in corrections or not corrections & {"DECY", "DECAY"}:
         return None, "the images are not corrected for attenuation and decay"
