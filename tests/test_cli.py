@@ -167,7 +167,7 @@ def test_dicom_folder_to_nifti(tmp_path: Path, checkpoint: str) -> None:
         *("--model", checkpoint),
     )
     assert run.returncode == 0, run.stderr
-    assert run.stderr.startswith("warning: Slices are missing: 5.00 mm lie between z = 3 and 4")
+    assert run.stderr.startswith("warning: 1 slice is missing: 5.00 mm lie between z = 3 and 4")
     assert "secret" not in (run.stdout + run.stderr).lower()  # the patient's name stays in the file
     image, written = itk_series(tmp_path / "ct"), sitk.ReadImage(out)
     assert written.GetSize() == image.GetSize()

@@ -48,6 +48,7 @@ __all__ = [
 
 _RETRIES = 2  # of a job whose worker died
 _CORES_PER_WORKER = 2
+_HERE = "127.0.0.1"
 
 
 class BatchError(RuntimeError):
@@ -99,7 +100,7 @@ def _results(client: Any, jobs: Sequence[Job], settings: Settings) -> Iterator[J
     for job in jobs:
         future = client.submit(run_job, job, settings, pure=False, retries=_RETRIES)
         of[future] = job
-    for future in as_completed(list(of)):
+    for future in as_completed(list(of), loop=client.loop):
         job = of.pop(future)
         if future.status == "finished":
             yield future.result()
@@ -140,7 +141,9 @@ def _client(
     count = workers or cards or max(1, _cores() // _CORES_PER_WORKER)
     threads = settings.threads or max(1, _cores() // count)
     specs = {number: _worker(threads, number % cards if cards else None) for number in range(count)}
-    scheduler_spec = {"cls": Scheduler, "options": {"port": 0, "dashboard": False}}
+    # Nobody outside this machine can reach them.
+    addresses = {"host": _HERE, "port": 0, "dashboard": False, "dashboard_address": f"{_HERE}:0"}
+    scheduler_spec = {"cls": Scheduler, "options": addresses}
     with (
         SpecCluster(workers=specs, scheduler=scheduler_spec, silence_logs=logging.ERROR) as cluster,
         Client(cluster, set_as_default=False) as client,
@@ -156,7 +159,8 @@ def _worker(threads: int, card: int | None) -> dict[str, Any]:
     if card is not None:
         environment["CUDA_VISIBLE_DEVICES"] = str(card)
     # No limit of memory: a large volume is no leak.
-    return {"cls": Nanny, "options": {"nthreads": 1, "memory_limit": 0, "env": environment}}
+    options = {"host": _HERE, "nthreads": 1, "memory_limit": 0, "env": environment}
+    return {"cls": Nanny, "options": options}
 
 
 def _cores() -> int:

@@ -1,0 +1,313 @@
+"""Many images: what to do with each, done once whatever dies, told in a report."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import psutil
+import pytest
+import tifffile
+from models import small_model
+
+from napari_sam2.batch import (
+    DONE,
+    FAILED,
+    SKIPPED,
+    BatchError,
+    JobError,
+    Settings,
+    jobs_of,
+    run_batch,
+)
+from napari_sam2.batch_worker import run_job
+from napari_sam2.cli import main
+from napari_sam2.io import read_labels, read_volume
+from napari_sam2.session import Session
+from napari_sam2.session_file import save_session
+from sam2_engine.weights import save_model
+
+AFFINE = np.diag([-1.5, -1.5, 4.0, 1.0])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    save_model(small_model(), path)
+    return str(path)
+
+
+def scan(path, seed=0, shape=(5, 24, 32)):
+    array = np.random.default_rng(seed).integers(0, 200, shape).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(array.T, AFFINE), path)
+    return array
+
+
+@pytest.fixture
+def scans(tmp_path):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number in range(3):
+        scan(folder / f"p{number}.nii.gz", number)
+    return folder
+
+
+def prompts_of(folder, box="4,5,15,20"):
+    """A table with a box and a point for every image of a folder."""
+    y0, x0, y1, x1 = box.split(",")
+    rows = ["image,object,name,z,y,x,y1,x1,label"]
+    for file in sorted(folder.iterdir()):
+        rows += [f"{file.name},1,liver,2,{y0},{x0},{y1},{x1},", f"{file.name},2,,1,10,12,,,1"]
+    path = folder.parent / "prompts.csv"
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def states(folder):
+    return {file.name: file.stat().st_mtime_ns for file in folder.glob("*.nii.gz")}
+
+
+# -- what there is to do -----------------------------------------------------------------------
+
+
+def test_a_folder_and_a_table_of_prompts_make_jobs(scans, tmp_path):
+    (scans / "notes.txt").write_text("not an image")
+    (scans / "notes.txt").rename(tmp_path / "notes.txt")
+    jobs = jobs_of(scans, prompts=prompts_of(scans))
+    assert [job.name for job in jobs] == ["p0", "p1", "p2"]
+    said = jobs[1].prompts
+    assert said.boxes == {1: [(2, (4, 5, 15, 20))]}
+    assert said.points == {2: [(1, 10, 12)]}
+    assert said.names == {1: "liver"}
+
+
+def test_a_table_of_jobs_says_what_each_image_needs(tmp_path):
+    (tmp_path / "jobs.csv").write_text(
+        "\ufeffimage;name;session;series;volume\na/x.nii;;a/x.sam2session;;\nb/x.nii;other;;2;3\n"
+    )
+    jobs = jobs_of(tmp_path / "jobs.csv", template="t.sam2session")
+    assert jobs[0].session == tmp_path / "a" / "x.sam2session"
+    assert jobs[0].image == tmp_path / "a" / "x.nii"
+    assert jobs[1].name == "other"
+    assert (jobs[1].series, jobs[1].volume) == ("2", 3)
+    assert jobs[1].template == Path("t.sam2session")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("picture\na.nii\n", "needs a column 'image'"),
+        ("image,colour\na.nii,red\n", "column 'colour', which means nothing"),
+        ("image\n", "has no rows"),
+        ("image,volume\na.nii,1.5\n", "volume must be a whole number"),
+        ("image\na/x.nii\nb/x.nii\n", "would both be written as x"),
+        ("image\na.nii,b,c\n", "more values than columns"),
+    ],
+)
+def test_a_wrong_table_of_jobs_says_what_is_wrong(tmp_path, table, message):
+    (tmp_path / "jobs.csv").write_text(table)
+    with pytest.raises(JobError, match=message):
+        jobs_of(tmp_path / "jobs.csv", template="t.sam2session")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("a,0,1,2,3,,,", "whole numbers from 1"),
+        ("a,1,one,2,3,,,", "line 2: z must be a number"),
+        ("a,1,1,2,3,9,,", "a box needs both y1 and x1"),
+        ("a,1,1,2,3,9,9,0", "its label cannot be 0"),
+        ("a,1,1,2,3,,,maybe", "the label is 1"),
+    ],
+)
+def test_a_wrong_table_of_prompts_says_what_is_wrong(scans, tmp_path, row, message):
+    table = tmp_path / "prompts.csv"
+    table.write_text(f"image,object,z,y,x,y1,x1,label\n{row}\n")
+    with pytest.raises(JobError, match=message):
+        jobs_of(scans, prompts=table)
+
+
+def test_an_image_that_nothing_is_said_of_is_an_error(scans):
+    with pytest.raises(JobError, match=r"Nothing says what to segment in .*p0.nii.gz"):
+        jobs_of(scans)
+
+
+# -- one job -----------------------------------------------------------------------------------
+
+
+def test_a_template_goes_to_every_scan_with_its_names_and_colours(scans, tmp_path, checkpoint):
+    image = read_volume(scans / "p0.nii.gz")
+    session = Session(image.array, checkpoint, window=(0, 200), spacing=image.spacing)
+    liver = session.add_object("liver")
+    session.edit_object(liver, colour=(1.0, 0.0, 0.0))
+    session.set_prompts(liver, 2, box=(4, 5, 15, 20))
+    save_session(session, tmp_path / "t.sam2session")
+    settings = Settings(
+        out=tmp_path, window=(0, 200), template_image=scans / "p0.nii.gz", suffix=".seg.nrrd"
+    )
+    for job in jobs_of(scans, template=tmp_path / "t.sam2session"):
+        result = run_job(job, settings)
+        assert (result.status, result.message) == (DONE, "")
+        labels, names, colours = read_labels(tmp_path / result.output)
+        assert names == {1: "liver"}
+        assert colours == {1: (1.0, 0.0, 0.0)}
+        image = read_volume(job.image)
+        expected = Session(image.array, small_model(), window=(0, 200), spacing=image.spacing)
+        expected.set_prompts(expected.add_object(), 2, box=(4, 5, 15, 20))
+        expected.propagate()
+        np.testing.assert_array_equal(labels.array, expected.labels)
+        np.testing.assert_allclose(labels.affine, image.affine, atol=1e-4)
+
+
+def test_first_frames_and_sessions_of_their_own(tmp_path, checkpoint):
+    movie = np.random.default_rng(0).integers(0, 200, (4, 24, 32)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "movie.tif", movie, imagej=True, metadata={"axes": "TYX"})
+    first = np.zeros((24, 32), np.uint8)
+    first[5:12, 6:15], first[14:20, 20:28] = 3, 7
+    (tmp_path / "first").mkdir()
+    tifffile.imwrite(tmp_path / "first" / "movie.tif", first)
+    (tmp_path / "jobs.csv").write_text("image\nmovie.tif\n")
+    (job,) = jobs_of(tmp_path / "jobs.csv", masks=tmp_path / "first")
+    settings = Settings(out=tmp_path / "out", model=checkpoint, suffix=".ome.tif")
+    settings.out.mkdir()
+    result = run_job(job, settings)
+    assert result.message == ""
+    labels = tifffile.imread(settings.out / "movie.ome.tif")
+    np.testing.assert_array_equal(labels[0], first)
+    assert {found.id for found in result.objects} >= {3, 7}
+
+    session = Session(movie, checkpoint)
+    session.set_prompts(session.add_object("cell"), 0, box=(5, 6, 12, 15))
+    session.propagate()
+    save_session(session, tmp_path / "movie.sam2session")
+    (tmp_path / "jobs.csv").write_text("image,name,session\nmovie.tif,own,movie.sam2session\n")
+    (job,) = jobs_of(tmp_path / "jobs.csv")
+    result = run_job(job, Settings(out=tmp_path / "out", suffix=".ome.tif"))
+    assert (result.message, result.objects[0].name) == ("", "cell")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "own.ome.tif"), session.labels)
+
+
+def test_files_that_are_of_nobody_s_batch_are_left_alone(scans, tmp_path, checkpoint):
+    job = jobs_of(scans, prompts=prompts_of(scans))[0]
+    (tmp_path / "p0.nii.gz").write_bytes(b"mine")
+    result = run_job(job, Settings(out=tmp_path, model=checkpoint))
+    assert result.status == FAILED
+    assert "exists and is not of a batch; use --overwrite" in result.message
+    assert (tmp_path / "p0.nii.gz").read_bytes() == b"mine"
+    assert run_job(job, Settings(out=tmp_path, model=checkpoint, overwrite=True)).status == DONE
+
+
+# -- all of them -------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_past_bad_files_and_is_resumed(scans, tmp_path, checkpoint, capsys):
+    (scans / "p1.nii.gz").write_bytes(b"damaged")
+    table, out = prompts_of(scans), tmp_path / "out"
+    command = ["batch", str(scans), "--prompts", str(table), "-o", str(out), "--model", checkpoint]
+    assert main([*command, "--json", "--workers", "1"]) == 6
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {one["name"]: one["status"] for one in said} == {"p0": DONE, "p1": FAILED, "p2": DONE}
+    message = next(one["message"] for one in said if one["name"] == "p1")
+    assert "p1.nii.gz" in message
+    page = (out / "report.html").read_text()
+    assert "2 done, 1 failed" in page
+    assert "data:image/png;base64," in page
+    assert page.index("p1.nii.gz") < page.index("p0.nii.gz")  # what failed comes first
+    with (out / "report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    liver = next(row for row in rows if row["name"] == "p0" and row["object"] == "1")
+    voxels = int((read_volume(out / "p0.nii.gz").array == 1).sum())
+    assert (liver["object name"], int(liver["voxels"])) == ("liver", voxels)
+    assert float(liver["size"]) == pytest.approx(voxels * 1.5 * 1.5 * 4 / 1000, rel=1e-4)
+
+    before = states(out)
+    scan(scans / "p1.nii.gz", 1)  # now it is whole; and p2 gets another box
+    table.write_text(table.read_text().replace("p2.nii.gz,1,liver,2,4,", "p2.nii.gz,1,liver,2,6,"))
+    assert main([*command, "--workers", "1"]) == 0
+    assert "2 done, 1 done before" in capsys.readouterr().out
+    after = states(out)
+    assert after["p0.nii.gz"] == before["p0.nii.gz"]
+    assert after["p2.nii.gz"] != before["p2.nii.gz"]
+    assert set(after) == {"p0.nii.gz", "p1.nii.gz", "p2.nii.gz"}
+
+
+@pytest.mark.slow
+def test_every_image_is_done_once_though_a_worker_is_killed(tmp_path, checkpoint):
+    folder, out = tmp_path / "scans", tmp_path / "out"
+    folder.mkdir()
+    for number in range(8):
+        scan(folder / f"p{number}.nii.gz", number, (12, 48, 64))
+    jobs = jobs_of(folder, prompts=prompts_of(folder))
+    finished: dict[str, int] = {}
+    killed = []
+
+    def kill_one(result):
+        finished.update(states(out))
+        if not killed and len(finished) >= 2:
+            workers = [
+                process
+                for process in psutil.Process().children(recursive=True)
+                if "spawn_main" in " ".join(process.cmdline())
+            ]
+            assert len(workers) == 2
+            workers[0].kill()
+            killed.append(workers[0].pid)
+
+    results = run_batch(jobs, Settings(out=out, model=checkpoint), workers=2, progress=kill_one)
+    assert killed
+    assert [result.status for result in results] == [DONE] * 8
+    assert [result.name for result in results] == [job.name for job in jobs]
+    after = states(out)
+    assert len(after) == 8
+    for name, state in finished.items():  # what was done before is not done again
+        assert after[name] == state
+    for job in jobs:
+        labels = read_volume(out / f"{job.name}.nii.gz").array
+        image = read_volume(job.image)
+        expected = Session(image.array, small_model(), spacing=image.spacing)
+        expected.set_prompts(expected.add_object(object_id=1), 2, box=(4, 5, 15, 20))
+        expected.set_prompts(expected.add_object(object_id=2), 1, points=[(10, 12)], labels=[1])
+        expected.propagate()
+        assert np.mean(labels != expected.labels) < 1e-3  # threads may round otherwise
+    again = run_batch(jobs, Settings(out=out, model=checkpoint), workers=1)
+    assert [result.status for result in again] == [SKIPPED] * 8
+
+
+@pytest.mark.slow
+def test_a_dask_scheduler_elsewhere_is_used(scans, tmp_path, checkpoint):
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
+    file = tmp_path / "scheduler.json"
+    options = ["--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
+    scheduler = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file)]
+    options = ["--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path)]
+    worker = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            if file.exists():
+                break
+            time.sleep(0.1)
+        address = json.loads(file.read_text())["address"]
+        jobs = jobs_of(scans, prompts=prompts_of(scans))
+        settings = Settings(out=tmp_path / "out", model=checkpoint)
+        results = run_batch(jobs, settings, scheduler=address)
+        assert [result.status for result in results] == [DONE] * 3
+    finally:
+        for process in (worker, scheduler):
+            process.terminate()
+            process.wait(30)
+
+
+def test_what_cannot_start_says_why(scans, tmp_path):
+    jobs = jobs_of(scans, prompts=prompts_of(scans))
+    with pytest.raises(BatchError, match="There is no dask scheduler at tcp://"):
+        run_batch(jobs, Settings(out=tmp_path / "out"), scheduler="tcp://127.0.0.1:1")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BatchError, match="Nothing can be written to"):
+        run_batch(jobs, Settings(out=tmp_path / "file"))
