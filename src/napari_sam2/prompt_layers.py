@@ -203,17 +203,25 @@ class PromptLayers:
     def prepare(
         self, key: SequenceKey, object_id: int, label: str, colour: NDArray[np.float64]
     ) -> None:
-        """What the next mark will belong to, and its object's colour."""
+        """What the next mark will belong to, and its object's colour.
+
+        What is right already is not set again, which is slow.
+        """
         points, boxes = self.points, self.boxes
         defaults = {"object": object_id, "axis": _axis_number(key), "label": label}
         for layer in (points, boxes):
-            if layer.feature_defaults.iloc[0].to_dict() != defaults:  # setting them is slow
+            if layer.feature_defaults.iloc[0].to_dict() != defaults:
                 layer.feature_defaults = defaults
         with points.block_update_properties(), boxes.block_update_properties():
-            points.current_face_color = _SIGN_COLOUR[label]
-            points.current_border_color = colour
-            points.current_symbol = _SYMBOL[label]
-            boxes.current_edge_color = _edge_colour(label, colour)
+            for layer, name, value in (
+                (points, "current_face_color", _SIGN_COLOUR[label]),
+                (points, "current_border_color", colour),
+                (boxes, "current_edge_color", _edge_colour(label, colour)),
+            ):
+                if not _is_colour(getattr(layer, name), value):
+                    setattr(layer, name, value)
+            if points.current_symbol.value != _SYMBOL[label]:
+                points.current_symbol = _SYMBOL[label]
 
     def read(self, view: SequenceView) -> Reading:
         """The prompts of the sequence that `view` shows."""
@@ -257,9 +265,16 @@ class PromptLayers:
         self._trim()
         if len(self.points.data):
             labels = _signs(self.points)
-            self.points.face_color = [_SIGN_COLOUR[label] for label in labels]
-            self.points.border_color = _colours_of(self.points, colour_of)
-            self.points.symbol = [_SYMBOL[label] for label in labels]
+            faces = np.array([_SIGN_COLOUR[label] for label in labels])
+            borders = np.array(_colours_of(self.points, colour_of))
+            symbols = [_SYMBOL[label] for label in labels]
+            # Most often a new click has the right ones already, and to set them is slow.
+            if not np.allclose(self.points.face_color, faces, atol=1e-3):
+                self.points.face_color = faces
+            if not np.allclose(self.points.border_color, borders, atol=1e-3):
+                self.points.border_color = borders
+            if [symbol.value for symbol in self.points.symbol] != symbols:
+                self.points.symbol = symbols
         if len(self.boxes.data):
             self.boxes.edge_color = [
                 _edge_colour(label, colour)
@@ -463,6 +478,13 @@ def _colours_of(layer: Points | Shapes, colour_of: Colours) -> list[NDArray[np.f
     objects = _objects(layer)
     known = {i: colour_of(i or 0) for i in set(objects)}
     return [known[i] for i in objects]
+
+
+def _is_colour(text: str, colour: Any) -> bool:
+    """Whether a colour as napari writes it ("#rrggbb", with "aa" or a name) is this one."""
+    from napari.utils.colormaps.standardize_color import transform_color
+
+    return bool(np.allclose(transform_color(text)[0], colour, atol=1 / 255))
 
 
 def _object_id(value: Any) -> int | None:
