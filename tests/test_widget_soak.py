@@ -6,14 +6,26 @@ import numpy as np
 import pytest
 from desk import SHAPE, Desk, blobs
 from models import small_model
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QApplication
 
 from napari_sam2.session import Session
+from napari_sam2.widgets.object_table import EYE, LOCK, NAME
 
-ACTIONS = 300
+ACTIONS = 200  # for each seed
+MOST_OBJECTS = 4
 ORDERS = ((0, 1, 2), (1, 0, 2), (2, 0, 1))
 CONTROL, SHIFT = Qt.KeyboardModifier.ControlModifier, Qt.KeyboardModifier.ShiftModifier
+NONE = Qt.KeyboardModifier.NoModifier
+KEYS = [
+    *((key, NONE) for key in "IEBDLPNOYKGUSA12"),
+    *((key, modifiers) for key in "Z" * 3 for modifiers in (CONTROL, CONTROL | SHIFT)),
+    ("O", SHIFT),
+    (Qt.Key.Key_Delete, NONE),
+    (Qt.Key.Key_Left, NONE),
+    (Qt.Key.Key_Right, NONE),
+]
+"""Those of the widget, and napari's own that select, delete, erase, paint and move the slider."""
 
 
 class Hands:
@@ -35,7 +47,8 @@ class Hands:
 
     def anything(self) -> str:
         """One of the methods below that begin with do_, the likelier ones more often."""
-        often = ["do_click"] * 8 + ["do_paint"] * 3 + ["do_propagate"] * 4 + ["do_undo"] * 4
+        often = ["do_click"] * 6 + ["do_key"] * 6 + ["do_shape"] * 2 + ["do_paint"] * 2
+        often += ["do_propagate"] * 3 + ["do_undo"] * 2 + ["do_slice"] * 2
         names = [name for name in dir(self) if name.startswith("do_")] + often
         name = str(self.rng.choice(names))
         getattr(self, name)()
@@ -44,32 +57,74 @@ class Hands:
 
     # -- places --------------------------------------------------------------------------------
 
-    def on_a_slice(self) -> bool:
-        d = self.d
-        if d.viewer.dims.ndisplay == 3:
-            d.viewer.dims.ndisplay = 2
-        axis = d.session.view.key.axis
-        d.go_to(int(self.rng.integers(SHAPE[axis])), axis)
-        return True
+    def on_a_slice(self) -> None:
+        """Go there by a click on the strip of slices."""
+        if self.d.viewer.dims.ndisplay == 3:
+            self.d.viewer.dims.ndisplay = 2
+        strip = self.d.panel.strip
+        at = QPoint(int(self.rng.integers(strip.width())), strip.height() // 2)
+        self.d.qtbot.mouseClick(strip, Qt.MouseButton.LeftButton, pos=at)
 
     def spot(self) -> tuple[float, float]:
         """y, x on the slice that is shown."""
         shape = self.d.session.view.frame_shape
         return tuple(float(self.rng.uniform(1, size - 2)) for size in shape)
 
+    def press(self, *buttons) -> None:
+        """Press one of these buttons, if it can be pressed."""
+        self.d.press(buttons[self.rng.integers(len(buttons))])
+
+    def mark(self, *modes: str) -> None:
+        """Press the button of one of these modes, unless it is pressed already."""
+        button = self.d.panel.modes[str(self.rng.choice(modes))]
+        if not button.isChecked():
+            self.d.press(button)
+
+    def click_cell(self, column: int) -> None:
+        """Click on a row of the table of objects, in this column."""
+        table = self.d.panel.objects
+        item = table.item(int(self.rng.integers(table.rowCount())), column)
+        at = table.visualItemRect(item).center()
+        self.d.qtbot.mouseClick(table.viewport(), Qt.MouseButton.LeftButton, pos=at)
+
     # -- what people do ------------------------------------------------------------------------
 
     def do_click(self) -> None:
         self.on_a_slice()
-        self.d.widget.start(str(self.rng.choice(["include", "include", "exclude"])))
-        shift = self.rng.random() < 0.2
-        self.d.click(self.spot(), modifiers=SHIFT if shift else Qt.KeyboardModifier.NoModifier)
+        self.mark("include", "include", "exclude")
+        self.d.click(self.spot(), modifiers=SHIFT if self.rng.random() < 0.2 else NONE)
 
     def do_shape(self) -> None:
         self.on_a_slice()
-        self.d.widget.start(str(self.rng.choice(["box", "scribble", "lasso"])))
+        self.mark("scribble", "lasso")
         (y0, x0), (y1, x1) = self.spot(), self.spot()
         self.d.draw((y0, x0), (y0, (x0 + x1) / 2), (y0, x1), (y1, x1), (y1, x0 + 1))
+
+    def do_box(self) -> None:
+        self.on_a_slice()
+        self.mark("box")
+        self.d.drag(self.spot(), self.spot())
+
+    def do_key(self) -> None:
+        key, modifiers = KEYS[self.rng.integers(len(KEYS))]
+        if key != "N" or len(self.d.session.objects) < MOST_OBJECTS:
+            self.d.key(key, modifiers)
+
+    def do_slice(self) -> None:
+        self.on_a_slice()
+
+    def do_drag_marks(self) -> None:
+        """Select all marks of the slice by keys, and drag them away together."""
+        layer = self.d.widget.points_layer
+        if layer is None or not len(layer.data) or self.d.viewer.dims.ndisplay == 3:
+            return
+        self.d.viewer.layers.selection.active = layer
+        self.d.key("S")
+        self.d.key("A")
+        if layer.selected_data:
+            axes = list(self.d.viewer.dims.displayed)
+            start = layer.data[min(layer.selected_data)][axes]
+            self.d.drag(start, self.spot())
 
     def do_move(self) -> None:
         layer = self.d.widget.points_layer
@@ -86,9 +141,9 @@ class Hands:
 
     def do_paint(self) -> None:
         self.on_a_slice()
-        self.d.widget.start("paint")
+        self.mark("paint")
+        self.d.key(str(self.rng.choice(["1", "2", "2"])))  # erase, paint
         layer = self.d.widget.labels_layer
-        layer.mode = str(self.rng.choice(["paint", "paint", "erase"]))
         layer.brush_size = int(self.rng.integers(2, 9))
         self.d.draw(self.spot(), self.spot())
 
@@ -96,49 +151,49 @@ class Hands:
         panel = self.d.panel
         panel.reach.setCurrentIndex(int(self.rng.integers(panel.reach.count())))
         panel.which.setCurrentIndex(int(self.rng.integers(2)))
-        self.d.widget.propagate()
+        self.press(panel.propagate)
 
     def do_update(self) -> None:
-        self.d.widget.update_masks()
+        self.press(self.d.panel.update_masks)
 
     def do_stop(self) -> None:
-        self.d.widget.stop()
+        self.press(self.d.panel.stop)
 
     def do_undo(self) -> None:
-        self.d.widget.undo()
-
-    def do_redo(self) -> None:
-        self.d.widget.redo()
+        self.press(self.d.panel.undo, self.d.panel.redo)
 
     def do_new(self) -> None:
-        if len(self.d.session.objects) < 4:
-            self.d.widget.new_object()
+        if len(self.d.session.objects) < MOST_OBJECTS:
+            self.press(self.d.panel.new)
 
-    def do_next(self) -> None:
-        self.d.widget.next_object()
+    def do_choose_object(self) -> None:
+        self.click_cell(NAME)
 
     def do_delete_object(self) -> None:
         if self.rng.random() < 0.3:
-            self.d.widget.delete_objects()
+            self.press(self.d.panel.delete)
 
     def do_merge(self) -> None:
         if self.rng.random() < 0.3:
             self.d.panel.objects.selectAll()
-            self.d.widget.merge_objects()
+            self.press(self.d.panel.merge)
 
     def do_keep(self) -> None:
         self.on_a_slice()
-        self.d.widget.keep_slice(str(self.rng.choice(["approved", "locked"])))
+        self.press(self.d.panel.approve, self.d.panel.lock, self.d.panel.unpaint)
 
     def do_lock_object(self) -> None:
-        object_id = self.d.panel.object_id
-        locked = self.d.session.objects[object_id].locked
-        self.d.panel.objects.lock_asked.emit(object_id, not locked)
+        self.click_cell(LOCK)
 
     def do_hide(self) -> None:
-        object_id = self.d.panel.object_id
-        hidden = self.d.session.objects[object_id].hidden
-        self.d.panel.objects.hide_asked.emit(object_id, not hidden)
+        self.click_cell(EYE)
+
+    def do_colour(self) -> None:
+        colour = tuple(self.rng.random(3).tolist())
+        self.d.session.edit_object(self.d.panel.object_id, colour=colour)
+
+    def do_overwrite(self) -> None:
+        self.d.panel.overwrite.click()
 
     def do_switch_layer(self) -> None:
         layers = self.d.viewer.layers
@@ -177,7 +232,7 @@ def test_random_work_ends_with_the_masks_of_a_fresh_replay(desk, tmp_path, seed)
     d = desk(contrast_limits=(0, 250))
     hands = Hands(d, seed, tmp_path)
     done = []
-    for _ in range(ACTIONS // 2):
+    for _ in range(ACTIONS):
         done.append(hands.anything())
         if len(done) % 50 == 0:
             d.settle()

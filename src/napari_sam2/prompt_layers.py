@@ -200,6 +200,14 @@ class PromptLayers:
         points, boxes = self.points.events, self.boxes.events
         return points.data, points.features, boxes.data, boxes.features
 
+    @property
+    def is_torn(self) -> bool:
+        """Whether napari has left behind the colours of a drawing that was too short for a shape.
+
+        It cannot show such a layer in 3D. `fill` mends it.
+        """
+        return len(self.boxes.face_color) != len(self.boxes.data)
+
     def prepare(
         self, key: SequenceKey, object_id: int, label: str, colour: NDArray[np.float64]
     ) -> None:
@@ -240,8 +248,9 @@ class PromptLayers:
                 for frame, said in frames.items():
                     _mark_points(points, view, object_id, frame, said)
                     _mark_shapes(boxes, view, object_id, frame, said)
+        self.boxes.data = []  # of these, `remove` would leave behind what `is_torn` tells of
+        self.points.remove(list(range(len(self.points.data))))
         for layer, marks in ((self.points, points), (self.boxes, boxes)):
-            layer.remove(list(range(len(layer.data))))
             if not marks.kinds:
                 continue
             defaults = layer.feature_defaults

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qtpy.QtCore import QTimer
+
 from napari_sam2.prompt_layers import NEGATIVE, POSITIVE, PromptLayers, Reading
 from napari_sam2.recovery import Autosave
 from napari_sam2.sequence_view import Channels, SequenceKey, sequence_axes
@@ -293,6 +295,13 @@ class Workspace:
         if layer.mode in ("add_path", "add_polyline", "add_line"):
             self._set_sign(event)
         yield from self._while_held(event)
+        QTimer.singleShot(0, self._mend)  # after what napari does at the end
+
+    def _mend(self) -> None:
+        """Make the layer of shapes whole again, where napari has not."""
+        if self.prompts is not None and not self._is_held and self.prompts.is_torn:
+            self.take_over_edits()
+            self.refill()
 
     def _set_sign(self, event: Any) -> None:
         """Shift turns the sign of a click around."""
