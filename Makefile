@@ -14,8 +14,9 @@ bin := $(CURDIR)/.venv/bin
 demo: setup
 	$(bin)/python -m napari_sam2.demo $(ARGS)
 
+# Two processes, of which each has its own screen and one thread for the model.
 test: setup
-	$(bin)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(bin)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: setup
 	$(bin)/ruff check .

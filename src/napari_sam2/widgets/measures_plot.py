@@ -33,7 +33,7 @@ class MeasuresPlot(QWidget):
             from matplotlib.backends.backend_qtagg import FigureCanvasQTAgg
             from matplotlib.figure import Figure
         except ImportError:
-            note = QLabel('The plot needs matplotlib: pip install "napari-sam2[demo]"')
+            note = QLabel('The plot needs matplotlib: pip install "napari-sam2[plot]"')
             note.setWordWrap(True)
             note.setAlignment(Qt.AlignmentFlag.AlignCenter)
             layout.addWidget(note)
