@@ -62,7 +62,7 @@ def test_the_recipes_run(tmp_path, monkeypatch, capsys):
 
     for object_id, truth in ((names["liver"], liver), (names["spleen"], spleen)):
         found = names["s"].labels == object_id
-        assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.7
+        assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.5
     assert capsys.readouterr().out.splitlines()[-1].startswith("slice 10, 3 of ")
     assert (np.load("organs.npy", mmap_mode="r") == names["organ"]).any()
     np.testing.assert_array_equal(viewer.layers["organs"].data, names["s"].labels)

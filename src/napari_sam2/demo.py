@@ -90,13 +90,14 @@ def draw(path: Path, volume: Volume, labels: np.ndarray) -> None:
 
     figure = Figure(figsize=(14, 9.4), facecolor="black", layout="constrained")
     axes = figure.subplots(3, 5).ravel()
-    black, white = np.percentile(volume.array, (0.5, 99.5))
+    image = np.asarray(volume.array)
+    black, white = np.percentile(image, (0.5, 99.5))
     views = [(0, z) for z in (8, 14, 20, 24, 28, 32, 36, 40, 44, 48)]
     views += [(1, 70), (1, 100), (1, 138), (2, 60), (2, 120)]
     spacing = np.array(volume.spacing)
     for ax, (axis, index) in zip(axes, views, strict=True):
         vertical, horizontal = (n for n in range(3) if n != axis)
-        picture, found = volume.array.take(index, axis), labels.take(index, axis)
+        picture, found = image.take(index, axis), labels.take(index, axis)
         ax.imshow(
             picture,
             cmap="gray",
