@@ -17,6 +17,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 from lazy import Lazy
 from models import small_model
 
@@ -657,3 +658,23 @@ def test_the_command_says_what_is_wrong(
     assert run() == 3 and "damaged" in said()
     path.unlink()
     assert run() == 3 and "no file" in said()
+
+
+def test_the_command_replays_a_session_of_all_time_points(tmp_path):
+    checkpoint = tmp_path / "small.safetensors"
+    save_model(small_model(), checkpoint)
+    movie = np.stack([blobs().astype(np.uint16) + t for t in range(2)])  # t, z, y, x
+    tifffile.imwrite(tmp_path / "movie.ome.tif", movie, ome=True, metadata={"axes": "TZYX"})
+    session = Session(movie, str(checkpoint), window=(0, 250))
+    cell = session.add_object("cell")
+    for time in range(2):
+        session.show(SequenceKey(1, (time, None, None, None)))
+        session.set_prompts(cell, 2, box=(4, 4, 20, 24))
+        session.propagate()
+    save_session(session, tmp_path / "movie.sam2session")
+    out = tmp_path / "labels.ome.tif"
+    image = str(tmp_path / "movie.ome.tif")
+    assert main(["replay", str(tmp_path / "movie.sam2session"), image, "-o", str(out), "-q"]) == 0
+    labels = tifffile.imread(out)
+    assert labels.shape == movie.shape
+    np.testing.assert_array_equal(labels, session.labels)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_sam2.io.files import read_image, read_volume
 from napari_sam2.io.place import (
     layer_axes,
     ras_of_world,
@@ -18,6 +20,25 @@ from napari_sam2.io.place import (
 from napari_sam2.io.volume import Volume
 from napari_sam2.session_file import fingerprint, fitted
 from napari_sam2.session_format import ImageReference
+
+
+def read_session_image(
+    path: str | os.PathLike[str],
+    reference: ImageReference,
+    *,
+    volume: int | None = None,
+    channel: int | None = None,
+    series: str | None = None,
+) -> Volume:
+    """Read the image of a session: all of it where the session was made on all time points.
+
+    volume, channel, series: as for `read_volume`. Raises: ReadError.
+    """
+    if volume is None and channel is None and len(reference.shape) > 3:
+        image = read_image(path, series)
+        if "c" not in image.axes and tuple(image.array.shape) == reference.shape:
+            return image
+    return read_volume(path, volume=volume, channel=channel, series=series)
 
 
 class SessionImage:

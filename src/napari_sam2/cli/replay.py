@@ -33,8 +33,8 @@ def add_replay(commands: Any) -> None:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from napari_sam2.io import check_target, read_volume, write_labels
-    from napari_sam2.saved_image import SessionImage
+    from napari_sam2.io import check_target, write_labels
+    from napari_sam2.saved_image import SessionImage, read_session_image
     from napari_sam2.session_file import read_session, replay
 
     started = time.perf_counter()
@@ -43,8 +43,12 @@ def _replay(options: argparse.Namespace) -> int:
         check_target(options.output, overwrite=options.overwrite, source=options.image)
         check_measures(options)
         saved = read_session(options.session)
-        volume = read_volume(
-            options.image, volume=options.volume, channel=options.channel, series=options.series
+        volume = read_session_image(
+            options.image,
+            saved.image,
+            volume=options.volume,
+            channel=options.channel,
+            series=options.series,
         )
         image = SessionImage(volume, saved.image)
         bar.notes = volume.notes
