@@ -16,6 +16,7 @@ import pytest
 import tifffile
 from models import small_model
 
+from napari_sam2 import batch_worker
 from napari_sam2.batch import (
     DONE,
     FAILED,
@@ -203,6 +204,27 @@ def test_files_that_are_of_nobody_s_batch_are_left_alone(scans, tmp_path, checkp
     assert run_job(job, Settings(out=tmp_path, model=checkpoint, overwrite=True)).status == DONE
 
 
+def test_labels_without_a_record_of_their_end_are_written_anew(
+    scans, tmp_path, checkpoint, monkeypatch
+):
+    job = jobs_of(scans, prompts=prompts_of(scans))[0]
+    settings = Settings(out=tmp_path, model=checkpoint)
+    write = batch_worker._write_record
+
+    def die_at_the_end(job, settings, result):
+        if result.status == DONE:
+            raise KeyboardInterrupt
+        write(job, settings, result)
+
+    monkeypatch.setattr(batch_worker, "_write_record", die_at_the_end)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job, settings)
+    assert (tmp_path / "p0.nii.gz").exists()
+    monkeypatch.undo()
+    assert run_job(job, settings).status == DONE
+    assert run_job(job, settings).status == SKIPPED
+
+
 # -- all of them -------------------------------------------------------------------------------
 
 
@@ -261,7 +283,7 @@ def test_every_image_is_done_once_though_a_worker_is_killed(tmp_path, checkpoint
 
     results = run_batch(jobs, Settings(out=out, model=checkpoint), workers=2, progress=kill_one)
     assert killed
-    assert [result.status for result in results] == [DONE] * 8
+    assert [(result.status, result.message) for result in results] == [(DONE, "")] * 8
     assert [result.name for result in results] == [job.name for job in jobs]
     after = states(out)
     assert len(after) == 8

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from napari_sam2.tasks import LazyModel
 
 DONE, SKIPPED, FAILED = "done", "done before", "failed"
+_BEGUN = "begun"  # in a record: labels that lie there may be of a worker that died
 RECORDS = "records"
 _THUMBNAIL = 192  # pixels of the longer side
 
@@ -151,6 +152,7 @@ def _run(job: Job, settings: Settings, begin: float) -> JobResult:
         if record is None and not settings.overwrite:
             raise WriteError(f"{output} exists and is not of a batch; use --overwrite.")
     answer = _answer(job, settings, volume, lazy)
+    _write_record(job, settings, JobResult(job.name, str(job.image), _BEGUN))
     write_labels(
         output,
         answer.labels,
