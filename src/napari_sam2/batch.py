@@ -160,6 +160,7 @@ def _worker(threads: int, card: int | None) -> dict[str, Any]:
         environment["CUDA_VISIBLE_DEVICES"] = str(card)
     # No limit of memory: a large volume is no leak.
     options = {"host": _HERE, "nthreads": 1, "memory_limit": 0, "env": environment}
+    options["silence_logs"] = logging.ERROR
     return {"cls": Nanny, "options": options}
 
 
