@@ -10,7 +10,7 @@ import secrets
 import time
 from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,7 +148,7 @@ def _run(job: Job, settings: Settings, begin: float) -> JobResult:
     output, record = output_of(job, settings), read_record(job, settings)
     if output.exists():
         if record is not None and record.key == key and record.status == DONE:
-            return JobResult(**_fields(record) | {"status": SKIPPED})
+            return replace(record, status=SKIPPED)
         if record is None and not settings.overwrite:
             raise WriteError(f"{output} exists and is not of a batch; use --overwrite.")
     answer = _answer(job, settings, volume, lazy)
@@ -181,7 +181,7 @@ def _answer(job: Job, settings: Settings, volume: Volume, lazy: LazyModel) -> _A
         return _from_session(job.session, volume, lazy)
     if job.template is not None:
         return _from_template(job.template, settings, volume, lazy)
-    from napari_sam2.segmentation import segment
+    from napari_sam2.segmentation import loaded, segment
 
     prompts = job.prompts or TablePrompts()
     labels = segment(
@@ -192,7 +192,7 @@ def _answer(job: Job, settings: Settings, volume: Volume, lazy: LazyModel) -> _A
         masks=_masks(job.mask, volume) if job.mask is not None else None,
         axis=settings.axis,
         direction=settings.direction,  # type: ignore[arg-type]
-        model=_loaded(lazy),
+        model=loaded(lazy),
         window=settings.window,
     )
     return _Answer(labels, prompts.names)
@@ -214,6 +214,7 @@ def _from_template(path: Path, settings: Settings, volume: Volume, lazy: LazyMod
     from napari_sam2.io import read_volume
     from napari_sam2.placement import Placement, PlacementError, place
     from napari_sam2.saved_image import SessionImage
+    from napari_sam2.segmentation import loaded
     from napari_sam2.session import Session
     from napari_sam2.session_file import read_session
     from napari_sam2.windows import CT_WINDOWS
@@ -230,7 +231,7 @@ def _from_template(path: Path, settings: Settings, volume: Volume, lazy: LazyMod
         (level - width / 2, level + width / 2) for level, width in CT_WINDOWS.values()
     ]:
         window = saved.state.window  # type: ignore[assignment]
-    _loaded(lazy)
+    loaded(lazy)
     session = Session(
         volume.array,
         lazy,
@@ -277,16 +278,6 @@ def _model(name: str, device: str) -> LazyModel:
     from napari_sam2.tasks import LazyModel
 
     return LazyModel(name, device)
-
-
-def _loaded(lazy: LazyModel) -> Any:
-    from napari_sam2.segmentation import ModelError
-    from sam2_engine.weights import WeightsError
-
-    try:
-        return lazy.get()
-    except (WeightsError, ValueError) as error:
-        raise ModelError(str(error)) from error
 
 
 def _model_name(job: Job, settings: Settings) -> str:
@@ -348,10 +339,6 @@ def _write_record(job: Job, settings: Settings, result: JobResult) -> None:
     temporary = target.with_name(f".{job.name[:100]}.{secrets.token_hex(4)}.part")
     temporary.write_text(json.dumps(asdict(result)))
     os.replace(temporary, target)
-
-
-def _fields(result: JobResult) -> dict[str, Any]:
-    return {name: getattr(result, name) for name in result.__dataclass_fields__}
 
 
 # ---- what a person sees

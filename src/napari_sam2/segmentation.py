@@ -13,6 +13,7 @@ import numpy as np
 from napari_sam2.io.volume import Volume
 from napari_sam2.sequence_view import SequenceKey
 from napari_sam2.session import Direction, Session
+from napari_sam2.tasks import LazyModel
 
 if TYPE_CHECKING:
     from sam2_engine.model import SAM2
@@ -107,7 +108,7 @@ def segment(
         )
     prompts = _gather(array.shape[:3], axis, boxes, points, negative_points, masks)
 
-    network = _load(model, device) if isinstance(model, str | PathLike) else model
+    network = loaded(LazyModel(str(model), device)) if isinstance(model, str | PathLike) else model
     labels = np.zeros(array.shape[:3], np.min_scalar_type(max(i for i, _ in prompts)))
     spacing = volume.spacing if isinstance(volume, Volume) else None
     session = Session(
@@ -143,11 +144,12 @@ def axis_number(axis: int | str) -> int:
     return int(number)
 
 
-def _load(model: str | PathLike[str], device: str) -> SAM2:
-    from sam2_engine.weights import WeightsError, load_model
+def loaded(model: LazyModel) -> SAM2:
+    """A model by name or path. Raises: ModelError."""
+    from sam2_engine.weights import WeightsError
 
     try:
-        return load_model(model, device=device)
+        return model.get()
     except (WeightsError, ValueError) as error:
         raise ModelError(str(error)) from error
 

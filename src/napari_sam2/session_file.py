@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_sam2.segmentation import ModelError
+from napari_sam2.segmentation import ModelError, loaded
 from napari_sam2.sequence_view import SequenceView
 from napari_sam2.session import Session
 from napari_sam2.session_format import (
@@ -136,15 +136,10 @@ def replay(
 
     Returns labels in the shape of the image, without colours; 0 is background.
     """
-    from sam2_engine.weights import WeightsError
-
     saved = read_session(path)
     session = _session(saved, image, model, device, None, False, changed_image)
     session.restore(saved.state, trust=False)
-    try:
-        session.model.get()
-    except (WeightsError, ValueError) as error:
-        raise ModelError(str(error)) from error
+    loaded(session.model)
     for key in dict.fromkeys(key for key, _ in saved.state.sequences):
         session.show(key)
         if session.task().wanted:
