@@ -9,7 +9,7 @@ import os
 import secrets
 import time
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -167,7 +167,7 @@ def _run(job: Job, settings: Settings, begin: float) -> JobResult:
         status=DONE,
         seconds=time.perf_counter() - begin,
         output=output.name,
-        objects=_objects(answer, volume),
+        objects=found_objects(answer.labels, volume, answer.names),
         notes=(*volume.notes, *answer.notes),
         thumbnail=_thumbnail(volume, answer.labels, settings.window),
         key=key,
@@ -344,18 +344,20 @@ def _write_record(job: Job, settings: Settings, result: JobResult) -> None:
 # ---- what a person sees
 
 
-def _objects(answer: _Answer, volume: Volume) -> tuple[FoundObject, ...]:
-    ids, counts = np.unique(answer.labels[answer.labels > 0], return_counts=True)
+def found_objects(
+    labels: NDArray[Any], volume: Volume, names: Mapping[int, str], wanted: Iterable[int] = ()
+) -> tuple[FoundObject, ...]:
+    """How much there is of every object that occurs, has a name or is wanted, by id."""
+    ids, counts = np.unique(labels[labels > 0], return_counts=True)
     counted = dict(zip(ids.tolist(), counts.tolist(), strict=True))
     found = []
-    for i in sorted(counted.keys() | answer.names.keys()):
+    for i in sorted(counted.keys() | names.keys() | set(wanted)):
         voxels = int(counted.get(i, 0))
         size, unit = float(voxels), "voxels"
         if volume.unit != "pixel" and volume.axes == "zyx":
             size *= float(np.prod(volume.spacing))
             size, unit = (size / 1000, "ml") if volume.unit == "mm" else (size, "um3")
-        name = answer.names.get(i) or f"Object {i}"
-        found.append(FoundObject(int(i), name, voxels, size, unit))
+        found.append(FoundObject(int(i), names.get(i) or f"Object {i}", voxels, size, unit))
     return tuple(found)
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,28 +23,20 @@ def tell(
     names: Mapping[int, str] | None = None,
 ) -> None:
     """Print how much of each object was found: a line for people, or JSON."""
-    import numpy as np
+    from napari_sam2.batch_worker import found_objects
 
-    ids, counts = np.unique(labels, return_counts=True)
-    found = {int(i): int(count) for i, count in zip(ids, counts, strict=True) if i}
-    each, unit = _voxel(volume)
-    facts = [
-        {
-            "id": object_id,
-            "name": (names or {}).get(object_id, f"Object {object_id}"),
-            "voxels": found.get(object_id, 0),
-            "size": found.get(object_id, 0) * each if unit else None,
-            "unit": unit,
-        }
-        for object_id in sorted(found.keys() | wanted)
-    ]
+    facts: list[dict[str, Any]] = []
+    for found in found_objects(labels, volume, names or {}, wanted):
+        unit = None if found.unit == "voxels" else found.unit
+        fact = {"id": found.id, "name": found.name, "voxels": found.voxels}
+        facts.append(fact | {"size": found.size if unit else None, "unit": unit})
     if options.json:
         said = {"output": str(options.output), "seconds": seconds, "objects": facts}
         print(json.dumps(said | {"notes": list(volume.notes)}, indent=2))
     elif not options.quiet:
         texts = []
         for one in facts:
-            size = f" ({one['size']:.3g} {unit})" if unit else ""
+            size = f" ({one['size']:.3g} {one['unit']})" if one["unit"] else ""
             amount = f"{one['voxels']} voxels{size}" if one["voxels"] else "not found"
             texts.append(f"object {one['id']}: {amount}")
         print(f"{options.output}: {', '.join(texts)}; {seconds:.1f} s")
@@ -80,11 +72,3 @@ def write_measures(
     except OSError as error:
         reason = error.strerror or error
         raise WriteError(f"{options.measures} could not be written: {reason}.") from error
-
-
-def _voxel(volume: Volume) -> tuple[float, str | None]:
-    """Size of a voxel and its unit; no unit where there is none."""
-    if volume.axes != "zyx" or volume.unit not in ("mm", "um"):
-        return 1.0, None
-    z, y, x = volume.spacing
-    return (z * y * x / 1000, "ml") if volume.unit == "mm" else (z * y * x, "um3")
