@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from sam2_engine.training.data import load_sources
-from sam2_engine.training.trainer import CLIPS, STAGES, Trainer, new_model, scaled
+from sam2_engine.training.trainer import CLIPS, STAGES, Stage, Trainer, new_model, scaled
 from sam2_engine.weights import load_model
 
 
@@ -48,7 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--from",
         dest="start",
-        help="a trained model to go on from, a name or a file; only stages with clips follow",
+        help="a trained model to go on from, a name or a file; by default only stages with clips "
+        "follow",
+    )
+    add(
+        "--stages",
+        nargs="+",
+        help="names of the stages to run; by default all, and with --from those with clips",
     )
     add("--minutes", type=float, help="how long all stages last together")
     add("--steps", type=int, help="stop after so many steps; run again to go on")
@@ -72,9 +78,7 @@ def _train(rank: int, options: argparse.Namespace) -> int:
     torch.set_flush_denormal(True)  # tiny numbers are slow, and mean nothing here
     torch.manual_seed(options.seed)
     try:
-        stages = STAGES[options.config]
-        if options.start:
-            stages = tuple(stage for stage in stages if stage.kind == CLIPS)
+        stages = _chosen_stages(options)
         if options.minutes:
             stages = scaled(stages, options.minutes)
         if options.start:
@@ -91,6 +95,19 @@ def _train(rank: int, options: argparse.Namespace) -> int:
         print(f"{'Resumed' if resumed else 'Started'}: {trainer.progress}", flush=True)
     trainer.run(options.steps)
     return 0
+
+
+def _chosen_stages(options: argparse.Namespace) -> tuple[Stage, ...]:
+    stages = STAGES[options.config]
+    if options.stages:
+        known = [stage.name for stage in stages]
+        for name in options.stages:
+            if name not in known:
+                raise ValueError(f"There is no stage {name!r}; there are: {', '.join(known)}.")
+        return tuple(stage for stage in stages if stage.name in options.stages)
+    if options.start:
+        return tuple(stage for stage in stages if stage.kind == CLIPS)
+    return stages
 
 
 def _train_together(rank: int, options: argparse.Namespace, meeting: str) -> None:

@@ -356,7 +356,7 @@ def _walk(rng: np.random.Generator, start: int, area: np.ndarray, frames: int) -
     ahead = area[start::direction]
     end = int(np.argmin(ahead > 0)) if (ahead == 0).any() else 0
     if end and rng.random() < 0.65:
-        mean = end * rng.uniform(1.2, 2.2) / (frames - 1)
+        mean = end * rng.uniform(0.9, 2.0) / (frames - 1)
         largest = int(np.clip(round(2 * mean - 1), 1, 4))
     steps = rng.integers(1, largest + 1, frames - 1)
     if len(ahead) - 1 < steps.sum() * 0.6:

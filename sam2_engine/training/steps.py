@@ -126,48 +126,88 @@ def image_step(model: SAM2, batch: Batch, generator: torch.Generator) -> StepRes
     )
 
 
-def clip_step(model: SAM2, batch: Batch, generator: torch.Generator) -> StepResult:
-    """Clips with memory: prompt the first frame, track, and sometimes correct a later frame."""
+def clip_step(
+    model: SAM2, batch: Batch, generator: torch.Generator, learnt: int | None = None
+) -> StepResult:
+    """Clips with memory: prompt the first frame, track, and sometimes correct a later frame.
+
+    Args:
+        learnt: learn from so many frames at the clip's end (and from the first); the model is
+            carried to them by its own masks, without gradient. All, if None.
+    """
     frames = batch.images.shape[1]
-    encoded = model.encode_image(batch.images.flatten(0, 1))
+    learn_from = 1 if learnt is None else max(1, frames - learnt)
     meter = _Meter(_object_weights(batch.clip), model.image_size // 2)
-    features = [encoded.select(batch.clip * frames + t) for t in range(frames)]
+    features = _clip_features(model, batch, learn_from)
 
     first = _first_answer(model, features[0], batch.masks[:, 0], meter, generator)
     prompted = {0: (_remember(model, features[0], first, binarise=True), first.pointer)}
     tracked: dict[int, tuple[Tensor, Tensor]] = {}
     visible: list[Tensor] = []
     answer = first
-    corrected = int(torch.randint(1, 2 * frames, (), generator=generator))
+    corrected = int(torch.randint(learn_from, 2 * frames, (), generator=generator))
     for t in range(1, frames):
-        conditioned = _attend(model, features[t], t, prompted, tracked, batch.sequence_length)
-        before = answer.low_res.detach().clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT)
-        decoded = model.decode_masks(
-            features[t],
-            conditioned,
-            mask_input=before if model.config.draws_prompts else None,
-            multimask=True,
-        )
-        truth = batch.masks[:, t]
-        meter.add(f"track{t}", decoded, truth, factor=2.0 / (frames - 1), loss_weights=_TRACKING)
-        visible.append(decoded.object_score[:, 0] > 0)
+        with torch.set_grad_enabled(t >= learn_from):
+            decoded = _track(model, features[t], t, prompted, tracked, answer, batch)
         answer = _Answer(decoded.low_res, decoded.object_score, decoded.pointer)
+        if t >= learn_from:
+            truth = batch.masks[:, t]
+            factor = 2.0 / (frames - learn_from)
+            meter.add(f"track{t}", decoded, truth, factor=factor, loss_weights=_TRACKING)
+            visible.append(decoded.object_score[:, 0] > 0)
         if t == corrected:
             answer = _correct_tracked(model, features[t], answer, truth, meter, generator)
             prompted[t] = (_remember(model, features[t], answer, binarise=True), answer.pointer)
         else:
-            tracked[t] = (_remember(model, features[t], answer, binarise=False), answer.pointer)
+            with torch.set_grad_enabled(t >= learn_from):
+                memory = _remember(model, features[t], answer, binarise=False)
+            tracked[t] = (memory, answer.pointer)
     result = meter.result()
     tracks = [value for name, value in result.report.items() if name.startswith("track")]
     result.report = {name: v for name, v in result.report.items() if not name.startswith("track")}
     result.report["track"] = sum(tracks) / len(tracks)
-    present = batch.masks[:, 1:].flatten(2).any(2)
+    present = batch.masks[:, learn_from:].flatten(2).any(2)
     result.report["absent"] = float((~present).float().mean())
     said = torch.stack(visible, 1)
     result.report["seen"] = float(said[present].float().mean()) if present.any() else 1.0
     if not present.all():
         result.report["ended"] = float((~said[~present]).float().mean())
     return result
+
+
+def _clip_features(model: SAM2, batch: Batch, learn_from: int) -> list[ImageFeatures]:
+    """What the objects see on each frame; with gradient on the first and from ``learn_from`` on."""
+    frames = batch.images.shape[1]
+    parts: list[ImageFeatures] = []
+    for first, last in ((0, 1), (1, learn_from), (learn_from, frames)):
+        if first == last:
+            continue
+        with torch.set_grad_enabled(first != 1 or learn_from == 1):
+            encoded = model.encode_image(batch.images[:, first:last].flatten(0, 1))
+        parts += [encoded.select(batch.clip * (last - first) + t) for t in range(last - first)]
+    return parts
+
+
+def _track(
+    model: SAM2,
+    features: ImageFeatures,
+    t: int,
+    prompted: dict[int, tuple[Tensor, Tensor]],
+    tracked: dict[int, tuple[Tensor, Tensor]],
+    before: _Answer,
+    batch: Batch,
+) -> Decoded:
+    """Answer frame t from the memories of earlier frames and, in models that draw them, the mask
+    of the frame before.
+    """
+    return model.decode_masks(
+        features,
+        _attend(model, features, t, prompted, tracked, batch.sequence_length),
+        mask_input=before.low_res.detach().clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT)
+        if model.config.draws_prompts
+        else None,
+        multimask=True,
+    )
 
 
 def _prompt_and_correct(

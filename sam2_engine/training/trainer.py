@@ -60,6 +60,8 @@ class Stage:
     """Most objects of a clip."""
     frames: tuple[int, int] = (1, 1)
     """Least and greatest number of frames of a clip."""
+    learnt: int | None = None
+    """Frames at a clip's end that are learnt from; the model's own masks lead there."""
     images: int = 0
     """Single images beside the clips, so that prompts are not forgotten."""
 
@@ -67,9 +69,9 @@ class Stage:
 STAGES: dict[str, tuple[Stage, ...]] = {
     "nano": (
         Stage("geometry", GEOMETRY, minutes=3, learning_rate=1.5e-3, batch=16),
-        Stage("images", IMAGES, minutes=17, batch=4, objects=12),
-        Stage("short clips", CLIPS, minutes=24, batch=3, objects=6, frames=(2, 3), images=2),
-        Stage("clips", CLIPS, minutes=35, batch=2, objects=5, frames=(2, 6), images=2),
+        Stage("images", IMAGES, minutes=60, learning_rate=6e-4, batch=4, objects=16),
+        Stage("short clips", CLIPS, minutes=25, batch=3, objects=6, frames=(2, 4), images=2),
+        Stage("clips", CLIPS, minutes=60, batch=2, objects=5, frames=(4, 14), learnt=3, images=2),
     ),
 }
 """The stages of each model that can be trained from scratch, by its name in ``VARIANTS``."""
@@ -253,10 +255,10 @@ class Trainer:
         if stage.kind == IMAGES:
             return lambda: image_step(model, next(main), self.generator)
         if not stage.images:
-            return lambda: clip_step(model, next(main), self.generator)
+            return lambda: clip_step(model, next(main), self.generator, stage.learnt)
         beside = ready(seed + 500, (1, 1), stage.images)
         return lambda: (
-            clip_step(model, next(main), self.generator)
+            clip_step(model, next(main), self.generator, stage.learnt)
             + image_step(model, next(beside), self.generator)
         )
 
