@@ -10,6 +10,7 @@ from qtpy.QtCore import QEvent, QPoint, Qt
 from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QApplication, QColorDialog, QDialogButtonBox, QLineEdit
 
+from napari_sam2.io import read_labels
 from napari_sam2.session import Session
 from napari_sam2.widgets import choices
 from napari_sam2.widgets.object_table import COLOUR, EYE, LOCK, NAME, PROMPTS
@@ -305,6 +306,26 @@ def test_the_colour_of_an_object_is_chosen_in_the_table(desk):
     cell(d, 1, COLOUR)
     d.qtbot.keyClick(d.panel.findChildren(QColorDialog)[-1], Qt.Key.Key_Escape)
     assert d.session.objects[2].colour is None
+
+
+def test_a_colour_is_shown_at_once_but_many_objects_together(desk, tmp_path):
+    """So that a layer that is saved just after that has it."""
+    d = desk()
+    mark_two(d)
+    layer = d.widget.labels_layer
+    d.session.edit_object(1, colour=(1.0, 0.5, 0.0))
+    np.testing.assert_allclose(layer.colormap.map(1), (1, 0.5, 0, 1), atol=0.01)
+    d.session.edit_object(1, hidden=True)
+    np.testing.assert_allclose(layer.colormap.map(1)[3], 0)
+    layer.save(str(tmp_path / "objects.seg.nrrd"), plugin="napari-sam2")
+    assert read_labels(tmp_path / "objects.seg.nrrd")[2][1] == pytest.approx((1, 0.5, 0), abs=1e-5)
+
+    truth = np.zeros(SHAPE, np.uint8)
+    truth[2, :4, :40] = np.arange(40) + 3
+    shown = []
+    layer.events.colormap.connect(shown.append)
+    d.session.take_labels(truth)
+    assert len(d.session.objects) == 42 and len(shown) == 1
 
 
 def test_an_existing_labels_layer_is_a_start(desk):

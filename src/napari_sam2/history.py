@@ -126,6 +126,11 @@ class History:
             finally:
                 self._open = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a change is under way, of which more may follow."""
+        return self._open is not None
+
     def note(self, cells: Cells[Any], place: Hashable, frame: int, before: Any, after: Any) -> None:
         """A cell is about to change."""
         if self._open is None:

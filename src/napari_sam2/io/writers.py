@@ -145,6 +145,6 @@ def _colours(meta: Mapping[str, Any]) -> dict[int, RGB]:
     for object_id, colour in found.items():
         if isinstance(object_id, int | np.integer) and object_id > 0:
             red, green, blue, alpha = (float(part) for part in colour)
-            if alpha > 0:
+            if alpha > 0 or red or green or blue:  # hidden objects have a colour, too
                 colours[int(object_id)] = (red, green, blue)
     return colours

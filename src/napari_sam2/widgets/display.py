@@ -44,8 +44,7 @@ class Display:
             table.show_rows([])
         else:
             table.show_rows(object_rows(work.session, work.masks.colour_of))
-            if work.masks.colour():
-                work.colour_prompts()
+            work.show_colours()
         self.show_slice(new_states=True)
         self._show_controls()
 

@@ -151,7 +151,9 @@ class MaskLayers:
         self._shown = wanted
         colours: dict[int | None, Any] = {None: _OTHERS, 0: _TRANSPARENT}
         for object_id, info in objects.items():
-            colours[object_id] = _TRANSPARENT if info.hidden else self.colour_of(object_id)
+            colours[object_id] = self.colour_of(object_id)
+            if info.hidden:  # but its colour is there to be saved
+                colours[object_id][3] = 0
         self.layer.colormap = DirectLabelColormap(color_dict=colours)
         if self.has_each:
             self._show_each_object(DirectLabelColormap(color_dict=colours))

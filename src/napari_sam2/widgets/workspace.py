@@ -87,6 +87,7 @@ class Workspace:
         self._excludes = False
         self.masks.selected = self._object_id
         self.events.connect(session.prompts_replaced, self.refill)
+        self.events.connect(session.objects_changed, self._on_objects)
         for signal in (session.objects_changed, session.masks_changed):
             self.events.connect(signal, self._on_change)
 
@@ -193,8 +194,18 @@ class Workspace:
     def _channel_axis(self) -> int | None:
         return None if self.look.channels is None else self.look.channels.axis
 
+    def show_colours(self) -> None:
+        """Show objects and their marks in the colours that the session gives them now."""
+        if self.masks.colour():
+            self.colour_prompts()
+
     def _on_change(self, *_: object) -> None:
         self.changes += 1
+
+    def _on_objects(self) -> None:
+        """At once, for the layer may be saved with its colours next; but once for many objects."""
+        if not self.session.history.is_open:
+            self.show_colours()
 
     def _let_go_of_prompts(self) -> None:
         self._prompt_events.disconnect_all()
