@@ -1,0 +1,120 @@
+"""All objects of a slice at once: found without prompts, looked through, and made objects.
+
+found = find_all(session, 12, seeds="classical", diameter=18)
+add_all(session, 12, [one for one in found if one.score > 0.6])
+session.propagate()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_sam2.alignment import labels_on
+from napari_sam2.session import Session
+from napari_sam2.tasks import Task
+
+if TYPE_CHECKING:
+    from sam2_engine.automatic import Candidate, Rules, Search
+
+
+def find_all(
+    session: Session,
+    frame: int,
+    seeds: Any = "grid",
+    *,
+    diameter: float | None = None,
+    rules: Rules | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> list[Candidate]:
+    """Masks that may be objects of a slice, best first; the session stays as it is.
+
+    Args:
+        frame: of the sequence that is shown.
+        seeds: as for `sam2_engine.automatic.find_objects`; a napari labels layer, too, whose
+            instances are asked for, or an array of labels in the shape of the image.
+        diameter, rules: as there.
+        progress: called with the number of seeds that are done and of all.
+
+    Raises ValueError where there is no such slice or the seeds do not fit; what
+    `sam2_engine.load_model` raises.
+    """
+    found: list[Candidate] = []
+    for state in search_all(session.task(objects=()), frame, seeds, diameter, rules):
+        if progress is not None:
+            progress(state.done, state.total)
+        if state.done == state.total:
+            found = state.candidates
+    return found
+
+
+def search_all(
+    task: Task,
+    frame: int,
+    seeds: Any = "grid",
+    diameter: float | None = None,
+    rules: Rules | None = None,
+) -> Iterator[Search]:
+    """As `find_all`, a batch of seeds at a time, for another thread; close it to stop.
+
+    It begins when it is asked for the first batch, and touches nothing but the task.
+    """
+    from sam2_engine.automatic import search
+    from sam2_engine.frames import sample_window
+
+    view, source = task.view, task.source
+    if not 0 <= frame < len(view):
+        raise ValueError(f"There is no slice {frame}; there are {len(view)}, from 0.")
+    if hasattr(seeds, "data_to_world"):
+        seeds = labels_on(view, seeds, frame)
+    elif hasattr(seeds, "shape") and len(view.shape) > 2 and tuple(seeds.shape) == view.shape:
+        seeds = np.asarray(seeds[view.index(frame)])
+    window = sample_window(view) if source.window is None else source.window
+    yield from search(
+        source.model.get(), view[frame], seeds, rules, diameter=diameter, window=window
+    )
+
+
+def add_all(session: Session, frame: int, candidates: Sequence[Candidate]) -> list[int]:
+    """Make candidates of a slice objects, in one step of undo. Returns their ids.
+
+    Each gets its mask as a prompt, as if painted, so that it is the same whenever the session is
+    opened or replayed, and its seed as a click, which counts once the mask is taken back. Where
+    several overlap, the one that comes first has the pixels.
+    """
+    from sam2_engine.automatic import labels_image
+
+    view = session.view
+    numbers = labels_image(candidates, view.frame_shape)
+    seen = set(np.unique(numbers).tolist())
+    ids: dict[int, int] = {}
+    with session.objects_changed.blocked(), session.history.change("Find all"):
+        with session.writing_first(-1):  # no slice at once, but this one when all are there
+            for number, candidate in enumerate(candidates, start=1):
+                if number not in seen:
+                    continue
+                object_id = session.add_object()
+                session.add_points(object_id, view.join(frame, [candidate.point]))
+                ids[number] = object_id
+            own = np.zeros(len(candidates) + 1, np.int64)
+            own[list(ids)] = list(ids.values())
+            if ids:
+                session.take_labels(_OneSlice(view.shape, own[numbers]), frames=[frame])
+        session.write_rest(at=frame)
+    session.objects_changed.emit()
+    session.prompts_replaced.emit()
+    return list(ids.values())
+
+
+class _OneSlice:
+    """A slice of labels in place of labels in the shape of an image."""
+
+    def __init__(self, shape: tuple[int, ...], labels: NDArray[np.int64]) -> None:
+        self.shape = shape
+        self._labels = labels
+
+    def __getitem__(self, index: object) -> NDArray[np.int64]:
+        return self._labels
