@@ -118,5 +118,6 @@ class Display:
         panel.show_limits(len(session.view) - 1 if session is not None else 0)
         history = session.history if session is not None else None
         panel.show_history(
-            history.undo_label if history else None, history.redo_label if history else None
+            None if history is None else history.undo_label,
+            None if history is None else history.redo_label,
         )

@@ -109,6 +109,10 @@ class Panel(QWidget):
         self.labels_menu = QMenu(self)
         self.from_labels.setMenu(self.labels_menu)
 
+        self.find_all = _button(
+            "Find all objects here …", "Look for objects on this slice, and choose of them."
+        )
+
         self.modes = {
             mode: _mode_button(text, tip, key) for mode, (text, tip, key) in _MODES.items()
         }
@@ -156,7 +160,7 @@ class Panel(QWidget):
         self.status.setMinimumHeight(4 * self.fontMetrics().lineSpacing())
         self.status.setToolTip("What to do next, and what went wrong.")
         self.sources = [self.images, self.models, self.devices, self.windows, self.channels]
-        self.tools = [self.new, self.from_labels, self.session, *self.modes.values()]
+        self.tools = [self.new, self.from_labels, self.find_all, self.session, *self.modes.values()]
         self.changers = [self.delete, self.merge, self.targets]
         self.keepers = [self.approve, self.lock]
         self.starters = [self.propagate, self.update_masks, self.reach, self.which]
@@ -190,6 +194,7 @@ class Panel(QWidget):
         layout.addWidget(self.objects)
         buttons = (self.new, self.delete, self.merge, self.from_labels)
         layout.addLayout(_row(*((button, 1) for button in buttons)))
+        layout.addWidget(self.find_all)
         layout.addWidget(_heading("2. Mark them, on any slice"))
         modes = QGridLayout()
         modes.setSpacing(4)

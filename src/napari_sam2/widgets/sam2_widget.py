@@ -20,6 +20,7 @@ from napari_sam2.session import Keep, Session
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.display import Display
 from napari_sam2.widgets.events import Connections
+from napari_sam2.widgets.find_all import FindAll
 from napari_sam2.widgets.images import Images
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.model_choice import ModelChoice
@@ -81,6 +82,8 @@ class SAM2Widget(QWidget):
         self._display = Display(self._context)
         self._marking = Marking(self._context, self._keys())
         self._objects = ObjectActions(self._context, self._marking)
+        self.finder = FindAll(self._context, self._marking)
+        """The window in which all objects of a slice are found."""
         self._propagation = Propagation(self._context, self._marking)
         self._images = Images(self._context, self._marking, self._display)
         self._runner.is_held = lambda: self._context.work is not None and self._context.work.is_held
@@ -127,7 +130,7 @@ class SAM2Widget(QWidget):
     @property
     def is_busy(self) -> bool:
         """Whether the model is at work, or its results are not yet shown."""
-        return self._runner.is_busy or self._models.is_loading
+        return self._runner.is_busy or self._models.is_loading or self.finder.is_busy
 
     def choose_image(self, image: napari.layers.Image) -> None:
         """Work on an image layer of the viewer."""
@@ -166,6 +169,10 @@ class SAM2Widget(QWidget):
         one on its largest slice.
         """
         self._objects.take_labels(layer, object_ids, only_here)
+
+    def find_all(self) -> None:
+        """Open the window in which all objects of the slice that is shown are found."""
+        self.finder.open()
 
     def keep_slice(self, how: Keep, kept: bool | None = None) -> None:
         """Approve ("approved") or lock ("locked") the slice that is shown, or take that back.
@@ -208,6 +215,7 @@ class SAM2Widget(QWidget):
         self._display.close()
         self._images.close()
         self._models.close()
+        self.finder.shut_down()
         self._runner.close()
         _let_go((), self._events, self._images.known, [])
 
@@ -250,6 +258,7 @@ class SAM2Widget(QWidget):
             (panel.new, self.new_object),
             (panel.delete, self.delete_objects),
             (panel.merge, self.merge_objects),
+            (panel.find_all, self.find_all),
             (panel.propagate, self.propagate),
             (panel.update_masks, self.update_masks),
             (panel.stop, self.stop),

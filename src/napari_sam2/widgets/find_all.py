@@ -1,0 +1,378 @@
+"""The window "Find all objects": looks for objects on a slice, and lets a person choose of them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import napari.layers
+import numpy as np
+from qtpy.QtCore import QSize, Qt, QTimer
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QSlider,
+    QSpinBox,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_sam2.automatic import add_all, search_all
+from napari_sam2.prompt_layers import new_labels_layer
+from napari_sam2.tasks import Task
+from napari_sam2.widgets.context import Context
+from napari_sam2.widgets.marking import Marking
+from napari_sam2.widgets.worker import Worker
+
+if TYPE_CHECKING:
+    from sam2_engine.automatic import Candidate, Search
+
+_POLL_MS = 30
+_SEEDS = {
+    "grid": "a grid of points",
+    "contrast": "spots of contrast",
+    "classical": "threshold and watershed",
+}
+_TILES = {0: "the whole slice", 1: "tiles in full resolution", 2: "tiles, enlarged twice"}
+_LAYER_NAME = "Found, not yet objects"
+
+
+class FindAll(QWidget):
+    """Find, look through, add. What is found is a labels layer of its own until it is added."""
+
+    def __init__(self, context: Context, marking: Marking) -> None:
+        super().__init__(context.panel, Qt.WindowType.Tool)
+        self.setWindowTitle("Find all objects on this slice")
+        self._context = context
+        self._marking = marking
+        self._worker = Worker()
+        self.candidates: list[Candidate] = []
+        """All that was found, best first."""
+        self.deleted: set[int] = set()
+        """Places in `candidates` of what the person has clicked away."""
+        self.layer: napari.layers.Labels | None = None
+        """Where they are shown: n + 1 is the candidate n."""
+        self._task: Task | None = None
+        self._frame = 0
+
+        self.seeds, self.tiles = QComboBox(), QComboBox()
+        self.seeds.setToolTip(
+            "Where SAM 2 is asked for an object. Round, separate objects: threshold and watershed. "
+            "A labels layer: at each of its labels on this slice."
+        )
+        self.tiles.setToolTip("Small objects are seen better in tiles; it takes longer.")
+        for factor, text in _TILES.items():
+            self.tiles.addItem(text, factor)
+        self.diameter = QSpinBox()
+        self.diameter.setRange(0, 9999)
+        self.diameter.setSpecialValueText("guess")
+        self.diameter.setSuffix(" pixels")
+        self.diameter.setToolTip("How large a usual object is, for contrast and watershed.")
+        self.find_button = QPushButton("Find all objects here")
+        self.stop_button = QPushButton("Stop")
+        self.stop_button.setToolTip("Stop; what has been found so far is kept.")
+        self.progress = QProgressBar()
+        self.progress.setFormat("%v of %m places")
+        self.score, self.smallest, self.largest = (
+            QSlider(Qt.Orientation.Horizontal) for _ in range(3)
+        )
+        self.score.setRange(0, 100)
+        self.score.setToolTip("Hide those that the model is less sure of.")
+        self.smallest.setToolTip("Hide smaller ones; the diameter of a disc of the same area.")
+        self.largest.setToolTip("Hide larger ones; the diameter of a disc of the same area.")
+        self.values = {slider: QLabel() for slider in (self.score, self.smallest, self.largest)}
+        self.restore_button = QPushButton("Bring back")
+        self.restore_button.setToolTip("Show again what was clicked away.")
+        self.add_button = QPushButton()
+        self.status = QLabel()
+        self.status.setWordWrap(True)
+        self._lay_out()
+
+        self._poll = QTimer(self)
+        self._poll.setInterval(_POLL_MS)
+        self._poll.timeout.connect(self._deliver)
+        self.find_button.clicked.connect(self._on_find)
+        self.stop_button.clicked.connect(self._on_stop)
+        self.add_button.clicked.connect(self._on_add)
+        self.restore_button.clicked.connect(self._on_restore)
+        self.seeds.currentIndexChanged.connect(self._show_state)
+        for slider in self.values:
+            slider.valueChanged.connect(self.show_chosen)
+        # Qt may destroy the window without closing it.
+        self.destroyed.connect(partial(_end, self._worker))
+        self._show_sliders()
+        self.show_chosen()
+
+    def sizeHint(self) -> QSize:
+        """Qt's name."""
+        return QSize(380, super().sizeHint().height())
+
+    # -- for people, scripts and tests ---------------------------------------------------------
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is looking for objects."""
+        return self._worker.is_busy
+
+    @property
+    def chosen(self) -> list[int]:
+        """Places in `candidates` of those that are shown and would be added."""
+        low, high = self.smallest.value(), self.largest.value()
+        return [
+            n
+            for n, one in enumerate(self.candidates)
+            if n not in self.deleted
+            and 100 * one.score >= self.score.value()
+            and low <= round(_diameter(one)) <= high
+        ]
+
+    def open(self) -> None:
+        """Show the window, with the labels layers that there are now."""
+        self._list_seeds()
+        self._show_state()
+        self.show()
+        self.raise_()
+
+    def search(self) -> None:
+        """Look for objects on the slice that the viewer shows, in the background."""
+        session = self._context.session
+        if session is None or self._worker.is_running:
+            return
+        self.clear()
+        seeds, factor = self.seeds.currentData(), self.tiles.currentData()
+        task, frame = session.task(objects=()), self._context.frame
+        self._task, self._frame = task, frame
+        diameter = float(self.diameter.value()) or None
+        self._worker.run(
+            lambda: _steps(task, frame, seeds, diameter, factor),
+            each=self._on_step,
+            done=self._on_done,
+            failed=self._on_failed,
+        )
+        self.progress.setRange(0, 0)
+        self.status.setText("Looking for objects …")
+        self._poll.start()
+        self._show_state()
+
+    def add(self) -> list[int]:
+        """Make those that are shown objects, in one step of undo. Returns their ids."""
+        work, task, chosen = self._context.work, self._task, self.chosen
+        if work is None or task is None or task.view is not work.session.view:
+            self.status.setText(
+                "Another image or axis is shown by now; find the objects there anew."
+            )
+            return []
+        session = work.session
+        with session.history.change("Find all"):
+            for object_id in list(session.objects):  # one that was only waiting for its first mark
+                if object_id not in session.prompted_objects:
+                    session.remove_object(object_id)
+            ids = add_all(session, self._frame, [self.candidates[n] for n in chosen])
+        self._marking.add_layers()
+        self.clear()
+        self._context.changed.emit()
+        if ids:
+            self._context.panel.object_id = ids[0]
+        many = "1 object" if len(ids) == 1 else f"{len(ids)} objects"
+        self.status.setText(f"{many} added. Propagate follows them; Undo takes them back.")
+        self._context.panel.say(f"{many} added on slice {self._frame}. Now Propagate.")
+        return ids
+
+    def clear(self) -> None:
+        """Forget what was found."""
+        self.candidates, self.deleted = [], set()
+        if self.layer is not None and self.layer in self._context.viewer.layers:
+            self._context.viewer.layers.remove(self.layer)
+        self.layer = None
+        self._show_sliders()
+        self.show_chosen()
+
+    def shut_down(self) -> None:
+        """End the thread after the step under way."""
+        self._poll.stop()
+        self._worker.close()
+
+    # -- what is shown -------------------------------------------------------------------------
+
+    def show_chosen(self, *_: object) -> None:
+        """Show those that the sliders let through."""
+        chosen = self.chosen
+        for slider, text in (
+            (self.score, f"{self.score.value() / 100:.2f}"),
+            (self.smallest, f"{self.smallest.value()} px"),
+            (self.largest, f"{self.largest.value()} px"),
+        ):
+            self.values[slider].setText(text)
+        self.add_button.setText(f"Add {len(chosen)} of {len(self.candidates)} as objects")
+        self._show_state()
+        if self.layer is None or self._task is None:
+            return
+        from sam2_engine.automatic import labels_image
+
+        view = self._task.view
+        numbers = np.array([0, *(n + 1 for n in chosen)], self.layer.data.dtype)
+        labels = labels_image([self.candidates[n] for n in chosen], view.frame_shape)
+        self.layer.data[view.index(self._frame)] = numbers[labels]
+        self.layer.refresh()
+
+    def _show_state(self, *_: object) -> None:
+        is_running = self._worker.is_running
+        self.find_button.setEnabled(not is_running and self._context.session is not None)
+        self.stop_button.setEnabled(is_running)
+        self.progress.setVisible(is_running)
+        self.diameter.setEnabled(self.seeds.currentData() in ("contrast", "classical"))
+        self.add_button.setEnabled(not is_running and bool(self.chosen))
+        self.restore_button.setEnabled(bool(self.deleted))
+
+    def _show_sliders(self) -> None:
+        """All that was found passes them."""
+        sizes = [round(_diameter(one)) for one in self.candidates]
+        scores = [int(100 * one.score) for one in self.candidates]
+        for slider, low, high, value in (
+            (self.score, min(scores, default=0), max(scores, default=100), min(scores, default=0)),
+            (self.smallest, min(sizes, default=0), max(sizes, default=1), min(sizes, default=0)),
+            (self.largest, min(sizes, default=0), max(sizes, default=1), max(sizes, default=1)),
+        ):
+            slider.blockSignals(True)
+            slider.setRange(low, high)
+            slider.setValue(value)
+            slider.setEnabled(bool(self.candidates))
+            slider.blockSignals(False)
+
+    def _list_seeds(self) -> None:
+        before = self.seeds.currentData()
+        self.seeds.blockSignals(True)
+        self.seeds.clear()
+        for name, text in _SEEDS.items():
+            self.seeds.addItem(text, name)
+        for layer in self._context.viewer.layers:
+            own = layer is self.layer or layer is self._context.labels
+            if isinstance(layer, napari.layers.Labels) and not own:
+                self.seeds.addItem(f"labels: {layer.name}", layer)
+        self.seeds.setCurrentIndex(max(0, self.seeds.findData(before)))
+        self.seeds.blockSignals(False)
+
+    def _lay_out(self) -> None:
+        form = QFormLayout()
+        form.addRow("Ask at", self.seeds)
+        form.addRow("Diameter", self.diameter)
+        form.addRow("Look at", self.tiles)
+        sliders = QFormLayout()
+        for text, slider in (
+            ("Score at least", self.score),
+            ("Size at least", self.smallest),
+            ("Size at most", self.largest),
+        ):
+            row = QHBoxLayout()
+            row.addWidget(slider, 1)
+            row.addWidget(self.values[slider])
+            self.values[slider].setMinimumWidth(50)
+            sliders.addRow(text, row)
+        layout = QVBoxLayout(self)
+        layout.addLayout(form)
+        row = QHBoxLayout()
+        row.addWidget(self.find_button, 1)
+        row.addWidget(self.stop_button)
+        layout.addLayout(row)
+        layout.addWidget(self.progress)
+        layout.addLayout(sliders)
+        row = QHBoxLayout()
+        row.addWidget(self.add_button, 1)
+        row.addWidget(self.restore_button)
+        layout.addLayout(row)
+        layout.addWidget(self.status)
+
+    # -- what happens --------------------------------------------------------------------------
+
+    def _on_find(self, *_: object) -> None:
+        self.search()
+
+    def _on_stop(self, *_: object) -> None:
+        self._worker.cancel()
+        self.stop_button.setEnabled(False)
+
+    def _on_add(self, *_: object) -> None:
+        self.add()
+
+    def _on_restore(self, *_: object) -> None:
+        self.deleted.clear()
+        self.show_chosen()
+
+    def _deliver(self) -> None:
+        self._worker.deliver()
+        if self._worker.is_idle:
+            self._poll.stop()
+
+    def _on_step(self, found: tuple[int, int, list[Candidate]]) -> None:
+        done, total, self.candidates = found
+        self.progress.setRange(0, total)
+        self.progress.setValue(done)
+
+    def _on_done(self, stopped: bool) -> None:
+        task, work = self._task, self._context.work
+        if task is None or work is None or task.view is not work.session.view:
+            self.clear()
+            return
+        if self.candidates:
+            labels = np.zeros(task.view.shape, np.uint16)
+            axis = None if task.view.channels is None else task.view.channels.axis
+            self.layer = new_labels_layer(work.image, labels, axis)
+            self.layer.name = _LAYER_NAME
+            self.layer.mouse_drag_callbacks.append(self._while_pressed)
+            self._context.viewer.add_layer(self.layer)
+        self._show_sliders()
+        self.show_chosen()
+        if self.candidates:
+            self.status.setText(
+                ("Stopped. " if stopped else "")
+                + "Move the sliders, and click on what is none; then add the rest."
+            )
+        else:
+            self.status.setText(
+                "Nothing was found here. Try to ask at other places, with another diameter, or in "
+                "tiles."
+            )
+
+    def _on_failed(self, error: Exception) -> None:
+        self.clear()
+        self.status.setText(f"⚠ {error}")
+
+    def _while_pressed(self, layer: napari.layers.Labels, event: Any) -> Generator[None]:
+        """A click takes away what it lies on; a drag moves the view as ever."""
+        if layer.mode != "pan_zoom":
+            return
+        dragged = False
+        yield
+        while event.type == "mouse_move":
+            dragged = True
+            yield
+        value = layer.get_value(event.position, world=True)
+        if not dragged and value:
+            self.deleted.add(int(value) - 1)
+            self.show_chosen()
+
+
+def _steps(
+    task: Task, frame: int, seeds: Any, diameter: float | None, factor: int
+) -> Iterator[tuple[int, int, list[Candidate]]]:
+    """Places done, places in all, and what has been found up to now."""
+    from sam2_engine.automatic import Rules
+
+    size = task.source.model.get().image_size // factor if factor else None
+    state: Search
+    for state in search_all(task, frame, seeds, diameter, Rules(tile_size=size)):
+        yield state.done, state.total, state.candidates
+
+
+def _diameter(candidate: Candidate) -> float:
+    """Of a disc of the same area, in pixels."""
+    return float(np.sqrt(candidate.pixels * 4 / np.pi))
+
+
+def _end(worker: Worker, *_: object) -> None:
+    worker.close()

@@ -1,0 +1,114 @@
+"""The window "Find all objects" in a real viewer: find, filter, click away, add."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from desk import TIMEOUT
+from qtpy.QtWidgets import QApplication
+from test_automatic import nuclei
+
+from benchmarks.automatic import average_precision
+
+
+@pytest.fixture
+def finder_desk(desk):
+    """A time-lapse of three frames of nuclei, the second one shown."""
+    frame, _ = nuclei()
+    data = np.stack([np.roll(frame, shift, axis=1) for shift in (-2, 0, 2)])
+    d = desk(model="nano", data=data, contrast_limits=(0, 200))
+    d.settle()
+    d.go_to(1)
+    d.press(d.panel.find_all)
+    assert d.widget.finder.isVisible()
+    return d
+
+
+def search(d, seeds="classical"):
+    """Look for objects of 18 pixels, as a person would."""
+    finder = d.widget.finder
+    finder.seeds.setCurrentIndex(finder.seeds.findData(seeds))
+    finder.diameter.setValue(18)
+    d.press(finder.find_button)
+    assert finder.stop_button.isEnabled() and not finder.find_button.isEnabled()
+    d.qtbot.waitUntil(lambda: not finder.is_busy, timeout=TIMEOUT)
+    return finder
+
+
+def test_what_is_found_is_shown_filtered_clicked_away_and_added(finder_desk):
+    d, truth = finder_desk, nuclei()[1]
+    finder = search(d)
+    shown = finder.layer.data
+    assert average_precision(shown[1], truth, 0.5) > 0.7
+    assert not shown[[0, 2]].any()
+    assert not d.labels.any()
+
+    count = len(finder.chosen)
+    finder.score.setValue(int(100 * np.median([one.score for one in finder.candidates])))
+    assert 0 < len(finder.chosen) < count
+    np.testing.assert_array_equal(np.unique(shown[1]), [0, *(n + 1 for n in finder.chosen)])
+    finder.score.setValue(finder.score.minimum())
+    assert len(finder.chosen) == count
+
+    victim = finder.candidates[0]
+    d.click(np.argwhere(victim.on_frame(truth.shape)).mean(axis=0))
+    assert finder.deleted == {0} and not (shown[1] == 1).any()
+    d.press(finder.restore_button)
+    assert not finder.deleted and (shown[1] == 1).any()
+    d.click(np.argwhere(victim.on_frame(truth.shape)).mean(axis=0))
+
+    d.press(finder.add_button)
+    assert len(d.session.objects) == count - 1
+    assert finder.layer is None
+    assert average_precision(d.labels[1], truth, 0.5) > 0.65
+    assert f"{count - 1} objects added on slice 1" in d.status
+    assert d.widget.labels_layer.data is d.labels
+
+    d.press(d.panel.undo)
+    assert not d.labels.any()
+    d.qtbot.waitUntil(d.panel.redo.isEnabled, timeout=TIMEOUT)
+    d.press(d.panel.redo)
+    assert len(d.session.objects) == count - 1
+    d.press(d.panel.propagate)
+    d.settle()
+    assert d.labels[0].any() and d.labels[2].any()
+
+
+def test_a_search_is_stopped_and_keeps_what_it_has(finder_desk):
+    d = finder_desk
+    finder = d.widget.finder
+    finder.seeds.setCurrentIndex(finder.seeds.findData("grid"))
+    d.press(finder.find_button)
+    d.qtbot.waitUntil(lambda: finder.progress.value() >= 256, timeout=TIMEOUT)
+    d.press(finder.stop_button)
+    d.qtbot.waitUntil(lambda: not finder.is_busy, timeout=TIMEOUT)
+    assert finder.progress.value() < finder.progress.maximum() == 1024
+    assert finder.status.text().startswith("Stopped")
+    assert finder.candidates and finder.layer in d.viewer.layers
+
+
+def test_another_labels_layer_gives_the_seeds(finder_desk):
+    d, truth = finder_desk, nuclei()[1]
+    layer = d.viewer.add_labels(np.stack([truth] * 3), name="from elsewhere")
+    d.press(d.panel.find_all)
+    finder = search(d, layer)
+    assert average_precision(finder.layer.data[1], truth, 0.5) > 0.7
+
+
+def test_what_was_found_elsewhere_is_not_added_here(finder_desk):
+    d = finder_desk
+    finder = search(d)
+    d.widget.choose_image(d.viewer.add_image(np.zeros((2, 30, 30)), name="other"))
+    QApplication.processEvents()
+    d.press(finder.add_button)
+    assert "find the objects there anew" in finder.status.text()
+    assert not d.labels.any()
+
+
+def test_an_empty_slice_says_so(desk):
+    d = desk(model="nano", data=np.zeros((2, 64, 64)), contrast_limits=(0, 1))
+    d.settle()
+    d.press(d.panel.find_all)
+    finder = search(d)
+    assert "Nothing was found" in finder.status.text()
+    assert finder.layer is None and not finder.add_button.isEnabled()
