@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -27,12 +27,14 @@ from sam2_engine.memory import Memory, MemoryBank
 from sam2_engine.model import SAM2, Decoded, ImageFeatures
 from sam2_engine.prompts import Prompt
 
+T = TypeVar("T")
 Direction = Literal["both", "forward", "backward"]
 
 _FORWARD, _BACKWARD = 1, -1
 _STEPS = {"both": (_FORWARD, _BACKWARD), "forward": (_FORWARD,), "backward": (_BACKWARD,)}
 _MASK_INPUT_LIMIT = 32.0
 _BEYOND = -8.0  # the logit where an object may not lie
+_OBJECTS_AT_ONCE = 32  # more of them in one batch take more memory and are no quicker
 _ABSENT = -1024.0  # the published logit of an object that is not there
 
 
@@ -72,12 +74,15 @@ class FrameResult:
 
     def mask(self, object_id: int) -> NDArray[np.bool_]:
         """(H, W) of one object; KeyError where it has no result on this frame."""
+        given = self.given.get(object_id)
+        logits = self.logits_of(object_id)
+        return logits > 0 if given is None else given.copy()
+
+    def logits_of(self, object_id: int) -> NDArray[np.float32]:
+        """(H, W) mask logits of one object; KeyError where it has no result on this frame."""
         if object_id not in self.object_ids:
             raise KeyError(f"Object {object_id} has no result on frame {self.frame}.")
-        given = self.given.get(object_id)
-        if given is not None:
-            return given.copy()
-        return self._logits_of(self.object_ids.index(object_id)) > 0
+        return self._logits_of(self.object_ids.index(object_id))
 
     def labels(self) -> NDArray[np.int32]:
         """(H, W) object ids, 0 for background; overlaps go to the larger logit.
@@ -495,7 +500,8 @@ class SequencePredictor:
             tokens, place, num_pointers = self.model.memory_tokens(*runner.bank.recall(frame))
             groups[tokens.shape[1], num_pointers].append((runner, tokens, place))
 
-        for (_, num_pointers), members in groups.items():
+        portions = [(n, part) for (_, n), group in groups.items() for part in _portions(group)]
+        for num_pointers, members in portions:
             tokens = torch.cat([tokens for _, tokens, _ in members])
             places = torch.cat([place for _, _, place in members])
             shared = features.expand(len(members))
@@ -573,7 +579,7 @@ class SequencePredictor:
                     p = replace(p, mask_input=answers[i].low_res[0, 0].cpu().float().numpy())
                 asked[i] = p
                 groups[p.mask is None, p.num_tokens, p.mask_input is None].append(i)
-            for members in groups.values():
+            for members in (part for group in groups.values() for part in _portions(group)):
                 decoded = self._decode_group(features, [asked[i] for i in members])
                 answers.update(zip(members, self._split(decoded), strict=True))
         return {i: self._within(prompts[i], answer) for i, answer in answers.items()}
@@ -619,18 +625,17 @@ class SequencePredictor:
 
     @torch.inference_mode()
     def _remember_prompted(self, frame: int, answers: Mapping[int, _Answer]) -> dict[int, Memory]:
-        if not answers:
-            return {}
-        low_res = torch.cat([answer.low_res for answer in answers.values()])
-        score = torch.cat([answer.object_score for answer in answers.values()])
-        features = self.features[frame].expand(len(answers))
-        encoded = self.model.encode_memory(
-            features, self.model.upscale(low_res), score, binarise=True
-        )
-        return {
-            i: Memory(encoded[index : index + 1], answer.pointer)
-            for index, (i, answer) in enumerate(answers.items())
-        }
+        memories: dict[int, Memory] = {}
+        for ids in _portions(list(answers)):
+            low_res = torch.cat([answers[i].low_res for i in ids])
+            score = torch.cat([answers[i].object_score for i in ids])
+            features = self.features[frame].expand(len(ids))
+            encoded = self.model.encode_memory(
+                features, self.model.upscale(low_res), score, binarise=True
+            )
+            for index, i in enumerate(ids):
+                memories[i] = Memory(encoded[index : index + 1], answers[i].pointer)
+        return memories
 
     # -- helpers -------------------------------------------------------------------------------
 
@@ -691,6 +696,12 @@ class SequencePredictor:
             raise ValueError(
                 f"There is no frame {frame}; the sequence has frames 0 to {len(self) - 1}."
             )
+
+
+def _portions(members: list[T]) -> Iterator[list[T]]:
+    """What is computed together, in an order that does not change."""
+    for start in range(0, len(members), _OBJECTS_AT_ONCE):
+        yield members[start : start + _OBJECTS_AT_ONCE]
 
 
 @torch.inference_mode()

@@ -32,6 +32,7 @@ from sam2_engine.seeds import (
     label_seeds,
     typical_diameter,
 )
+from sam2_engine.sequence import SequencePredictor
 
 ALL = Rules(pred_iou_thresh=0, stability_score_thresh=0, max_area=1.0)
 
@@ -330,6 +331,25 @@ def test_seeds_come_from_a_labels_layer_of_any_place(session):
     layer = Labels(truth, scale=(1, 1, 1))
     found = find_all(Session(image), 0, layer)
     assert average_precision(labels_image(found, (160, 208)), nuclei()[1], 0.5) > 0.7
+
+
+def test_many_objects_are_followed_in_portions_that_change_nothing(session, monkeypatch):
+    model, truth = small_model(), nuclei()[1]
+    seen, results = [], []
+    attend = model.attend_to_memory
+    monkeypatch.setattr(
+        model, "attend_to_memory", lambda f, *rest: seen.append(len(f.stride16)) or attend(f, *rest)
+    )
+    for most in (32, 5):
+        monkeypatch.setattr("sam2_engine.sequence._OBJECTS_AT_ONCE", most)
+        predictor = SequencePredictor(model, session.view)
+        for object_id in range(1, 25):
+            predictor.set_prompts(object_id, 1, mask=truth == object_id)
+        seen.clear()
+        results.append([result.masks for result in predictor.propagate()])
+        assert sum(seen) == 2 * 24 and max(seen) == min(most, 24)
+    for one, other in zip(*results, strict=True):
+        assert (one != other).mean() < 1e-4
 
 
 def test_a_slice_that_is_not_there_is_said(session):

@@ -63,6 +63,7 @@ def test_what_is_found_is_shown_filtered_clicked_away_and_added(finder_desk):
     assert average_precision(d.labels[1], truth, 0.5) > 0.65
     assert f"{count - 1} objects added on slice 1" in d.status
     assert d.widget.labels_layer.data is d.labels
+    assert not d.widget.points_layer.visible  # so many clicks would hide the masks
 
     d.press(d.panel.undo)
     assert not d.labels.any()

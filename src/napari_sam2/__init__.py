@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from napari_sam2.automatic import add_all, find_all
     from napari_sam2.io import ReadError, Volume, WriteError, read_volume, write_labels
     from napari_sam2.segmentation import ModelError, PromptError, segment
     from napari_sam2.sequence_view import Channels, SequenceKey
@@ -30,6 +31,8 @@ __all__ = [
     "SessionFileError",
     "Volume",
     "WriteError",
+    "add_all",
+    "find_all",
     "open_session",
     "read_volume",
     "replay",
@@ -40,6 +43,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "napari_sam2.automatic": ("add_all", "find_all"),
     "napari_sam2.io": ("ReadError", "Volume", "WriteError", "read_volume", "write_labels"),
     "napari_sam2.segmentation": ("ModelError", "PromptError", "segment"),
     "napari_sam2.sequence_view": ("Channels", "SequenceKey"),

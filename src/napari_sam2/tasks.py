@@ -322,9 +322,10 @@ def _spread(path: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.flo
 
 def _masks_of(result: Any) -> dict[int, ObjectMask | None]:
     """A predictor's FrameResult as masks."""
-    logits = result.logits
     return {
-        object_id: ObjectMask.of_logits(logits[n], result.low_res[n], result.iou[n])
+        object_id: ObjectMask.of_logits(
+            result.logits_of(object_id), result.low_res[n], result.iou[n]
+        )
         for n, object_id in enumerate(result.object_ids)
     }
 

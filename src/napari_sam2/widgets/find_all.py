@@ -40,6 +40,7 @@ _SEEDS = {
 }
 _TILES = {0: "the whole slice", 1: "tiles in full resolution", 2: "tiles, enlarged twice"}
 _LAYER_NAME = "Found, not yet objects"
+_MANY = 20  # objects whose clicks would hide them
 
 
 class FindAll(QWidget):
@@ -173,7 +174,9 @@ class FindAll(QWidget):
                 if object_id not in session.prompted_objects:
                     session.remove_object(object_id)
             ids = add_all(session, self._frame, [self.candidates[n] for n in chosen])
-        self._marking.add_layers()
+        marks = self._marking.add_layers()
+        if len(ids) > _MANY:
+            marks.points.visible = False
         self.clear()
         self._context.changed.emit()
         if ids:
