@@ -82,8 +82,7 @@ class SAM2Widget(QWidget):
         self._display = Display(self._context)
         self._marking = Marking(self._context, self._keys())
         self._objects = ObjectActions(self._context, self._marking)
-        self.finder = FindAll(self._context, self._marking)
-        """The window in which all objects of a slice are found."""
+        self._finder: FindAll | None = None
         self._propagation = Propagation(self._context, self._marking)
         self._images = Images(self._context, self._marking, self._display)
         self._runner.is_held = lambda: self._context.work is not None and self._context.work.is_held
@@ -130,7 +129,15 @@ class SAM2Widget(QWidget):
     @property
     def is_busy(self) -> bool:
         """Whether the model is at work, or its results are not yet shown."""
-        return self._runner.is_busy or self._models.is_loading or self.finder.is_busy
+        is_finding = self._finder is not None and self._finder.is_busy
+        return self._runner.is_busy or self._models.is_loading or is_finding
+
+    @property
+    def finder(self) -> FindAll:
+        """The window in which all objects of a slice are found; made when it is first wanted."""
+        if self._finder is None:
+            self._finder = FindAll(self._context, self._marking)
+        return self._finder
 
     def choose_image(self, image: napari.layers.Image) -> None:
         """Work on an image layer of the viewer."""
@@ -215,7 +222,8 @@ class SAM2Widget(QWidget):
         self._display.close()
         self._images.close()
         self._models.close()
-        self.finder.shut_down()
+        if self._finder is not None:
+            self._finder.shut_down()
         self._runner.close()
         _let_go((), self._events, self._images.known, [])
 
