@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import napari.layers
 from qtpy.QtCore import QTimer
 
 from napari_sam2.sequence_view import Channels, Windows, image_shape
+from napari_sam2.slice_data import ObjectInfo
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.panel import NEW_LAYER, ONE_EACH
@@ -168,16 +169,19 @@ class Options:
         context.changed.emit()
 
     def _write_to(self, work: Workspace, layer: napari.layers.Labels) -> None:
-        """An object without marks gives way, and gets an id that the layer does not hold yet."""
+        """Objects without marks give way, and get ids that the layer does not hold yet."""
         context, session = self._context, work.session
-        is_new = not session.prompted_objects and not session.masks
-        if is_new:
-            for object_id in session.objects:
-                session.remove_object(object_id)
+        waiting: Mapping[int, ObjectInfo] = {}
+        if not session.prompted_objects and not session.masks:
+            waiting = session.objects
+            session.restore(replace(session.snapshot(), objects={}, sequences={}, last_id=0))
         write = partial(work.masks.write_to, layer, context.viewer.layers, self._marking.hooks)
         context.attempt(write)
-        if is_new:
-            session.add_object()
+        for object_id, info in waiting.items():
+            has_name = info.name != f"Object {object_id}"
+            new = session.add_object(info.name if has_name else "")
+            session.edit_object(new, colour=info.colour, hidden=info.hidden, locked=info.locked)
+        if waiting:
             session.history.clear()
 
     def _on_overwrite(self, others: bool) -> None:
