@@ -6,8 +6,8 @@ from dataclasses import replace
 from functools import lru_cache
 
 import torch
-from official import recipe_weights
 
+from benchmarks.recipe import recipe_weights
 from sam2_engine.model import SAM2, HieraConfig, ModelConfig
 
 SMALL = ModelConfig(

@@ -8,7 +8,6 @@ network, the memory bank and the geometry are the engine's own.
 from __future__ import annotations
 
 import json
-import zlib
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,32 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.recipe import recipe_weights
 from sam2_engine.frames import Geometry
 from sam2_engine.memory import Memory, MemoryBank
 from sam2_engine.model import SAM2, VARIANTS, HieraConfig, ImageFeatures, ModelConfig
-
-
-def recipe_weights(shapes: dict[str, list[int]], seed: int, obj_bias: float) -> dict[str, Tensor]:
-    """The weights of the goldens, made from a seed and the parameters' names."""
-    weights = {}
-    for name, shape in shapes.items():
-        rs = np.random.RandomState(zlib.crc32(f"{seed}:{name}".encode()))
-        x = rs.standard_normal(shape).astype(np.float32)
-        kind = name.rsplit(".", 1)[-1]
-        if name == "sam_mask_decoder.pred_obj_score_head.layers.2.bias":
-            x = np.full(shape, obj_bias, np.float32)
-        elif kind == "bias":
-            x = 0.1 * x
-        elif kind == "weight" and len(shape) == 1:
-            x = 1 + 0.1 * x
-        elif kind == "weight":
-            x = x / np.sqrt(np.prod(shape[1:]))
-            if "cross_attn_image." in name:
-                x = 4 * x
-        elif kind not in ("positional_encoding_gaussian_matrix", "maskmem_tpos_enc"):
-            x = 0.1 * x
-        weights[name] = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
-    return weights
 
 
 @dataclass(frozen=True)

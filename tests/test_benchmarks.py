@@ -13,8 +13,9 @@ import pytest
 import tifffile
 import torch
 
-from benchmarks import cases, classical, memory, quality, report, responsiveness
-from sam2_engine.model import SAM2
+from benchmarks import against_official, cases, classical, memory, quality, report, responsiveness
+from benchmarks.recipe import movie_frame
+from sam2_engine.model import SAM2, VARIANTS
 from sam2_engine.model.config import ConvStage, ConvTrunkConfig, ModelConfig
 
 
@@ -397,3 +398,46 @@ def test_a_table_lines_up_and_shows_what_is_missing() -> None:
         "| a         | 0.500 |",
         "| long name |     - |",
     ]
+
+
+# -- against the official code ---------------------------------------------------------------------
+
+
+def test_without_the_official_code_it_says_how_to_get_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sam2", None)
+    with pytest.raises(SystemExit):
+        against_official.main(["--resolution", "64"])
+    assert "pip install --no-build-isolation sam2==1.1.0" in capsys.readouterr().err
+
+
+class _Known:
+    """An engine whose logits are known."""
+
+    def __init__(self, offset: float) -> None:
+        self.offset = offset
+
+    def click(self, obj: int, yx: tuple[float, float]) -> None:
+        raise AssertionError("a pass clicks nowhere")
+
+    def propagate(self):  # type: ignore[no-untyped-def]
+        for t in range(3):
+            yield np.full((1, 4, 4), t + self.offset * t, np.float32)
+
+
+def test_both_engines_are_timed_frame_by_frame_and_compared() -> None:
+    engines = {"official": _Known(0.0), "ours": _Known(0.25)}
+    meters = {name: against_official.Meter("cpu") for name in engines}
+    seconds, difference = against_official.side_by_side(engines, meters)  # type: ignore[arg-type]
+    assert difference == pytest.approx(0.5)
+    assert set(seconds) == set(engines) and all(s > 0 for s in seconds.values())
+
+
+def test_this_engine_clicks_tracks_and_corrects_in_the_comparison() -> None:
+    config = VARIANTS["sam2.1-tiny"].resized(64)
+    ours = against_official.Ours(config, [movie_frame(t, 64) for t in range(2)], "cpu")
+    first = ours.click(1, (30.0, 20.0))
+    again = ours.click(1, (30.0, 20.0))  # a correction starts from the earlier answer
+    assert first.shape == (1, 64, 64) and not np.array_equal(first, again)
+    assert [frame.shape for frame in ours.propagate()] == [(1, 64, 64)] * 2

@@ -18,9 +18,9 @@ import pytest
 import torch
 from huggingface_hub import constants
 from models import SMALL, small_model
-from official import recipe_weights
 from safetensors.torch import load_file, save_file
 
+from benchmarks.recipe import recipe_weights
 from sam2_engine.model import SAM2, VARIANTS, ConvTrunkConfig, ModelConfig
 from sam2_engine.weights import (
     WeightsError,
