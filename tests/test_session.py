@@ -1069,6 +1069,18 @@ def test_facts_of_an_object(session):
     assert session.facts(one).stale == 2
 
 
+def test_a_union_holds_every_pixel_of_its_masks_once():
+    rng = np.random.default_rng(0)
+    whole = np.zeros((3, 20, 30), np.float32)
+    for n, (y, x) in enumerate(((2, 3), (5, 9), (15, 22))):
+        whole[n, y : y + 4, x : x + 6] = rng.normal(0, 2, (4, 6)) + 1e-6
+    masks = [ObjectMask.of_logits(logits, logits[:16, :16], 0.9) for logits in whole]
+    union, given = ObjectMask.union(masks), ObjectMask.given((whole > 0).any(axis=0))
+    assert union.area == given.area
+    np.testing.assert_array_equal(union.logits, given.logits)
+    assert ObjectMask.union(masks[:1]) is masks[0]
+
+
 def test_two_objects_become_one(session):
     one, two = session.add_object(), session.add_object()
     session.add_points(one, [(2, 16, 16)])

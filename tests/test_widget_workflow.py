@@ -608,6 +608,21 @@ def test_masks_are_written_where_the_person_wants_them(desk):
     assert (single.data == 4).any(), "nothing is written to the layers that are gone"
 
 
+def test_objects_that_wait_for_marks_go_with_the_person_to_an_empty_layer(desk):
+    d = desk()
+    empty = d.viewer.add_labels(np.zeros(SHAPE, np.int32), name="empty")
+    choose(d.panel.targets, empty)
+    assert [(i, info.name) for i, info in d.session.objects.items()] == [(1, "Object 1")]
+    choose(d.panel.targets, "new layer")
+    d.session.edit_object(1, name="liver", colour=(1.0, 0.5, 0.0))
+    d.session.add_object()
+    taken = d.viewer.add_labels(np.full(SHAPE, 3, np.int32), name="taken")
+    choose(d.panel.targets, taken)
+    names = {i: info.name for i, info in d.session.objects.items()}
+    assert names == {4: "liver", 5: "Object 5"}
+    assert d.session.objects[4].colour == (1.0, 0.5, 0.0)
+
+
 def test_masks_are_written_to_zarr_on_disk_slice_by_slice(desk, tmp_path):
     zarr = pytest.importorskip("zarr")
     array = zarr.create_array(
