@@ -13,6 +13,7 @@ from models import small_model
 from napari_sam2.segmentation import segment
 from napari_sam2.sequence_view import ELSEWHERE, OUTSIDE, SequenceKey, SequenceView
 from napari_sam2.session import LockedError, NothingToDo, Session
+from napari_sam2.slice_data import ObjectMask
 from napari_sam2.tasks import engine_prompts
 from sam2_engine.sequence import SequencePredictor
 
