@@ -43,6 +43,7 @@ def general(place: Path) -> dict[str, str]:
         (place / name).write_bytes(TEXT)
     (place / "text.zip").write_bytes(TEXT)
     (place / "text.png").write_bytes(TEXT)
+    (place / "text.xyz").write_bytes(TEXT)
     os.mkfifo(place / "pipe.nii")
     (place / "loop.nii").symlink_to(place / "loop.nii")
     (place / "nothing").mkdir()
@@ -53,8 +54,8 @@ def general(place: Path) -> dict[str, str]:
     return said | {
         "text.dcm": "",
         "text.mha": "not a MetaImage",
+        "text.xyz": "NIfTI",
         "text.zip": "",
-        "text.png": "NIfTI",
         "missing.nii.gz": "no file",
         "pipe.nii": "neither a file nor a folder",
         "loop.nii": "",
@@ -213,7 +214,9 @@ def zarrs(place: Path) -> dict[str, str]:
     for path in (place / "damaged_chunk.zarr").rglob("*"):
         if path.is_file() and not path.name.startswith("."):
             path.write_bytes(TEXT)
-    (place / "plate.zarr" / ".zattrs").write_text(json.dumps({"plate": {"rows": []}}))
+    plate = {"wells": [{"path": "A/1"}, {"path": "../../A/2"}, 7]}
+    (place / "plate.zarr" / ".zattrs").write_text(json.dumps({"plate": plate}))
+    (place / "plate.zarr" / "A" / "1").mkdir(parents=True)
     (place / "bad_json.zarr").mkdir()
     (place / "bad_json.zarr" / ".zgroup").write_text("{not json")
     (place / "empty.zarr").mkdir()
@@ -222,7 +225,7 @@ def zarrs(place: Path) -> dict[str, str]:
         "no_array.zarr": "",
         "odd_axes.zarr": "",
         "damaged_chunk.zarr": "damaged",
-        "plate.zarr": "plate",
+        "plate.zarr": "a plate of 1 well (A/1)",
         "bad_json.zarr": "",
         "empty.zarr": "no OME-Zarr image",
     }

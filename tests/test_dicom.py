@@ -17,6 +17,7 @@ from pydicom.uid import generate_uid
 
 from napari_sam2.io import ReadError, Volume, read_volume
 from napari_sam2.io.dicom import list_series, read_dicom_image
+from napari_sam2.io.readers import layers_of
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "io"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="no ../shared/data")
@@ -155,6 +156,22 @@ def test_colour_and_palettes(tmp_path: Path) -> None:
     assert palette.array.shape == (1, 350, 800, 3) and palette.array.dtype == np.uint8
 
 
+def test_a_ct_without_rescale_is_told(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", RescaleSlope=None, RescaleIntercept=None)
+    assert "may not be Hounsfield units" in " ".join(read_volume(tmp_path / "ct").notes)
+    write_series(tmp_path / "mr", RescaleSlope=None, RescaleIntercept=None, Modality="MR")
+    assert read_volume(tmp_path / "mr").notes == ()
+
+
+def test_small_values_that_are_bright_are_shown_so_and_kept(tmp_path: Path) -> None:
+    write_series(tmp_path, PhotometricInterpretation="MONOCHROME1")
+    volume = read_dicom_image(tmp_path)
+    np.testing.assert_array_equal(volume.array, HU)
+    assert "MONOCHROME1" in volume.notes[0]
+    ((_, options, _),) = layers_of(volume)
+    assert options["colormap"] == "gray_r"
+
+
 def test_windows_come_from_the_file(tmp_path: Path) -> None:
     write_series(
         tmp_path / "named",
@@ -290,7 +307,14 @@ def test_echoes_and_b_values_are_channels(tmp_path: Path) -> None:
     assert (volume.axes, volume.channels) == ("czyx", ("TE 4.6 ms", "TE 30 ms", "TE 80 ms"))
     assert volume.spacing == pytest.approx((2.5, 0.8, 0.6))
     np.testing.assert_array_equal(volume.array[2], HU + 2)
-    assert read_volume(tmp_path / "echoes", volume=1).channels == ()
+    one = read_volume(tmp_path / "echoes", channel=1)
+    assert (one.axes, one.channels) == ("zyx", ())
+    np.testing.assert_array_equal(one.array, HU + 1)
+    for wrong in ({}, {"volume": 1}):  # as with the channels of every other format
+        with pytest.raises(ReadError, match=r"TE 30 ms, TE 80 ms\); choose one with --channel 0"):
+            read_volume(tmp_path / "echoes", **wrong)
+    with pytest.raises(ReadError, match="there is no --channel 3"):
+        read_volume(tmp_path / "echoes", channel=3)
     write_phases(tmp_path / "b", [{"DiffusionBValue": b, "Modality": "MR"} for b in (0.0, 800.0)])
     assert read_dicom_image(tmp_path / "b").channels == ("b 0 s/mm2", "b 800 s/mm2")
 

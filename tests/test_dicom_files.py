@@ -150,8 +150,17 @@ def test_hostile_and_damaged_zips_are_refused(tmp_path: Path) -> None:
 def test_files_that_are_no_images(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "notes.txt").write_text("no image here")
-    with pytest.raises(ReadError, match=r"The folder .* holds no DICOM images"):
+    with pytest.raises(ReadError, match=r"holds no DICOM images, but 1 other file; give one"):
         read_volume(tmp_path / "none")
+    for name in ("Secret.nii.gz", "b.nii.gz", "c.json"):
+        (tmp_path / "none" / name).write_text("many files")
+    with pytest.raises(ReadError, match=r"but 2 \.nii\.gz and 2 other files; give one of them"):
+        read_volume(tmp_path / "none")
+    plan = Path(get_testdata_file("rtplan.dcm", read=False))
+    with zipfile.ZipFile(tmp_path / "plan.zip", "w") as archive:
+        archive.write(plan, "plan.dcm")
+    with pytest.raises(ReadError, match=r"only 1 DICOM RTPLAN; give the folder with the images"):
+        read_volume(tmp_path / "plan.zip")
     with pytest.raises(ReadError, match="is a DICOM RTPLAN, not an image; give the image's folder"):
         read_volume(get_testdata_file("rtplan.dcm", read=False))
     text = tmp_path / "text.dcm"

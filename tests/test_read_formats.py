@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,12 @@ import SimpleITK as sitk
 import zarr
 from images import AFFINES
 from ome_zarr.format import FormatV04, FormatV05
-from ome_zarr.writer import write_image, write_labels
+from ome_zarr.writer import (
+    write_image,
+    write_labels,
+    write_plate_metadata,
+    write_well_metadata,
+)
 
 from napari_sam2.io import ReadError, Volume, list_images, read_image, read_volume
 
@@ -100,6 +106,33 @@ def test_mha_with_time_and_colours(tmp_path: Path) -> None:
     np.testing.assert_array_equal(volume.array, colours)
 
 
+@pytest.mark.parametrize("file", ["a.mha", "a.mhd"])
+def test_an_uncompressed_mha_is_not_read_before_it_is_used(tmp_path: Path, file: str) -> None:
+    for dtype in (np.uint8, np.int16, np.float32):
+        array = (RNG.integers(0, 99, (7, 8, 9)) / 2).astype(dtype)
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / file))
+        volume = read_image(tmp_path / file)
+        values = tmp_path / (file if file == "a.mha" else "a.raw")
+        with values.open("r+b") as stored:  # what is written now is seen later
+            stored.seek(-array.itemsize, os.SEEK_END)
+            stored.write(np.array(77, dtype).tobytes())
+        assert volume.array[-1, -1, -1] == 77
+        np.testing.assert_array_equal(volume.array[:-1], array[:-1])
+
+
+@pytest.mark.parametrize("skipped", [0, 10, -1])
+def test_an_mhd_may_skip_a_header_and_swap_bytes(tmp_path: Path, skipped: int) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(DATA), str(tmp_path / "a.mhd"))
+    (tmp_path / "a.raw").write_bytes(bytes(10) * (skipped != 0) + DATA.astype(">i2").tobytes())
+    text = (tmp_path / "a.mhd").read_text().replace("OrderMSB = False", "OrderMSB = True")
+    text = text.replace("ElementDataFile", f"HeaderSize = {skipped}\nElementDataFile")
+    (tmp_path / "a.mhd").write_text(text)
+    theirs = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.mhd")))
+    ours = np.asarray(read_image(tmp_path / "a.mhd").array)
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(ours, DATA)
+
+
 @pytest.mark.parametrize("fmt", [FormatV04(), FormatV05()], ids=["0.4", "0.5"])
 def test_ome_zarr_with_channels_scales_and_labels(tmp_path: Path, fmt: object) -> None:
     data = RNG.integers(0, 999, (2, 2, 4, 64, 80)).astype(np.uint16)
@@ -153,6 +186,22 @@ def test_ome_zarr_with_several_images_needs_a_choice(tmp_path: Path) -> None:
     with pytest.raises(ReadError, match=r"holds 2 images; choose one with --series: 1 \(scan 0\)"):
         read_image(tmp_path / "b.zarr")
     np.testing.assert_array_equal(read_image(tmp_path / "b.zarr", series="2").array, 1)
+
+
+def test_a_plate_names_its_wells_and_a_field_to_open(tmp_path: Path) -> None:
+    plate = tmp_path / "screen.ome.zarr"
+    root = zarr.open_group(plate, mode="w", zarr_format=2)
+    write_plate_metadata(root, ["A"], ["1", "2"], ["A/1", "A/2"], fmt=FormatV04())
+    for number, well in enumerate(("A/1", "A/2")):
+        group = root.require_group(well)
+        write_well_metadata(group, ["0", "1"], fmt=FormatV04())
+        for field in "01":
+            picture = np.full((4, 8, 8), 10 * number + int(field), np.uint8)
+            write_image(picture, group.create_group(field), axes="zyx", fmt=FormatV04())
+    with pytest.raises(ReadError, match=r"a plate of 2 wells \(A/1, A/2\); .*zarr/A/1/0\.$"):
+        read_image(plate)
+    assert read_image(plate / "A" / "2" / "1").array[0, 0, 0] == 11
+    assert len(list_images(plate / "A" / "2")) == 2  # a well, whose fields are choices
 
 
 @pytest.mark.parametrize(("file", "package"), [("a.nrrd", "nrrd"), ("a.mha", "SimpleITK")])

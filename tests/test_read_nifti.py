@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from images import AFFINES, DATA, OBLIQUE, assert_same_grid, ball, needs_data
 
 from napari_sam2.io import ReadError, read_image, read_volume, write_labels
+from napari_sam2.io.readers import get_reader
 
 RNG = np.random.default_rng(0)
 
@@ -211,6 +212,31 @@ def test_an_uncompressed_file_is_not_read_before_it_is_used(tmp_path: Path) -> N
             file.write(np.array(1234, f"{order}i2").tobytes())
         assert np.asarray(array[-1])[-1, -1] == 1234 * slope, name
         np.testing.assert_array_equal(np.asarray(array[7]), data[:, :, 7].T * slope)
+
+
+def test_a_pair_of_header_and_values_is_one_image(tmp_path: Path) -> None:
+    """Either file opens it; labels on it become a file of their own that lies on it."""
+    data = RNG.integers(-99, 99, (4, 5, 6)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Pair(data, AFFINES["oblique"]), tmp_path / "scan.img")
+    for name in ("scan.hdr", "scan.img"):
+        volume = read_volume(tmp_path / name)
+        np.testing.assert_array_equal(volume.array, data.T)
+        np.testing.assert_allclose(volume.affine, AFFINES["oblique"], atol=1e-5)
+    write_labels(tmp_path / "l.nii.gz", (data.T > 0).astype(np.uint8), volume)
+    labels = nibabel.load(tmp_path / "l.nii.gz")
+    np.testing.assert_array_equal(np.asarray(labels.dataobj), data > 0)
+    np.testing.assert_allclose(labels.affine, AFFINES["oblique"], atol=1e-5)
+
+    (tmp_path / "scan.img").write_bytes(data.tobytes()[:50])
+    with pytest.raises(ReadError, match=r"scan\.hdr is truncated"):
+        read_volume(tmp_path / "scan.hdr")
+    (tmp_path / "scan.img").unlink()
+    with pytest.raises(ReadError, match=r"scan\.hdr is damaged"):
+        read_volume(tmp_path / "scan.hdr")
+    (tmp_path / "envi.hdr").write_text("ENVI\nsamples = 5\n")
+    with pytest.raises(ReadError, match="is not an image that can be read"):
+        read_volume(tmp_path / "envi.hdr")
+    assert get_reader(str(tmp_path / "envi.hdr")) is None
 
 
 def test_a_window_in_the_header_is_proposed(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""TIFF in: plain, ImageJ, OME, pyramids and numbered files."""
+"""TIFF in: plain, ImageJ, OME, pyramids; PNG and JPEG; numbered files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 from images import ball
+from PIL import Image
 
-from napari_sam2.io import ReadError, list_images, read_image, read_volume, write_labels
+from napari_sam2.io import (
+    ReadError,
+    list_images,
+    read_image,
+    read_labels,
+    read_volume,
+    write_labels,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -234,6 +242,43 @@ def test_a_folder_of_numbered_files_is_a_sequence(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "z" / "slice5.tif", frames[0].astype(np.uint16))
     with pytest.raises(ReadError, match=r"slice5\.tif differs from slice0\.tif in type"):
         read_image(tmp_path / "z")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_numbered_pictures_are_a_sequence_too(tmp_path: Path, suffix: str) -> None:
+    """In colours, as movies are cut into frames; pictures beside scans are none of it."""
+    colours = np.kron(RNG.integers(0, 255, (11, 2, 3, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
+    for number, frame in enumerate(colours):
+        Image.fromarray(frame).save(tmp_path / f"t{number}.{suffix}", quality=100, subsampling=0)
+    (info,) = list_images(tmp_path)
+    assert (info.axes, info.shape) == ("tyx", (11, 16, 24))
+    volume = read_volume(tmp_path)
+    assert volume.array.shape == (11, 16, 24, 3)
+    assert np.abs(np.asarray(volume.array).astype(int) - colours).max() <= (suffix == "jpg") * 4
+    (info,) = list_images(tmp_path / f"t0.{suffix}")
+    assert (info.axes, info.shape) == ("yx", (1, 16, 24))
+    Image.fromarray(colours[0, :9]).save(tmp_path / f"t3.{suffix}")
+    with pytest.raises(ReadError, match=r"differs from t0\.\w+ in size"):
+        read_image(tmp_path)
+
+    tifffile.imwrite(tmp_path / "scan.tif", colours[..., 0])  # what follows is of the TIFF
+    assert read_image(tmp_path).array.shape == (11, 16, 24)
+    (tmp_path / "scan.tif").rename(tmp_path / "scan.nii")
+    with pytest.raises(ReadError, match=r"holds no DICOM images, but 11 .* and 1 \.nii file"):
+        read_image(tmp_path)
+
+
+def test_pictures_keep_their_grey_values(tmp_path: Path) -> None:
+    deep = RNG.integers(0, 65535, (6, 7)).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(read_volume(tmp_path / "deep.png").array, deep[np.newaxis])
+    clear = np.dstack([deep >> 8, deep & 255]).astype(np.uint8)  # grey and transparency
+    Image.fromarray(clear, "LA").save(tmp_path / "clear.png")
+    np.testing.assert_array_equal(read_volume(tmp_path / "clear.png").array[0], deep >> 8)
+    mask = deep > 30000
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    labels, _, _ = read_labels(tmp_path / "mask.png")
+    np.testing.assert_array_equal(labels.array[0], mask)
 
 
 def test_several_images_in_a_file_are_listed(tmp_path: Path) -> None:

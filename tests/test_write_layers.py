@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+from dicom_series import write_series
 from napari.layers import Labels
 from napari.utils.colormaps import DirectLabelColormap
 
-from napari_sam2.io import read_labels
+from napari_sam2.io import read_labels, read_volume, write_labels
 from napari_sam2.io.readers import read_layers
 from napari_sam2.io.writers import write_ctc
 
@@ -110,6 +111,34 @@ def test_names_come_from_features_and_colours_from_the_colormap(tmp_path: Path) 
     save(layer, tmp_path / "l.seg.nrrd")
     _, names, colours = read_labels(tmp_path / "l.seg.nrrd")
     assert (names, colours) == ({1: "liver", 2: "spleen"}, {1: (1.0, 0.0, 0.0)})
+
+
+@pytest.mark.parametrize("name", ["l.seg.nrrd", "l.nii.gz", "l.ome.zarr", "l.dcm"])
+def test_labels_that_are_opened_again_keep_names_colours_and_place(
+    make_napari_viewer, tmp_path: Path, name: str
+) -> None:
+    """From a file to napari and back into a file, a DICOM segmentation too."""
+    write_series(tmp_path / "ct", FrameOfReferenceUID="1.2.3")
+    image = read_volume(tmp_path / "ct")
+    labels = np.zeros(image.shape, np.uint8)
+    labels[1:5, 2:6, 1:4], labels[3, :2] = 3, 7
+    names, colours = {3: "liver", 7: "spleen"}, {3: (1.0, 0.0, 0.0), 7: (0.0, 1.0, 0.0)}
+    write_labels(tmp_path / name, labels, image, names=names, colours=colours)
+    viewer = make_napari_viewer()
+    (scan,) = viewer.open(tmp_path / "ct", plugin="napari-sam2")
+    (layer,) = viewer.open(tmp_path / name, plugin="napari-sam2")
+    assert isinstance(layer, Labels)
+    if name != "l.ome.zarr":  # which knows no patient
+        place = np.array(np.unravel_index(int((labels == 7).argmax()), labels.shape))
+        at = layer.world_to_data(scan.data_to_world(place))
+        assert layer.data[tuple(np.rint(at).astype(int))] == 7
+        in_liver = layer.data_to_world(np.argwhere(layer.data == 3)[0])
+        assert "name: liver" in layer.get_status(in_liver, world=True)["coordinates"]
+    assert tuple(layer.get_color(3)) == pytest.approx((1, 0, 0, 1), abs=0.01)
+    layer.save(str(tmp_path / "again.seg.nrrd"), plugin="napari-sam2")
+    _, again, painted = read_labels(tmp_path / "again.seg.nrrd")
+    assert again == names
+    assert painted[7] == pytest.approx((0, 1, 0), abs=0.01)
 
 
 def test_labels_of_five_axes_are_refused(tmp_path: Path) -> None:

@@ -15,7 +15,14 @@ _JOB_COLUMNS = ("image", "name", "session", "mask", "series", "volume", "channel
 _PROMPT_COLUMNS = ("image", "object", "name", "z", "y", "x", "y1", "x1", "label")
 _NEGATIVE = ("0", "-", "negative", "background")
 _POSITIVE = ("", "1", "+", "positive", "foreground")
-_LABEL_SUFFIXES = (".nii.gz", ".nii", ".ome.tif", ".ome.tiff", ".tif", ".tiff", ".nrrd", ".mha")
+_LABEL_SUFFIXES = (
+    *(".nii.gz", ".nii", ".ome.tif", ".ome.tiff", ".tif", ".tiff"),
+    *(".seg.nrrd", ".nrrd", ".mha", ".png"),
+)
+_IMAGE_SUFFIXES = (
+    *(".ome.zarr", ".zarr", ".nhdr", ".mhd", ".dcm", ".ima", ".zip"),
+    *(".hdr", ".img", ".jpg", ".jpeg"),
+)
 
 
 class JobError(ValueError):
@@ -157,11 +164,12 @@ def _table(path: Path) -> list[dict[str, str]]:
 
 def _folder(path: Path) -> list[dict[str, str]]:
     """The images of a folder: files that can be read, and folders that hold DICOM or OME-Zarr."""
-    from napari_sam2.io.files import image_kind
+    from napari_sam2.io.kinds import image_kind
     from napari_sam2.io.volume import ReadError
 
     found: list[dict[str, str]] = []
     slices: list[Path] = []
+    pictures: list[dict[str, str]] = []
     for entry in sorted(path.iterdir()):
         if entry.name.startswith("."):
             continue
@@ -171,17 +179,24 @@ def _folder(path: Path) -> list[dict[str, str]]:
             continue
         if kind == "DICOM" and entry.is_file() and entry.suffix.lower() != ".zip":
             slices.append(entry)
+        elif kind == "DICOM SEG":
+            continue
+        elif kind == "picture":
+            pictures.append({"image": str(entry)})
+        elif entry.suffix.lower() == ".img" and kind == "NIfTI":
+            continue  # its .hdr stands for both
         elif kind != "DICOM" or entry.is_file() or _holds_dicom(entry):
             found.append({"image": str(entry)})
     if slices and not found:  # the folder is one series itself
         return [{"image": str(path)}]
+    found = found or pictures  # which beside scans only show what is in them
     if not found:
         raise JobError(f"The folder {path} holds no images.")
     return found
 
 
 def _holds_dicom(folder: Path) -> bool:
-    from napari_sam2.io.files import is_dicom
+    from napari_sam2.io.kinds import is_dicom
 
     return any(file.is_file() and is_dicom(file) for file in folder.rglob("*"))
 
@@ -209,7 +224,7 @@ def _with_own_names(jobs: list[Job]) -> list[Job]:
 
 def _stem(path: Path) -> str:
     name = path.name
-    for suffix in (*_LABEL_SUFFIXES, ".ome.zarr", ".zarr", ".nhdr", ".mhd", ".dcm", ".ima", ".zip"):
+    for suffix in (*_LABEL_SUFFIXES, *_IMAGE_SUFFIXES):
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +16,12 @@ import psutil
 import pydicom
 
 from napari_sam2.io import dicom_header as read
-from napari_sam2.io.dicom_files import Source, is_archive, is_dicom, is_dicomdir, open_all
+from napari_sam2.io.dicom_files import Source, is_archive, is_dicomdir, open_all
 from napari_sam2.io.dicom_frames import Frame, frames_of
 from napari_sam2.io.dicom_grid import Grid, grid_of, grids_of
 from napari_sam2.io.dicom_pixels import check_decoders, frame_pixels, lazy_pixels, value_type
 from napari_sam2.io.dicom_suv import suv_factor
+from napari_sam2.io.kinds import contents
 from napari_sam2.io.place import orientation
 from napari_sam2.io.volume import ImageInfo, ReadError, Volume
 
@@ -28,7 +29,6 @@ __all__ = [
     "DicomInfo",
     "DicomSeries",
     "find_series",
-    "is_dicom",
     "list_series",
     "read_dicom",
     "read_dicom_image",
@@ -81,6 +81,7 @@ class DicomSeries:
             files=_paths(frames),
             windows=self.grid.windows,
             channels=self.info.channels,
+            is_inverted=frames[0].is_inverted,
         )
 
 
@@ -125,33 +126,27 @@ def read_dicom_image(path: Path, series: str | int | None = None) -> Volume:
     return _choose(path, series).read()
 
 
-def read_dicom(path: Path, volume: int | None = None, series: str | None = None) -> Volume:
+def read_dicom(
+    path: Path,
+    volume: int | None = None,
+    series: str | None = None,
+    channel: int | None = None,
+) -> Volume:
     """One volume (z, y, x) of a series, or the time points of a single slice (t, y, x), read into
     memory.
 
-    path, series: as for `read_dicom_image`. volume: which, from 0, where the series holds several
-    at the same place (time points).
+    path, series: as for `read_dicom_image`. volume, channel: which, from 0, where the series holds
+    several at the same place: time points, or else echoes, b-values and other kinds of picture.
 
     Raises: ReadError when there is no image, a choice is needed, a decoder is missing, slices are
     damaged or the volume does not fit into the memory.
     """
     chosen = _choose(path, series)
-    name, grid, count = chosen.name, chosen.grid, chosen.info.volumes
+    name, grid = chosen.name, chosen.grid
     is_cine = grid.axis == "t" and len(grid.frames[0]) == 1
-    if count > 1 and volume is None and not is_cine:
-        raise ReadError(
-            f"The series {name} holds {count} volumes at the same place (time points, say); "
-            f"choose one with --volume 0 to --volume {count - 1}."
-        )
-    if volume is not None and not 0 <= volume < count:
-        raise ReadError(
-            f"The series {name} holds {count} volumes; there is no --volume {volume}, use 0 to "
-            f"{count - 1}."
-            if count > 1
-            else f"The series {name} holds a single volume; leave out --volume {volume}."
-        )
+    index = _which(chosen, "channel" if grid.axis == "c" else "volume", volume, channel, is_cine)
     image = chosen.read()
-    if is_cine and volume is None:
+    if index is None:
         frames = [one[0] for one in grid.frames]
         note = "These are time points of one slice; its place in the patient is not kept."
         return replace(
@@ -162,7 +157,7 @@ def read_dicom(path: Path, volume: int | None = None, series: str | None = None)
             affine=None,
             notes=(*image.notes, *((note,) if grid.affine is not None else ())),
         )
-    frames = grid.frames[volume or 0]
+    frames = grid.frames[index]
     return replace(
         image,
         array=_load(name, frames),
@@ -171,6 +166,37 @@ def read_dicom(path: Path, volume: int | None = None, series: str | None = None)
         files=_paths(frames),
         channels=(),
     )
+
+
+def _which(
+    chosen: DicomSeries, option: str, volume: int | None, channel: int | None, may_be_all: bool
+) -> int | None:
+    """Which of the volumes at one place was chosen with --volume or --channel; None is all.
+
+    option: the one of these that a choice is made with. Raises: ReadError.
+    """
+    given = {"volume": volume, "channel": channel}
+    index = given.pop(option)
+    ((other, other_index),) = given.items()
+    name, count = chosen.name, chosen.info.volumes
+    plural = f"{count} {option}s"
+    if index is None and count > 1 and not may_be_all:
+        kinds = ", ".join(chosen.info.channels) or "time points, say"
+        raise ReadError(
+            f"The series {name} holds {plural} at the same place ({kinds}); choose one with "
+            f"--{option} 0 to --{option} {count - 1}."
+        )
+    if other_index not in (None, 0):
+        raise ReadError(f"The series {name} holds a single {other}; leave out --{other} "
+                        f"{other_index}.")  # fmt: skip
+    if index is not None and not 0 <= index < count:
+        raise ReadError(
+            f"The series {name} holds {plural}; there is no --{option} {index}, use 0 to "
+            f"{count - 1}."
+            if count > 1
+            else f"The series {name} holds a single {option}; leave out --{option} {index}."
+        )
+    return None if index is None and may_be_all else index or 0
 
 
 def _load(name: str, frames: list[Frame]) -> np.ndarray:
@@ -221,19 +247,34 @@ def _headers_by_series(path: Path) -> list[_Headers]:
     """Headers of images by series, with the size of their files; in order of series numbers."""
     own_key = None if path.is_dir() or _is_collection(path) else _key(_own_header(path))
     found: dict[tuple[str, ...], _Headers] = defaultdict(list)
+    others: list[str] = []
+    objects: list[str] = []
     for source, file, size in open_all(path):
         header = read.read_header(source, file, size, damaged_is_error=own_key is None)
-        if header is not None and read.is_image(header):
-            key = _key(header)
-            if own_key in (None, key):
-                found[key].append((source, header, size))
+        if header is None:
+            others.append(source.member or source.path.name)
+        elif not read.is_image(header):
+            objects.append(read.modality(header) or "object")
+        elif own_key in (None, key := _key(header)):
+            found[key].append((source, header, size))
     if not found:
-        kind = "folder" if path.is_dir() else "file"
-        raise ReadError(f"The {kind} {path} holds no DICOM images.")
+        raise ReadError(_nothing_found(path, others, objects))
     return sorted(
         found.values(),
         key=lambda headers: read.number(headers[0][1], "SeriesNumber") or 0,
     )
+
+
+def _nothing_found(path: Path, others: list[str], objects: list[str]) -> str:
+    """What to say of a folder or archive without images. others: names of its other files;
+    objects: kinds of DICOM objects in it that are no images."""
+    said = f"The {'folder' if path.is_dir() else 'file'} {path} holds no DICOM images"
+    if objects:
+        counts = " and ".join(f"{n} DICOM {kind}" for kind, n in Counter(objects).most_common(3))
+        return f"{said}, only {counts}; give the folder with the images that they belong to."
+    if others:
+        return f"{said}, but {contents(others)}; give one of them, or the folder with the images."
+    return f"{said}: it is empty."
 
 
 def _is_collection(path: Path) -> bool:
@@ -273,6 +314,12 @@ def _parts(path: Path, headers: _Headers) -> Iterator[tuple[pydicom.Dataset, int
         factor, note = suv_factor([h for _, h, _ in headers])
         frames = [_scaled(f, factor) for f in frames] if factor != 1 else frames
         notes.append(note)
+    if read.modality(header) == "CT" and not all(f.is_rescaled for f in frames):
+        notes.append(
+            "The files give no rescale slope and intercept, so values may not be Hounsfield units."
+        )
+    if any(f.is_inverted for f in frames):
+        notes.append("Small values are bright (MONOCHROME1); values are as they are stored.")
     is_file = not (path.is_dir() or _is_collection(path))
     for part in grids_of(frames):
         if is_file and all(f.source.path != path for f in part):

@@ -45,12 +45,6 @@ class Source:
             return archive.getinfo(self.member).file_size
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether the file carries DICOM's mark after its 128-byte preamble."""
-    with path.open("rb") as file:
-        return is_marked(file.read(132))
-
-
 def is_marked(start: bytes) -> bool:
     """Whether a file that starts with these 132 bytes carries DICOM's mark."""
     return start[128:132] == b"DICM"

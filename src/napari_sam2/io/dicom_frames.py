@@ -19,6 +19,8 @@ Mark = float | str
 class Frame:
     """One picture: a file, or a frame of a multi-frame file. Lengths in mm, directions in LPS.
 
+    is_rescaled: whether the file says how stored values become those of the modality.
+    is_inverted: whether small values are bright (MONOCHROME1).
     values: smallest and largest value that can be stored; None for floating point.
     marks: what can tell frames at the same position apart, such as their time in seconds.
     """
@@ -38,6 +40,8 @@ class Frame:
     thickness: float | None
     slope: float
     intercept: float
+    is_rescaled: bool
+    is_inverted: bool
     values: tuple[int, int] | None
     windows: dict[str, tuple[float, float]]
     marks: dict[str, Mark] = field(default_factory=dict)
@@ -73,7 +77,9 @@ def frames_of(source: Source, header: pydicom.Dataset, file_size: int) -> Iterat
 
     shared = read.items(header, "SharedFunctionalGroupsSequence")[:1]
     per_frame = read.items(header, "PerFrameFunctionalGroupsSequence")
-    is_colour = samples > 1 or read.text(header, "PhotometricInterpretation") == "PALETTE COLOR"
+    shown_as = read.text(header, "PhotometricInterpretation")
+    is_colour = samples > 1 or shown_as == "PALETTE COLOR"
+    has_lookup = bool(read.items(header, "ModalityLUTSequence"))
     for index in range(count):
         groups = [*per_frame[index : index + 1], *shared]
         measures = _macro(groups, "PixelMeasuresSequence", header)
@@ -81,7 +87,7 @@ def frames_of(source: Source, header: pydicom.Dataset, file_size: int) -> Iterat
         is_placed = bool(groups) or count == 1
         position = _macro(groups, "PlanePositionSequence", header)
         directions = _macro(groups, "PlaneOrientationSequence", header)
-        slope = read.number(scaling, "RescaleSlope") or 1.0
+        slope, intercept = (read.number(scaling, f"Rescale{k}") for k in ("Slope", "Intercept"))
         yield Frame(
             source=source,
             index=index if count > 1 else None,
@@ -89,13 +95,15 @@ def frames_of(source: Source, header: pydicom.Dataset, file_size: int) -> Iterat
             syntax=syntax,
             size=(rows, columns),
             is_colour=is_colour,
-            has_lookup=bool(read.items(header, "ModalityLUTSequence")),
+            has_lookup=has_lookup,
             position=read.numbers(position, "ImagePositionPatient", 3) if is_placed else None,
             orientation=_orientation(directions) if is_placed else None,
             pixel_spacing=_pixel_spacing(measures, header),
             thickness=_thickness(measures),
-            slope=slope,
-            intercept=read.number(scaling, "RescaleIntercept") or 0.0,
+            slope=slope or 1.0,
+            intercept=intercept or 0.0,
+            is_rescaled=has_lookup or intercept is not None,
+            is_inverted=shown_as == "MONOCHROME1",
             values=_stored_values(header, bits),
             windows=_windows(_macro(groups, "FrameVOILUTSequence", header), header),
             marks=_marks(groups, header, index),

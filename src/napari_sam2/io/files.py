@@ -10,20 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from napari_sam2.io.guard import clear_errors
+from napari_sam2.io.kinds import image_kind
 from napari_sam2.io.place import orientation
 from napari_sam2.io.volume import ImageInfo, ReadError, Volume
-
-SUFFIXES = {
-    "NIfTI": (".nii", ".nii.gz"),
-    "TIFF": (".tif", ".tiff"),
-    "NRRD": (".nrrd", ".nhdr"),
-    "MetaImage": (".mha", ".mhd"),
-    "DICOM": (".dcm", ".ima", ".zip"),
-}
-_READABLE = (
-    "NIfTI (.nii, .nii.gz), DICOM (a folder, a file, a DICOMDIR or a zip), TIFF (a file or a "
-    "folder of numbered ones), OME-Zarr, NRRD and MHA can"
-)
 
 
 def read_volume(
@@ -48,9 +37,7 @@ def read_volume(
         if image_kind(path) == "DICOM":
             from napari_sam2.io.dicom import read_dicom
 
-            if channel not in (None, 0):
-                raise ReadError(f"{path} holds a single channel; leave out --channel {channel}.")
-            return read_dicom(path, volume, series)
+            return read_dicom(path, volume, series, channel)
         image = _read(path, series, pixels=True)
         if "c" in image.axes:
             image = take_channel(image, _index(path, image, "c", channel))
@@ -66,8 +53,8 @@ def read_volume(
 def read_image(path: str | os.PathLike[str], series: str | None = None) -> Volume:
     """Read everything in an image file: all time points and channels, as the file has them.
 
-    path: NIfTI, TIFF, OME-Zarr, NRRD, MHA; any file of a DICOM series, a folder of them, a DICOMDIR
-        or a zip; a folder of numbered TIFFs.
+    path: NIfTI, TIFF, PNG, JPEG, OME-Zarr, NRRD, MHA; any file of a DICOM series, a folder of them,
+        a DICOMDIR or a zip; a DICOM segmentation; a folder of numbered TIFFs, PNGs or JPEGs.
     series: which, where there are several; as for `read_volume`.
 
     The array is read slice by slice when it is used, unless the file is compressed as a whole.
@@ -112,29 +99,6 @@ def list_images(path: str | os.PathLike[str]) -> list[ImageInfo]:
             )
             for name, image in zip(names, images, strict=True)
         ]
-
-
-def image_kind(path: Path) -> str:
-    """The format of a file or folder, judged by its name and its first bytes.
-
-    Returns "NIfTI", "TIFF", "TIFF sequence", "OME-Zarr", "NRRD", "MetaImage" or "DICOM".
-    Raises: ReadError for what is none of them, is empty or does not exist.
-    """
-    if not path.exists():
-        raise ReadError(f"There is no file or folder {path}.")
-    if path.is_dir():
-        return _folder_kind(path)
-    if not path.is_file():
-        raise ReadError(f"{path} is neither a file nor a folder.")
-    if path.stat().st_size == 0:
-        raise ReadError(f"{path} is empty (0 bytes).")
-    name = path.name.lower()
-    for kind, suffixes in SUFFIXES.items():
-        if name.endswith(suffixes):
-            return kind
-    if name == "dicomdir" or is_dicom(path):
-        return "DICOM"
-    raise ReadError(f"{path} is not an image that can be read: {_READABLE}.")
 
 
 def take_channel(image: Volume, channel: int) -> Volume:
@@ -184,9 +148,13 @@ def _index(path: Path, image: Volume, axis: str, index: int | None) -> int:
     return index
 
 
+_SINGLE = ("NIfTI", "picture", "sequence", "NRRD", "MetaImage", "DICOM SEG")
+"""Kinds of files that hold one image."""
+
+
 def _read(path: Path, series: str | None, pixels: bool) -> Volume:
     kind = image_kind(path)
-    if kind in ("NIfTI", "TIFF sequence", "NRRD", "MetaImage") and series not in (None, "1"):
+    if kind in _SINGLE and series not in (None, "1"):
         raise ReadError(f"{path} holds a single image; leave out --series {series}.")
     image: Volume
     if kind == "NIfTI":
@@ -197,8 +165,12 @@ def _read(path: Path, series: str | None, pixels: bool) -> Volume:
         from napari_sam2.io.tiff import read_tiff
 
         image = read_tiff(path, series)
-    elif kind == "TIFF sequence":
-        from napari_sam2.io.tiff import read_sequence
+    elif kind == "picture":
+        from napari_sam2.io.picture import read_picture
+
+        image = read_picture(path)
+    elif kind == "sequence":
+        from napari_sam2.io.sequence import read_sequence
 
         image = read_sequence(path)
     elif kind == "OME-Zarr":
@@ -213,6 +185,10 @@ def _read(path: Path, series: str | None, pixels: bool) -> Volume:
         from napari_sam2.io.metaimage import read_metaimage
 
         image = read_metaimage(path, pixels)
+    elif kind == "DICOM SEG":
+        from napari_sam2.io.labels_dicom import read_seg
+
+        image = replace(read_seg(path)[0], is_labels=True)
     else:
         from napari_sam2.io.dicom import read_dicom_image
 
@@ -234,20 +210,3 @@ def _series_names(path: Path, kind: str) -> list[str]:
 
         count = count_images(path)
     return [str(number) for number in range(1, count + 1)]
-
-
-def _folder_kind(path: Path) -> str:
-    marks = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
-    if path.suffix == ".zarr" or any((path / name).is_file() for name in marks):
-        return "OME-Zarr"
-    files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
-    tiffs = [file for file in files if file.name.lower().endswith(SUFFIXES["TIFF"])]
-    if tiffs and not any(is_dicom(file) for file in files if file not in tiffs):
-        return "TIFF sequence"
-    return "DICOM"
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether the file carries DICOM's mark after its 128-byte preamble."""
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"

@@ -19,6 +19,7 @@ import numpy as np
 
 from napari_sam2.io.files import read_image
 from napari_sam2.io.guard import clear_errors
+from napari_sam2.io.kinds import image_kind
 from napari_sam2.io.legend import RGB, Legend, make_legend
 from napari_sam2.io.volume import ReadError, Volume, WriteError
 
@@ -113,7 +114,7 @@ def read_labels(
         if is_seg(path):
             labels, legend = read_seg(path, like)
         else:
-            labels, legend = read_image(path), _read_legend(path)
+            labels, legend = read_image(path), read_legend(path)
         array = np.asarray(labels.array)
     if array.dtype.kind == "f" and np.array_equal(array, np.rint(array)):
         array = array.astype(np.int64)  # labels as some programs save them
@@ -235,8 +236,13 @@ def _zarr_kind(target: Path) -> _Kind | None:
     return None
 
 
-def _read_legend(path: Path) -> Legend:
+def read_legend(path: Path) -> Legend:
+    """What a labels file says of its objects; nothing where its format has no place for that."""
     name = path.name.lower()
+    if image_kind(path) == "DICOM SEG":
+        from napari_sam2.io.labels_dicom import seg_legend
+
+        return seg_legend(path)
     if name.endswith((".nii", ".nii.gz")):
         from napari_sam2.io.labels_nifti import nifti_legend
 

@@ -21,6 +21,10 @@ _MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
 )
+_SEGMENTATIONS = (
+    pydicom.uid.SegmentationStorage,
+    pydicom.uid.UID("1.2.840.10008.5.1.4.1.1.66.7"),  # Label Map Segmentation
+)
 _TOLERANCE = 0.1  # of a voxel
 
 
@@ -134,15 +138,22 @@ def read_seg(path: Path, like: Volume | None = None) -> tuple[Volume, Legend]:
     return (labels if like is None else _on_slices(path, labels, like)), legend
 
 
+def seg_legend(path: Path) -> Legend:
+    """Names and colours of a DICOM segmentation's objects, by the ids that `read_seg` gives."""
+    import highdicom
+
+    return _segments(highdicom.seg.segread(path, lazy_frame_retrieval=True))[1]
+
+
 def is_seg(path: Path) -> bool:
     """Whether a file is a DICOM segmentation."""
     if not path.is_file():
         return False
-    try:
-        header = pydicom.dcmread(path, specific_tags=["Modality"], stop_before_pixels=True)
+    try:  # of the head alone, for the rest may be a bomb
+        head = pydicom.filereader.read_file_meta_info(path)
     except Exception:  # anything but DICOM
         return False
-    return header.get("Modality") == "SEG"
+    return head.get("MediaStorageSOPClassUID") in _SEGMENTATIONS
 
 
 def _sources(labels: Volume) -> list[pydicom.Dataset]:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from napari_sam2.io.volume import ReadError, Volume, check_memory, spacing_of, unread
+from napari_sam2.io.volume import ReadError, Volume, check_memory, native, spacing_of, unread
 
 _MAX_RATIO = 1100  # deflate cannot pack more than 1032 : 1
+_MAX_LINES, _MAX_LINE = 1000, 4096  # of a header
 
 
 def read_metaimage(path: Path, pixels: bool = True) -> Volume:
-    """Read an image into memory: (z, y, x), with time (t, z, y, x), colours or channels.
+    """Read an image: (z, y, x), with time (t, z, y, x), colours or channels.
+
+    Values that are stored as they are, are memory-mapped; compressed ones are unpacked into memory.
 
     pixels: False leaves the values out.
 
     Raises: ReadError for damaged files, and data files that lie elsewhere than beside the header.
     """
-    data_file, is_packed = _data_file(path)
+    stored = _stored(path)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     reader = sitk.ImageFileReader()
     reader.SetImageIO("MetaImageIO")
@@ -34,11 +39,9 @@ def read_metaimage(path: Path, pixels: bool = True) -> Volume:
         sitk.Image([1] * max(2, min(3, len(shape))), reader.GetPixelID())
     ).dtype
     needed = int(np.prod(shape, dtype=object)) * components * dtype.itemsize
-    if needed > data_file.stat().st_size * (_MAX_RATIO if is_packed else 1):
-        raise ReadError(
-            f"{path} is truncated or damaged: its header gives the shape {shape}, but its values "
-            "are fewer; copy or download it again."
-        )
+    size = stored.file.stat().st_size
+    if needed > (size if stored.is_raw else size * _MAX_RATIO):
+        raise _too_small(path, shape)
     if dtype.kind not in "uif":
         raise ReadError(f"{path} holds values of type {dtype}; save their magnitude and read that.")
     if not 2 <= len(shape) <= 4:
@@ -49,7 +52,14 @@ def read_metaimage(path: Path, pixels: bool = True) -> Volume:
             f"The header of {path} gives no usable orientation (NaN, or a spacing of zero)."
         )
     full = (*shape, components) if components > 1 else shape
-    if pixels:
+    if pixels and stored.is_raw:
+        # ITK takes a header's size of -1 for values that lie at the end.
+        offset = size - needed if stored.offset == -1 else stored.offset
+        if offset + needed > size:
+            raise _too_small(path, shape)
+        stored_type = dtype.newbyteorder(">" if stored.is_big_endian else "<")
+        array = native(np.memmap(stored.file, stored_type, "r", offset, full))
+    elif pixels:
         check_memory(path, needed)
         try:
             array = sitk.GetArrayFromImage(reader.Execute())
@@ -91,25 +101,53 @@ def _affine(reader: sitk.ImageFileReader) -> np.ndarray:
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
-def _data_file(path: Path) -> tuple[Path, bool]:
-    """The file that holds the values, which must be this one or lie beside it; whether packed."""
-    is_packed = False
+@dataclass(frozen=True)
+class _Stored:
+    """How the values lie in a file, from `offset` on; -1 is at its end."""
+
+    file: Path
+    offset: int
+    is_raw: bool
+    """Neither compressed nor text."""
+    is_big_endian: bool
+
+
+def _stored(path: Path) -> _Stored:
+    """Where the values are: in this file, or in one beside it."""
+    fields: dict[str, str] = {}
     with path.open("rb") as file:
-        head = file.read(1 << 16)
-    for line in head.split(b"\n"):
-        key, _, value = line.partition(b"=")
-        if key.strip().lower() == b"compresseddata":
-            is_packed = value.strip().lower() == b"true"
-        if key.strip().lower() == b"elementdatafile":
-            name = value.strip().decode(errors="replace")
-            if name.upper() == "LOCAL":
-                return path, is_packed
-            if not name or Path(name).name != name or "%" in name or name.upper() == "LIST":
-                raise ReadError(
-                    f"{path} keeps its values in {name!r}; only one data file beside the header "
-                    "can be read."
-                )
-            if not (path.parent / name).is_file():
-                raise ReadError(f"{path} keeps its values in {name!r}, which is not beside it.")
-            return path.parent / name, is_packed
-    raise ReadError(f"{path} is not a MetaImage file: it does not say where its values are.")
+        for _ in range(_MAX_LINES):
+            line = file.readline(_MAX_LINE)
+            key, _, value = line.decode(errors="replace").partition("=")
+            fields[key.strip().lower()] = value.strip()
+            if key.strip().lower() == "elementdatafile":
+                break
+        end = file.tell()
+
+    def says(*keys: str) -> bool:
+        return any(fields.get(key, "").lower().startswith("t") for key in keys)
+
+    name = fields.get("elementdatafile")
+    if name is None:
+        raise ReadError(f"{path} is not a MetaImage file: it does not say where its values are.")
+    is_raw = says("binarydata") and not says("compresseddata")
+    is_big = says("binarydatabyteordermsb", "elementbyteordermsb")
+    if name.upper() == "LOCAL":
+        return _Stored(path, end, is_raw, is_big)
+    if not name or Path(name).name != name or "%" in name or name.upper().startswith("LIST"):
+        raise ReadError(
+            f"{path} keeps its values in {name!r}; only one data file beside the header can be "
+            "read."
+        )
+    if not (path.parent / name).is_file():
+        raise ReadError(f"{path} keeps its values in {name!r}, which is not beside it.")
+    skipped = fields.get("headersize", "0")
+    offset = int(skipped) if re.fullmatch(r"-1|\d{1,9}", skipped) else 0
+    return _Stored(path.parent / name, offset, is_raw, is_big)
+
+
+def _too_small(path: Path, shape: tuple[int, ...]) -> ReadError:
+    return ReadError(
+        f"{path} is truncated or damaged: its header gives the shape {shape}, but its values are "
+        "fewer; copy or download it again."
+    )

@@ -1,4 +1,4 @@
-"""NIfTI in: the file's X, Y, Z, T becomes (t, z, y, x)."""
+"""NIfTI in, a file or a pair of .hdr and .img: the X, Y, Z, T of the file becomes (t, z, y, x)."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def read_nifti(path: Path, pixels: bool = True) -> Volume:
     if not isinstance(image, nibabel.Nifti1Pair):
         raise ReadError(f"{path} is not a NIfTI file.")
     header = image.header
-    _check_size(path, header)
+    _check_size(path, _file_of(image, "image", path), header)
     space, time = header.get_xyzt_units()
-    _check_spacing(path, header)
+    _check_spacing(path, _file_of(image, "header", path), header)
     affine = np.diag([*[_MM.get(space, 1.0)] * 3, 1.0]) @ np.asarray(image.affine, np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise ReadError(
@@ -103,6 +103,12 @@ def read_nifti(path: Path, pixels: bool = True) -> Volume:
     )
 
 
+def _file_of(image: Any, part: str, path: Path) -> Path:
+    """Where the "header" or the "image" lies, which are one file, or a pair."""
+    names = image.file_map
+    return Path(names[part].filename if part in names else names["image"].filename or path)
+
+
 def _stored_values(path: Path, image: Any) -> np.ndarray:
     """The values as they lie in the file: a memory map, or unpacked."""
     if path.suffix != ".gz":
@@ -125,9 +131,9 @@ def _claimed(header: nibabel.Nifti1Header) -> int:
     return int(count) * int(header.get_data_dtype().itemsize)
 
 
-def _check_spacing(path: Path, header: nibabel.Nifti1Header) -> None:
+def _check_spacing(path: Path, file_of_header: Path, header: nibabel.Nifti1Header) -> None:
     """nibabel takes a spacing of 0 as 1; a place that rests on it is wrong."""
-    with nibabel.openers.ImageOpener(str(path)) as file:
+    with nibabel.openers.ImageOpener(str(file_of_header)) as file:
         stored: Any = type(header).from_fileobj(file, check=False)
     spacing = stored["pixdim"][1 : 1 + min(3, len(header.get_data_shape()))]
     if stored["sform_code"] <= 0 and not (np.isfinite(spacing).all() and (spacing != 0).all()):
@@ -137,13 +143,13 @@ def _check_spacing(path: Path, header: nibabel.Nifti1Header) -> None:
         )
 
 
-def _check_size(path: Path, header: nibabel.Nifti1Header) -> None:
+def _check_size(path: Path, file_of_values: Path, header: nibabel.Nifti1Header) -> None:
     """Compare what the header claims with the file's size before anything is allocated."""
     shape = header.get_data_shape()
     if not shape or min(shape) < 1:
         raise ReadError(f"{path} holds no voxels: its header gives the shape {shape}.")
     packed = path.suffix == ".gz"
-    if _claimed(header) > path.stat().st_size * (_MAX_GZIP_RATIO if packed else 1):
+    if _claimed(header) > file_of_values.stat().st_size * (_MAX_GZIP_RATIO if packed else 1):
         raise ReadError(
             f"{path} is truncated or damaged: its header gives the shape "
             f"{tuple(int(n) for n in shape)}, but the file is too small for that; copy or download "

@@ -13,15 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from napari_sam2.io.files import (
-    SUFFIXES,
-    image_kind,
-    is_dicom,
-    list_images,
-    read_image,
-    take_channel,
-)
+from napari_sam2.io.files import list_images, read_image, take_channel
 from napari_sam2.io.guard import clear_errors
+from napari_sam2.io.kinds import SUFFIXES, image_kind, is_dicom
 from napari_sam2.io.place import layer_affine, obliqueness, to_layer_order
 from napari_sam2.io.volume import ReadError, Volume, unread
 
@@ -31,6 +25,10 @@ Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 METADATA_KEY = "napari_sam2"
 """Under this key, a layer's metadata hold its `Volume`, with zeros in place of the pixels."""
 
+_OURS = tuple(
+    {suffix for known in SUFFIXES.values() for suffix in known}
+    - {".hdr", ".img", *SUFFIXES["picture"]}
+)
 _LOOKED_AT = 1000  # files of a folder, until it is taken for one without DICOM
 _COLOURS = ("cyan", "yellow", "magenta", "red", "green", "blue")  # as napari colours channels
 
@@ -43,14 +41,14 @@ def get_reader(path: Paths) -> Callable[[Paths], list[LayerData]] | None:
 def read_layers(path: Paths) -> list[LayerData]:
     """Read all images of a file or folder as layers; of several series the first is visible.
 
-    path: as for `read_image`; or numbered TIFFs, or DICOM files of one series.
+    path: as for `read_image`; or numbered pictures, or DICOM files of one series.
 
     What the readers found odd is shown as a warning.
     Raises: ReadError, if no series can be read.
     """
     paths = [Path(file) for file in _paths(path)]
-    if len(paths) > 1 and all(image_kind(file) == "TIFF" for file in paths):
-        from napari_sam2.io.tiff import read_sequence
+    if len(paths) > 1 and all(image_kind(file) in ("TIFF", "picture") for file in paths):
+        from napari_sam2.io.sequence import read_sequence
 
         images = [read_sequence(paths)]
     else:
@@ -59,6 +57,9 @@ def read_layers(path: Paths) -> list[LayerData]:
     has_image = False
     for image in images:
         shown = layers_of(image, visible=image.is_labels or not has_image)
+        if image.is_labels and len(paths) == 1:
+            for _, options, _ in shown:
+                options |= _named(paths[0])
         has_image |= not image.is_labels
         layers += shown
         for note in image.notes:
@@ -110,7 +111,28 @@ def _layer(image: Volume, visible: bool) -> LayerData:
         options["rgb"] = True
     else:
         options["contrast_limits"] = _contrast_limits(image)
+        if image.is_inverted:
+            options["colormap"] = "gray_r"
     return data, options, "image"
+
+
+def _named(path: Path) -> dict[str, Any]:
+    """What a labels file says of its objects, as napari shows it and our writers find it again."""
+    from napari_sam2.io.labels import read_legend
+
+    with clear_errors(path):
+        legend = read_legend(path)
+    if not legend:
+        return {}
+    features = {"index": [one.id for one in legend], "name": [one.name for one in legend]}
+    options: dict[str, Any] = {"features": features}
+    if all(one.colour is not None for one in legend):
+        from napari.utils.colormaps import DirectLabelColormap
+
+        colours: dict[int | None, Any] = {one.id: (*(one.colour or ()), 1.0) for one in legend}
+        others = {None: (0.6, 0.6, 0.6, 1.0), 0: (0.0, 0.0, 0.0, 0.0)}
+        options["colormap"] = DirectLabelColormap(color_dict=others | colours)
+    return options
 
 
 def _placed(image: Volume, ndim: int) -> dict[str, Any]:
@@ -181,7 +203,7 @@ def _is_ours(path: Path) -> bool:
     try:
         kind = image_kind(path)
     except (ReadError, OSError):  # a name of ours gets a reader, which says what is wrong
-        return path.name.lower().endswith(tuple(s for known in SUFFIXES.values() for s in known))
+        return path.name.lower().endswith(_OURS)
     if path.is_file() or kind != "DICOM":
         return True
     files = islice((file for file in path.rglob("*") if file.is_file()), _LOOKED_AT)

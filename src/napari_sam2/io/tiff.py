@@ -1,17 +1,16 @@
-"""TIFF in: plain, ImageJ and OME; one file, the files of one OME image, or a numbered folder."""
+"""TIFF in: plain, ImageJ and OME; one file, or the files of one OME image."""
 
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
 
-from napari_sam2.io.guard import Guarded, clear_errors, logged_errors
+from napari_sam2.io.guard import Guarded, logged_errors
 from napari_sam2.io.volume import ReadError, Volume, check_memory, native
 
 _INCOMPLETE = ("invalid page offset", "failed to reshape", "does not match page shape")
@@ -81,51 +80,11 @@ def count_series(path: Path) -> int:
         return len(tif.series)
 
 
-def read_sequence(source: Path | Sequence[Path]) -> Volume:
-    """Read numbered files as one image, in the order of their numbers (2 before 10).
-
-    source: a folder, or the files. A number after t, time or frame counts time points, one after c,
-    ch or channel channels, another slices; files of stacks are time points. So `t000.tif`... is a
-    time-lapse, `cell_t1_z5_c0.tif`... all of it.
-
-    Raises: ReadError if the files are not numbered alike, or differ in size or type.
-    """
-    if isinstance(source, Path):
-        found = [f for f in source.iterdir() if f.name.lower().endswith((".tif", ".tiff"))]
-        files, place = [f for f in found if not f.name.startswith(".")], source
-    else:
-        files, place = list(source), source[0].parent
-    by_name = {file.name: file for file in files}
-    files = [by_name[name] for name in tifffile.natural_sorted(by_name)]
-    if len(files) == 1:
-        return read_tiff(files[0])
-    first = read_tiff(files[0])
-    _check_alike(files)
-    leading, counts = _numbering(place, files, first.axes)
-    if set(leading) & set(first.axes.replace("yx", "", 1)):
-        raise ReadError(f"{place} holds numbered files that do not make one image; give one file.")
-
-    import dask.array as da
-
-    none = np.empty((0,) * first.array.ndim, first.array.dtype)  # or dask would open every file
-    blocks = [da.from_array(_Page(file, first), chunks=-1, name=False, meta=none) for file in files]
-    stack = da.stack(blocks).reshape(*counts, *first.array.shape)
-    letters = leading + first.axes
-    if first.axes == "yx" and leading == "c":
-        letters = "czyx"
-    elif first.axes == "yx":  # the one slice of a picture is no axis of the sequence
-        stack = stack[(slice(None),) * len(leading) + (0,)]
-    order = [letters.index(axis) for axis in "tczyx" if axis in letters]
-    axes = "".join(axis for axis in "tczyx" if axis in letters)
-    known = dict(zip(first.axes if first.axes != "yx" else "zyx", first.spacing, strict=True))
-    return Volume(
-        array=stack.transpose(*order, *range(len(order), stack.ndim)),
-        spacing=tuple(known.get(axis, 1.0) for axis in axes if axis != "c"),
-        unit=first.unit,
-        source=place.name,
-        axes=axes,
-        notes=first.notes,
-    )
+def tiff_form(path: Path) -> tuple[tuple[int, ...], np.dtype, str]:
+    """Shape, type and axes of a file's first image, as they lie in the file."""
+    with _opened(path) as tif:
+        first = tif.series[0]
+        return first.shape, first.dtype, first.axes
 
 
 @contextlib.contextmanager
@@ -176,18 +135,6 @@ def _open(path: Path, tif: tifffile.TiffFile, index: int, level: int) -> Any:
     return da.from_array(Guarded(stored, path), chunks=chunks, name=False)
 
 
-class _Page:
-    """One file of a sequence, read when dask asks for it."""
-
-    def __init__(self, path: Path, like: Volume) -> None:
-        self.path = path
-        self.shape, self.dtype, self.ndim = like.array.shape, like.array.dtype, like.array.ndim
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        with clear_errors(self.path):
-            return np.asarray(read_tiff(self.path).array[index])
-
-
 def _check_size(path: Path, chosen: tifffile.TiffPageSeries) -> None:
     """Compare what the file claims with what is there, before anything is allocated."""
     if chosen.size * chosen.dtype.itemsize > _MAX_RATIO * path.stat().st_size + 2**27:
@@ -204,20 +151,6 @@ def _check_size(path: Path, chosen: tifffile.TiffPageSeries) -> None:
                 f"{path} is truncated: pixels that its header points to are not there; copy it "
                 "again."
             )
-
-
-def _check_alike(files: list[Path]) -> None:
-    first: tuple[Any, ...] | None = None
-    for file in files:
-        with clear_errors(file), _opened(file) as tif:
-            found = tif.series[0].shape, tif.series[0].dtype, tif.series[0].axes
-        first = first or found
-        for what, one, wanted in zip(("size", "type", "axes"), found, first, strict=True):
-            if one != wanted:
-                raise ReadError(
-                    f"{file} differs from {files[0].name} in {what} ({one} and {wanted}); put the "
-                    "files that belong together into a folder."
-                )
 
 
 # ---- axes
@@ -271,35 +204,6 @@ def _spacing(axes: str, sizes: dict[str, Any]) -> tuple[float, ...]:
     along = {"t": "T", "z": "Z", "y": "Y", "x": "X"}
     kinds = "zyx" if axes == "yx" else axes.replace("c", "")
     return tuple(sizes[along[axis]] or 1.0 for axis in kinds)
-
-
-def _numbering(place: Path, files: list[Path], axes: str) -> tuple[str, tuple[int, ...]]:
-    """The axes along which file names count, and how far each counts."""
-    parts = [re.split(r"(\d+)", file.stem) for file in files]
-    if len({tuple(p[::2]) for p in parts}) > 1:
-        raise ReadError(
-            f"{place} holds TIFF files that are not numbered alike; give one of them, or put those "
-            "that belong together into a folder."
-        )
-    numbers = np.array([[int(n) for n in p[1::2]] for p in parts], dtype=object)
-    varying = [column for column in range(numbers.shape[1]) if len(set(numbers[:, column])) > 1]
-    named = "".join(_counted_by(parts[0][2 * column], axes) for column in varying)
-    counts = tuple(len(set(numbers[:, column])) for column in varying)
-    is_grid = int(np.prod(counts)) == len(files) and len(set(named)) == len(named)
-    if not is_grid:  # only one order can be told
-        return _counted_by("", axes), (len(files),)
-    return named, counts
-
-
-def _counted_by(word: str, axes: str) -> str:
-    """The axis that a number behind a word counts; in files of stacks, time."""
-    letters = re.sub(r"[^a-z]+$", "", word.lower())
-    last = re.split(r"[^a-z]+", letters)[-1]
-    if last in ("t", "time", "timepoint", "tp", "frame"):
-        return "t"
-    if last in ("c", "ch", "channel"):
-        return "c"
-    return "t" if axes != "yx" else "z"
 
 
 # ---- metadata

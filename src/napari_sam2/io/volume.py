@@ -44,6 +44,7 @@ class Volume:
     pyramid: the same image at falling resolutions, which the file holds for display; arrays with
         the same axes as `array`, which is not among them.
     is_labels: whether the file says that its values are ids of objects.
+    is_inverted: whether the file says that small values are to be shown bright.
     """
 
     array: np.ndarray
@@ -59,6 +60,7 @@ class Volume:
     channels: tuple[str, ...] = ()
     pyramid: tuple[Any, ...] = ()
     is_labels: bool = False
+    is_inverted: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:

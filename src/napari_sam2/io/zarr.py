@@ -63,12 +63,27 @@ def _nodes(path: Path) -> list[Node]:
             names = _attributes(place / "labels").get("labels", [])
             for name in names if isinstance(names, list) else []:
                 labels += _node(place / "labels" / str(name)) if ".." not in str(name) else []
-    if not found:
-        what = "a plate" if "plate" in _attributes(path) else "no OME-Zarr image"
+    if found:
+        return found + labels
+    wells = _wells(path)
+    if wells:
+        fields = [str(image.relative_to(path)) for image in _inner_images(path / wells[0])]
+        listed = f"{', '.join(wells[:8])}{f' and {len(wells) - 8} more' if len(wells) > 8 else ''}"
         raise ReadError(
-            f"{path} holds {what}; give the folder of an image (it names its multiscales)."
+            f"{path} is a plate of {len(wells)} well{'s' if len(wells) > 1 else ''} ({listed}); "
+            f"open the folder of a field of view, such as {path / (fields or wells)[0]}."
         )
-    return found + labels
+    raise ReadError(
+        f"{path} holds no OME-Zarr image; give the folder of an image (it names its multiscales)."
+    )
+
+
+def _wells(path: Path) -> list[str]:
+    """The folders of the wells that a plate lists, and that are there: "A/1", "A/2"..."""
+    plate = _attributes(path).get("plate")
+    wells = plate.get("wells") if isinstance(plate, dict) else None
+    listed = [str(well.get("path")) for well in wells or [] if isinstance(well, dict)]
+    return [well for well in listed if ".." not in well and (path / well).is_dir()]
 
 
 def _node(place: Path) -> list[Node]:
