@@ -1,9 +1,11 @@
 """The engine knows nothing of napari or Qt, and napari_sam2 knows Qt only in its widgets."""
 
+import ast
 import json
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import napari_sam2
 import sam2_engine
@@ -47,6 +49,24 @@ def test_importing_napari_sam2_without_its_widgets_loads_no_napari_and_no_qt():
     modules = ["napari_sam2", *modules_of(napari_sam2)]
     assert len(modules) > 3
     assert not (NAPARI | QT) & loaded_by(modules)
+
+
+def test_only_public_parts_of_napari_are_used():
+    """No private module of napari, and no private part of a viewer, its window or a layer."""
+    owners = {"viewer", "window", "layers", "layer", "dims", "image", "labels", "points", "boxes"}
+    for path in Path(napari_sam2.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            private = [n for n in names if n.startswith("napari.") and "._" in n]
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+                owner = getattr(node.value, "attr", getattr(node.value, "id", ""))
+                if owner in owners or node.attr.startswith(("_qt_", "_slice_", "_vispy")):
+                    private.append(f"{owner}.{node.attr}")
+            assert not private, f"{path}, line {node.lineno}: {private}"
 
 
 def test_the_check_sees_what_it_looks_for():

@@ -15,6 +15,7 @@ from desk import SHAPE, TIMEOUT, assert_same, blobs, worker_threads
 from models import small_model
 from napari.utils import progress
 from qtpy.QtCore import QEvent, Qt
+from qtpy.QtGui import QShortcut
 from qtpy.QtWidgets import (
     QApplication,
     QComboBox,
@@ -29,6 +30,7 @@ from qtpy.QtWidgets import (
 
 from napari_sam2.session import Session
 from napari_sam2.widgets import SAM2Widget, choices
+from napari_sam2.widgets.sam2_widget import KEYS
 from sam2_engine.weights import save_model
 
 pytestmark = pytest.mark.usefixtures("own_choices")
@@ -146,6 +148,24 @@ def test_exclude_shift_and_keys(desk):
     assert (colours[0] != colours[1]).any()
 
 
+def test_every_key_that_is_listed_works_in_the_layers_of_the_image_only(desk):
+    d = desk()
+    d.widget.start("include")
+    listed = {part.strip() for row in KEYS for part in row.split(",")}
+    listed |= {"Shift+O", "Ctrl+Shift+Z"}  # named in the texts of O and Ctrl+Z
+    listed -= {"Shift+click", "S", "A", "Delete"}  # by the mouse, and napari's own
+    in_widget = {shortcut.key().toString() for shortcut in d.widget.findChildren(QShortcut)}
+    assert in_widget == listed
+
+    def bound(layer):
+        return {str(key).replace("Meta", "Ctrl") for key in layer.keymap}
+
+    assert bound(d.widget.points_layer) == bound(d.widget.shapes_layer) == listed
+    assert bound(d.widget.labels_layer) == listed - {"B", "E", "L", "P"}
+    assert bound(d.image) == set()
+    assert not {str(key) for key in d.viewer.keymap} & listed
+
+
 @pytest.mark.parametrize("order", [(1, 0, 2), (2, 0, 1)])
 def test_the_sequence_is_the_axis_of_the_slider(desk, order):
     d = desk(scale=(3, 1, 1))
@@ -242,6 +262,26 @@ def test_slices_follow_each_other_along_the_chosen_slider(desk):
     flat = d.viewer.add_image(blobs(), name="flat")
     d.widget.choose_image(flat)
     assert not along.isVisible()
+
+
+def test_an_image_with_five_axes_is_marked_where_its_sliders_are(desk):
+    data = np.zeros((2, 3, *SHAPE), np.float32)
+    data[1, 2] = blobs()
+    d = desk(data=data, contrast_limits=(0, 250))
+    choices = [d.panel.along.itemData(i) for i in range(d.panel.along.count())]
+    assert choices == [0, 1, 2]
+    d.panel.along.setCurrentIndex(2)
+    d.panel.along.activated.emit(2)
+    d.viewer.dims.set_point((0, 1, 2), (1, 2, 3))
+    d.press(d.panel.modes["include"])
+    d.click((17, 20))
+    d.press(d.panel.propagate)
+    d.settle()
+    assert_same(d.labels, d.expected())
+    assert d.labels[1, 2].any()
+    assert not d.labels[0].any() and not d.labels[1, :2].any()
+    d.go_to(0, axis=1)
+    assert d.session.prompts == {}
 
 
 def test_of_a_multiscale_image_the_full_resolution_is_segmented():
@@ -417,6 +457,7 @@ def begin_a_run(d):
     SlowFrames.gate.clear()
     d.press(d.panel.propagate)
     d.qtbot.waitUntil(lambda: d.panel.progress.value() >= 1, timeout=TIMEOUT)
+    assert any("SAM 2" in bar.desc for bar in progress._all_instances), "napari's own bar"
 
 
 def test_stop_keeps_what_is_done(slow_desk):
