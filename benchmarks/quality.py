@@ -446,6 +446,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known = read_classical(chosen.classical) if chosen.classical else []
 
     items = read_items(chosen.data, chosen.split, chosen.limit)
+    if chosen.classical:
+        check_items(chosen.classical, known, items)
     started = begun = time.perf_counter()
     results: list[ItemScores] = []
     for scored in score_items(items, chosen.model, chosen.device, chosen.jobs, not known):
@@ -456,12 +458,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.progress(
             f"[{done}/{len(items)}] {scored[0].item.name}: {_in_short(scored)} ({seconds:.1f} s)"
         )
-    rows = make_rows(results)
-    counted = {(row["dataset"], row["prompt"]): row["n"] for row in rows}
-    for row in known:
-        if counted.get((row["dataset"], row["prompt"])) != row["n"]:
-            raise SystemExit(f"{chosen.classical} was made on other items of {row['dataset']}.")
-    rows += known
+    rows = make_rows(results) + known
     summary = summarise(rows)
     seconds = time.perf_counter() - started
     print(as_table(rows, summary))
@@ -489,6 +486,21 @@ def read_classical(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError) as error:
         raise SystemExit(f"{path} is no JSON file of this benchmark: {error}.") from None
     return [row for row in rows if row["method"] == "classical"]
+
+
+def check_items(path: Path, rows: Sequence[dict[str, Any]], items: Sequence[Item]) -> None:
+    """Find out before anything is computed whether rows of an earlier run are of these items.
+
+    Raises SystemExit where the number of objects of a data set differs.
+    """
+    counted: dict[str, int] = defaultdict(int)
+    for item in items:
+        for target in read_case(item)[1]:
+            counted[f"{item.dataset} ({target.part})"] += 1
+            counted[item.dataset] += target.part != "union"
+    for row in rows:
+        if counted[row["dataset"]] != row["n"]:
+            raise SystemExit(f"{path} was made on other items of {row['dataset']}.")
 
 
 def _in_short(results: Sequence[ItemScores]) -> str:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -16,7 +17,7 @@ import pytest
 import tifffile
 from models import small_model
 
-from napari_sam2 import batch_worker
+from napari_sam2 import batch, batch_worker
 from napari_sam2.batch import (
     DONE,
     FAILED,
@@ -225,6 +226,17 @@ def test_labels_without_a_record_of_their_end_are_written_anew(
     assert run_job(job, settings).status == SKIPPED
 
 
+def test_what_a_run_has_done_itself_was_not_done_before(scans, tmp_path, checkpoint):
+    """A worker may die between an image and its answer; another one is asked then."""
+    job = jobs_of(scans, prompts=prompts_of(scans))[0]
+    settings = Settings(out=tmp_path, model=checkpoint, run="this")
+    assert run_job(job, settings).status == DONE
+    before = states(tmp_path)
+    assert run_job(job, settings).status == DONE
+    assert run_job(job, replace(settings, run="the next")).status == SKIPPED
+    assert states(tmp_path) == before
+
+
 # -- all of them -------------------------------------------------------------------------------
 
 
@@ -301,29 +313,82 @@ def test_every_image_is_done_once_though_a_worker_is_killed(tmp_path, checkpoint
     assert [result.status for result in again] == [SKIPPED] * 8
 
 
-@pytest.mark.slow
-def test_a_dask_scheduler_elsewhere_is_used(scans, tmp_path, checkpoint):
-    command = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
+@pytest.fixture
+def cluster(tmp_path):
+    """A scheduler and two workers, started as on a cluster; gives its address and the workers."""
     file = tmp_path / "scheduler.json"
-    options = ["--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
-    scheduler = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
-    command = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file)]
-    options = ["--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path)]
-    worker = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(600):
-            if file.exists():
-                break
-            time.sleep(0.1)
-        address = json.loads(file.read_text())["address"]
-        jobs = jobs_of(scans, prompts=prompts_of(scans))
-        settings = Settings(out=tmp_path / "out", model=checkpoint)
-        results = run_batch(jobs, settings, scheduler=address)
-        assert [result.status for result in results] == [DONE] * 3
-    finally:
-        for process in (worker, scheduler):
-            process.terminate()
-            process.wait(30)
+    started = []
+
+    def start(program, *options):
+        command = [sys.executable, "-m", f"distributed.cli.{program}", "--no-dashboard"]
+        options = [*options, "--scheduler-file", str(file)]
+        started.append(subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL))
+        return started[-1]
+
+    here = ["--nthreads", "1", "--memory-limit", "0", "--local-directory", str(tmp_path)]
+    start("dask_scheduler", "--port", "0", "--host", "127.0.0.1")
+    workers = [start("dask_worker", *here, "--no-nanny") for _ in range(2)]
+    for _ in range(600):
+        if file.exists():
+            break
+        time.sleep(0.1)
+    yield json.loads(file.read_text())["address"], workers
+    for process in reversed(started):
+        process.terminate()
+    for process in started:
+        process.wait(30)
+
+
+@pytest.mark.slow
+def test_on_a_cluster_every_image_is_done_once_though_a_worker_is_killed(
+    tmp_path, checkpoint, cluster
+):
+    address, workers = cluster
+    folder, out = tmp_path / "scans", tmp_path / "out"
+    folder.mkdir()
+    for number in range(6):
+        scan(folder / f"p{number}.nii.gz", number, (12, 48, 64))
+    finished: dict[str, int] = {}
+
+    def kill_one(result):
+        finished.update(states(out))
+        if len(finished) == 2:
+            workers[0].kill()
+
+    jobs = jobs_of(folder, prompts=prompts_of(folder))
+    settings = Settings(out=out, model=checkpoint)
+    results = run_batch(jobs, settings, scheduler=address, progress=kill_one)
+    assert workers[0].wait(30) < 0
+    assert [(result.status, result.message) for result in results] == [(DONE, "")] * 6
+    after = states(out)
+    assert len(after) == 6
+    assert {name: after[name] for name in finished} == finished  # done once
+    again = run_batch(jobs, settings, scheduler=address)
+    assert [result.status for result in again] == [SKIPPED] * 6
+
+
+@pytest.mark.parametrize(
+    ("cards", "cores", "asked", "expected"),
+    [  # the card and the threads of each worker
+        (0, 16, None, [(None, 2)] * 8),  # no card: two cores each
+        (0, 1, None, [(None, 1)]),
+        (4, 32, None, [(0, 8), (1, 8), (2, 8), (3, 8)]),  # one worker a card
+        (2, 8, 4, [(0, 2), (1, 2), (0, 2), (1, 2)]),  # more are asked for: spread over the cards
+        (8, 4, None, [(n, 1) for n in range(8)]),
+    ],
+)
+def test_each_worker_has_a_card_or_cores_of_its_own(monkeypatch, cards, cores, asked, expected):
+    monkeypatch.setattr(batch, "_graphics_cards", lambda: cards)
+    monkeypatch.setattr(batch, "_cores", lambda: cores)
+    found = []
+    for spec in batch._specs_here(Settings(out=Path()), asked).values():
+        environment = spec["options"]["env"]
+        card = environment.get("CUDA_VISIBLE_DEVICES")
+        found.append((card and int(card), int(environment["OMP_NUM_THREADS"])))
+        assert spec["options"]["nthreads"] == 1  # one image at a time
+    assert found == expected
+    specs = batch._specs_here(Settings(out=Path(), device="cpu"), asked)
+    assert all("CUDA_VISIBLE_DEVICES" not in spec["options"]["env"] for spec in specs.values())
 
 
 def test_what_cannot_start_says_why(scans, tmp_path):

@@ -69,9 +69,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
-            self.send_response(200)
+            self.send_response(404 if "missing" in self.path else 200)
+            self.send_header("Content-Length", str(len(content.getvalue())))
             self.end_headers()
-            self.wfile.write(content.getvalue())
+            is_broken = "broken" in self.path  # the line goes down in the middle
+            self.wfile.write(content.getvalue()[: 100 if is_broken else None])
 
         def log_message(self, *_: object) -> None:
             pass
@@ -106,6 +108,21 @@ def test_another_file_than_the_one_that_is_meant_is_not_kept(
     with pytest.raises(OSError, match="checksum differs"):
         download(replace(PUBLIC_IMAGES["cells"], sha256="0" * 64))
     assert list((tmp_path / "cache" / "samples").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("missing.tif", "could not be downloaded"), ("broken.tif", "could not be downloaded")],
+)
+def test_a_download_that_fails_leaves_nothing_and_can_be_tried_again(
+    server: tuple[str, list[str]], tmp_path: Path, name: str, message: str
+) -> None:
+    public = PUBLIC_IMAGES["cells"]
+    with pytest.raises(OSError, match=message):
+        download(replace(public, url=server[0].replace("cells.tif", name)))
+    folder = tmp_path / "cache" / "samples"
+    assert not folder.exists() or list(folder.iterdir()) == []
+    assert tifffile.imread(download(public)).shape == (4, 2, 8, 8)
 
 
 def test_without_a_network_one_sentence_says_so(tmp_path: Path, monkeypatch) -> None:

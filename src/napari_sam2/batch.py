@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -76,7 +77,7 @@ def run_batch(
 
     Returns the results in the order of the jobs. Raises BatchError where it cannot start.
     """
-    settings = replace(settings, out=Path(settings.out).absolute())
+    settings = replace(settings, out=Path(settings.out).absolute(), run=secrets.token_hex(8))
     _prepare(settings.out)
     jobs = [_absolute(job) for job in jobs]
     results: dict[str, JobResult] = {}
@@ -137,10 +138,8 @@ def _client(
         with client:
             yield client, settings
         return
-    cards = _graphics_cards() if settings.device in ("auto", "cuda") else 0
-    count = workers or cards or max(1, _cores() // _CORES_PER_WORKER)
-    threads = settings.threads or max(1, _cores() // count)
-    specs = {number: _worker(threads, number % cards if cards else None) for number in range(count)}
+    specs = _specs_here(settings, workers)
+    threads = settings.threads or _threads_of_each(len(specs))
     # Nobody outside this machine can reach them.
     addresses = {"host": _HERE, "port": 0, "dashboard": False, "dashboard_address": f"{_HERE}:0"}
     scheduler_spec = {"cls": Scheduler, "options": addresses}
@@ -149,6 +148,19 @@ def _client(
         Client(cluster, set_as_default=False) as client,
     ):
         yield client, replace(settings, threads=threads)
+
+
+def _specs_here(settings: Settings, workers: int | None) -> dict[int, dict[str, Any]]:
+    """The processes on this machine: as many as are asked for, or one for each graphics card, or
+    else for every two cores. More than there are cards share them."""
+    cards = _graphics_cards() if settings.device in ("auto", "cuda") else 0
+    count = workers or cards or max(1, _cores() // _CORES_PER_WORKER)
+    threads = settings.threads or _threads_of_each(count)
+    return {number: _worker(threads, number % cards if cards else None) for number in range(count)}
+
+
+def _threads_of_each(workers: int) -> int:
+    return max(1, _cores() // workers)
 
 
 def _worker(threads: int, card: int | None) -> dict[str, Any]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import secrets
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 from napari_sam2.batch_worker import DONE, FAILED, SKIPPED, JobResult
+from napari_sam2.whole_file import write_text
 
 _COLUMNS = ("name", "image", "status", "object", "object name", "voxels", "size", "unit", "seconds")
 _PAGE = """\
@@ -69,8 +68,8 @@ def write_report(out: Path, results: Sequence[JobResult], left: int = 0) -> None
 
     left: how many jobs have not been looked at, because the run was stopped.
     """
-    _write(out / "report.csv", _csv(results))
-    _write(out / "report.html", _html(results, left))
+    write_text(out / "report.csv", _csv(results))
+    write_text(out / "report.html", _html(results, left))
 
 
 def summary(results: Sequence[JobResult], left: int = 0) -> str:
@@ -112,9 +111,3 @@ def _csv(results: Sequence[JobResult]) -> str:
         if not result.objects:
             writer.writerow([*start, *[""] * 5, *end])
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)

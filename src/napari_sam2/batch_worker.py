@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
-import secrets
 import time
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_sam2.batch_jobs import Job, TablePrompts
+from napari_sam2.whole_file import write_text
 
 if TYPE_CHECKING:
     from napari_sam2.io import Volume
@@ -50,6 +49,8 @@ class Settings:
     """Of a worker's processor."""
     overwrite: bool = False
     """Whether files that are not of a batch may be replaced."""
+    run: str = ""
+    """Another one for each run, which tells what it has done itself from what was done before."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ class JobResult:
     """A PNG in base64: the slice that shows most of the objects."""
     key: str = ""
     """Equal for equal pixels, prompts, model and settings."""
+    run: str = ""
+    """In which it was done."""
 
 
 @dataclass
@@ -148,7 +151,9 @@ def _run(job: Job, settings: Settings, begin: float) -> JobResult:
     output, record = output_of(job, settings), read_record(job, settings)
     if output.exists():
         if record is not None and record.key == key and record.status == DONE:
-            return replace(record, status=SKIPPED)
+            # Of this run: a worker died before it could tell of it.
+            is_own = settings.run != "" and record.run == settings.run
+            return record if is_own else replace(record, status=SKIPPED)
         if record is None and not settings.overwrite:
             raise WriteError(f"{output} exists and is not of a batch; use --overwrite.")
     answer = _answer(job, settings, volume, lazy)
@@ -171,6 +176,7 @@ def _run(job: Job, settings: Settings, begin: float) -> JobResult:
         notes=(*volume.notes, *answer.notes),
         thumbnail=_thumbnail(volume, answer.labels, settings.window),
         key=key,
+        run=settings.run,
     )
     _write_record(job, settings, result)
     return result
@@ -336,9 +342,7 @@ def _record_of(job: Job, settings: Settings) -> Path:
 def _write_record(job: Job, settings: Settings, result: JobResult) -> None:
     target = _record_of(job, settings)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{job.name[:100]}.{secrets.token_hex(4)}.part")
-    temporary.write_text(json.dumps(asdict(result)))
-    os.replace(temporary, target)
+    write_text(target, json.dumps(asdict(result)))
 
 
 # ---- what a person sees

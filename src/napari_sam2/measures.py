@@ -9,9 +9,9 @@ Everything is read frame by frame, so memory does not depend on their number.
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import os
-import secrets
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_sam2.object_sums import ObjectSum, add, sums_of
+from napari_sam2.whole_file import write_text
 
 if TYPE_CHECKING:
     from napari_sam2.io import Volume
@@ -156,15 +157,11 @@ def write_csv(path: str | os.PathLike[str], measures: Measures) -> tuple[Path, P
         (target, measures.frames, FrameMeasure),
         (objects, measures.objects, ObjectMeasure),
     ):
-        temporary = file.with_name(f".{file.name[:100]}.{secrets.token_hex(4)}.part")
-        try:
-            with temporary.open("w", newline="", encoding="utf-8") as out:
-                writer = csv.writer(out)
-                writer.writerow(columns(kind, measures))
-                writer.writerows(values(row) for row in rows)
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(columns(kind, measures))
+        writer.writerows(values(row) for row in rows)
+        write_text(file, text.getvalue())
     return target, objects
 
 
