@@ -80,6 +80,32 @@ def test_a_row_shows_its_object_on_its_slice(viewer: Any, qtbot: Any, tmp_path: 
     assert "could not be written" in table.status.text()
 
 
+def test_the_table_follows_what_is_painted_once_it_is_quiet(viewer: Any, qtbot: Any) -> None:
+    table = MeasuresTable(viewer)
+    qtbot.addWidget(table)
+    layer = viewer.layers["found"]
+    layer.paint((0, 5, 5), 1)  # nothing was measured yet
+    layer.undo()
+    measured(table, qtbot)
+    table.table.selectRow(1)
+    first = table.measures
+    for column in range(20, 24):  # strokes that follow each other are measured once
+        layer.data_setitem((np.array([0]), np.array([19]), np.array([column])), 2)
+    assert table.measures is first and not table.is_busy
+    qtbot.waitUntil(lambda: table.measures is not first, timeout=60_000)
+    assert table.measures.objects[1].pixels == first.objects[1].pixels + 4
+    assert [i.row() for i in table.table.selectionModel().selectedRows()] == [1]
+
+    table.follow.setChecked(False)
+    second = table.measures
+    layer.data = np.zeros_like(layer.data)
+    qtbot.wait(1300)
+    assert table.measures is second
+    table.follow.setChecked(True)  # now what has changed meanwhile is seen
+    qtbot.waitUntil(lambda: table.measures is not second, timeout=60_000)
+    assert table.measures.objects == ()
+
+
 def test_what_cannot_be_measured_is_said(viewer: Any, qtbot: Any) -> None:
     table = MeasuresTable(viewer)
     qtbot.addWidget(table)
@@ -113,6 +139,12 @@ def test_masks_of_a_session_come_with_names_and_marks(
     row = shown(table, 0)
     assert (row["Object"], row["Marks"], row["Approved"]) == ("liver", "1", "100%")
     assert float(row["Volume (ml)"]) == pytest.approx(40 * 0.75 / 1000, rel=1e-3)
+
+    before = table.measures
+    session.paint(1, 3, mask)  # the table follows by itself
+    qtbot.waitUntil(lambda: table.measures is not before, timeout=60_000)
+    row = shown(table, 0)
+    assert (row["Marks"], row["Approved"], row["Slices"]) == ("2", "50%", "2–3")
 
     at.widget.labels_layer.save(str(tmp_path / "l.seg.nrrd"), plugin="napari-sam2")
     labels, names, colours = read_labels(tmp_path / "l.seg.nrrd")

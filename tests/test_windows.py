@@ -8,6 +8,7 @@ from lazy import Lazy
 from models import small_model
 from napari.layers import Image
 
+from napari_sam2.sample_data import body_ct
 from napari_sam2.sequence_view import Channels, SequenceKey, SequenceView
 from napari_sam2.session import Session
 from napari_sam2.windows import (
@@ -123,6 +124,17 @@ def test_a_list_of_choices_holds_what_makes_sense():
     assert list(window_choices(colours)) == [CONTRAST_LIMITS, PERCENTILES]
     for choice in window_choices(ramps()):
         window_for(ramps(), choice)
+
+
+def test_the_windows_of_a_file_can_be_chosen():
+    layer = Image.create(*body_ct()[0])
+    choices = window_choices(layer)
+    assert choices["file: soft tissue"] == "From the file: soft tissue"
+    assert window_for(layer, "file: soft tissue") == (-150, 250)
+    layer.contrast_limits = (0, 1)
+    assert window_for(layer, "file: lung") == (-1350, 150)
+    with pytest.raises(ValueError, match=r"file: kidney.*file: lung"):
+        window_for(layer, "file: kidney")
 
 
 def test_an_unknown_window_is_refused_with_the_known_ones():

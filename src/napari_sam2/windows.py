@@ -13,6 +13,8 @@ from napari_sam2.sequence_view import SequenceView, Window, Windows, window_of
 
 CONTRAST_LIMITS, PERCENTILES = "contrast limits", "percentiles"
 
+_FROM_FILE = "file: "
+
 CT_WINDOWS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
         "soft tissue": (50, 400),
@@ -37,6 +39,7 @@ def window_choices(image: Any) -> dict[str, str]:
     view = _view_of(image)
     choices = {CONTRAST_LIMITS: "Contrast limits"} if view.layers else {}
     choices[PERCENTILES] = "Percentiles of the image"
+    choices |= {_FROM_FILE + name: f"From the file: {name}" for name in _file_windows(view)}
     if not view.rgb and view.dtype.kind in "if":
         for name, (level, width) in CT_WINDOWS.items():
             choices[name] = f"CT {name} (level {level:g}, width {width:g})"
@@ -52,19 +55,23 @@ def window_for(
 
     Args:
         image: a `SequenceView`, or what makes one: a layer, an array, or a list of either.
-        choice: "contrast limits", which are percentiles where there are none; "percentiles"; or a
-            name in `CT_WINDOWS`.
+        choice: "contrast limits", which are percentiles where there are none; "percentiles"; a name
+            in `CT_WINDOWS`; or "file: " and the name of a window that the image's file proposes.
         percentiles: which, of up to 16 slices spread over the sequence. They are read now.
 
     Returns (low, high), or a tuple of these where channels have windows of their own.
     Raises ValueError for another choice.
     """
     view = _view_of(image)
+    proposed = _file_windows(view)
+    if choice.removeprefix(_FROM_FILE) in proposed and choice.startswith(_FROM_FILE):
+        return proposed[choice.removeprefix(_FROM_FILE)]
     if choice in CT_WINDOWS:
         level, width = CT_WINDOWS[choice]
         return level - width / 2, level + width / 2
     if choice not in (CONTRAST_LIMITS, PERCENTILES):
-        known = ", ".join((CONTRAST_LIMITS, PERCENTILES, *CT_WINDOWS))
+        own = (_FROM_FILE + name for name in proposed)
+        known = ", ".join((CONTRAST_LIMITS, PERCENTILES, *CT_WINDOWS, *own))
         raise ValueError(f"There is no intensity window {choice!r}; choose one of: {known}.")
     shown: list[Window | None] = [None] * view.num_channels
     if choice == CONTRAST_LIMITS and view.layers:
@@ -75,6 +82,17 @@ def window_for(
         for n, window in enumerate(shown)
     )
     return windows if len(windows) > 1 else windows[0]
+
+
+def _file_windows(view: SequenceView) -> Mapping[str, Window]:
+    """Windows that the file of the (first) layer proposes, by name."""
+    from napari_sam2.io.readers import METADATA_KEY
+
+    if not view.layers or view.rgb:
+        return {}
+    volume = view.layers[0].metadata.get(METADATA_KEY)
+    windows: Mapping[str, Window] = getattr(volume, "windows", {})
+    return windows
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ import napari.layers
 import napari.viewer
 import numpy as np
 from napari.utils.theme import get_theme
-from qtpy.QtCore import QAbstractTableModel, QModelIndex, Qt, QTimer
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
     QAbstractItemView,
+    QCheckBox,
     QComboBox,
     QFileDialog,
     QFormLayout,
@@ -33,7 +34,6 @@ from napari_sam2.io.writers import layer_volume, session_of
 from napari_sam2.measures import (
     FrameMeasure,
     Measures,
-    ObjectMeasure,
     Steps,
     labels_steps,
     session_steps,
@@ -42,18 +42,20 @@ from napari_sam2.measures import (
 from napari_sam2.sequence_view import image_shape
 from napari_sam2.session import Session
 from napari_sam2.widgets.events import Connections
-from napari_sam2.widgets.measures_plot import MeasuresPlot, pretty
+from napari_sam2.widgets.measures_plot import MeasuresPlot
+from napari_sam2.widgets.measures_rows import MeasuresRows, Row, key_of
 
 _PORTION = 0.02  # seconds that the window may stand still
+_QUIET = 1000  # ms without a change, until what has changed is measured anew
 _OBJECTS, _SLICES, _TIMES = "Objects", "Slices", "Times"
-Row = FrameMeasure | ObjectMeasure
 
 
 class MeasuresTable(QWidget):
     """Measure the objects of a labels layer; a click on a row shows the object on its frame.
 
     A layer that shows the masks of a session is measured with scores, prompts and what is approved,
-    on the sequence that its widget works on; any other one by its pixels alone.
+    on the sequence that its widget works on; any other one by its pixels alone. It is measured
+    anew when the labels have changed and then stay as they are for a moment.
     """
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
@@ -63,6 +65,8 @@ class MeasuresTable(QWidget):
         """What is shown; None before the first time."""
         self._measured: tuple[napari.layers.Labels, int | None] | None = None
         """The layer that was measured, and the axis of its data that frames lie along."""
+        self._source: tuple[napari.layers.Labels, napari.layers.Image | None] | None = None
+        """What is measured anew: the labels and the image."""
         self._steps: Steps | None = None
 
         self.labels, self.image = QComboBox(), QComboBox()
@@ -74,6 +78,9 @@ class MeasuresTable(QWidget):
             )
             combo.setMinimumContentsLength(8)
         self.measure_button = QPushButton("Measure")
+        self.follow = QCheckBox("Keep up to date")
+        self.follow.setChecked(True)
+        self.follow.setToolTip("Measure anew when the labels have changed.")
         self.export_button = QPushButton("Export CSV …")
         self.export_button.setToolTip("Two tables: a row per object and slice, and one per object.")
         self.rows = QComboBox()
@@ -87,23 +94,29 @@ class MeasuresTable(QWidget):
         self.status.setWordWrap(True)
         self.table = QTableView()
         self.plot = MeasuresPlot()
-        self._model = _Rows()
+        self._model = MeasuresRows()
         self._lay_out()
 
         self._timer = QTimer(self)
         self._timer.timeout.connect(self._go_on)
+        self._quiet = QTimer(self)
+        self._quiet.setSingleShot(True)
+        self._quiet.setInterval(_QUIET)
+        self._quiet.timeout.connect(self._measure_anew)
+        self.follow.toggled.connect(self._on_changed)
         self.measure_button.clicked.connect(self.measure)
         self.export_button.clicked.connect(lambda: self.export())
         self.rows.currentIndexChanged.connect(self._fill)
         self.table.clicked.connect(lambda index: self._on_row(index.row()))
         self.plot.go_to.connect(self._show_frame)
         self.labels.currentIndexChanged.connect(self._on_labels)
-        self._events = Connections()
+        self._events, self._changes = Connections(), Connections()
         events = viewer.layers.events
         for emitter in (events.inserted, events.removed, events.renamed):
             self._events.connect(emitter, self._list_layers)
         self._events.connect(viewer.events.theme, self._show_theme)
         self.destroyed.connect(self._events.disconnect_all)
+        self.destroyed.connect(self._changes.disconnect_all)
         self._show_theme()
         self._list_layers()
         self._on_labels()
@@ -116,15 +129,7 @@ class MeasuresTable(QWidget):
         if layer is None:
             self._say("There are no labels to measure: open some, or segment an object first.")
             return
-        try:
-            self._steps, axis = _steps_of(layer, image)
-        except (OSError, ValueError) as error:
-            self._say(str(error))
-            return
-        self._measured = layer, axis
-        self.measure_button.setEnabled(False)
-        self.progress.show()
-        self._timer.start(0)
+        self._measure(layer, image)
 
     def export(self, path: Path | str | None = None) -> None:
         """Write what is shown as CSV; by default to a file that is asked for."""
@@ -151,6 +156,37 @@ class MeasuresTable(QWidget):
 
     # -- helpers -------------------------------------------------------------------------------
 
+    def _measure(self, layer: napari.layers.Labels, image: napari.layers.Image | None) -> None:
+        try:
+            self._steps, axis = _steps_of(layer, image)
+        except (OSError, ValueError) as error:
+            self._say(str(error))
+            return
+        self._measured, self._source = (layer, axis), (layer, image)
+        self._listen(layer)
+        self.measure_button.setEnabled(False)
+        self.progress.show()
+        self._timer.start(0)
+
+    def _listen(self, layer: napari.layers.Labels) -> None:
+        """Be told when what was measured changes."""
+        self._changes.disconnect_all()
+        session = _session(layer)
+        signals: list[Any] = [layer.events.data, layer.events.paint, layer.events.labels_update]
+        if session is not None:
+            signals = [session.masks_changed, session.objects_changed, session.prompts_replaced]
+        for signal in signals:
+            self._changes.connect(signal, self._on_changed)
+
+    def _on_changed(self, *_: object) -> None:
+        """Something has changed; more may follow at once."""
+        if self.follow.isChecked() and self._source is not None:
+            self._quiet.start()
+
+    def _measure_anew(self) -> None:
+        if self._source is not None and self._source[0] in self._viewer.layers:
+            self._measure(*self._source)
+
     def _lay_out(self) -> None:
         form = QFormLayout()
         form.addRow("Labels", self.labels)
@@ -158,6 +194,7 @@ class MeasuresTable(QWidget):
         buttons = QHBoxLayout()
         for button in (self.measure_button, self.rows, self.export_button):
             buttons.addWidget(button)
+        form.addRow("", self.follow)
         rows = self.table.verticalHeader()
         assert rows is not None
         rows.hide()
@@ -242,11 +279,15 @@ class MeasuresTable(QWidget):
     def _fill(self, *_: object) -> None:
         if self.measures is None:
             return
+        chosen = [key_of(self._model.rows[i.row()]) for i in self.table.selectedIndexes()[:1]]
         has_objects = self.rows.currentIndex() == 0
         rows: Sequence[Row] = self.measures.objects if has_objects else self.measures.frames
         self._model.show(rows, self.measures.is_time)
         self.table.resizeColumnsToContents()
         self.table.setColumnWidth(0, min(self.table.columnWidth(0), 110))
+        for number, row in enumerate(rows):
+            if key_of(row) in chosen:
+                self.table.selectRow(number)
 
     def _on_row(self, number: int) -> None:
         assert self.measures is not None and self._measured is not None
@@ -319,63 +360,3 @@ def _session(layer: napari.layers.Labels) -> Session | None:
     """The session that a layer shows all masks of."""
     session = session_of(layer.metadata)
     return session if session is not None and session.labels is layer.data else None
-
-
-class _Rows(QAbstractTableModel):
-    """Rows as the table shows them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: Sequence[Row] = ()
-        self._is_time = False
-
-    def show(self, rows: Sequence[Row], is_time: bool) -> None:
-        """Show other rows."""
-        self.beginResetModel()
-        self.rows, self._is_time = rows, is_time
-        self.endResetModel()
-
-    def rowCount(self, parent: QModelIndex | None = None) -> int:
-        """Qt's name."""
-        return len(self.rows)
-
-    def columnCount(self, parent: QModelIndex | None = None) -> int:
-        """Qt's name."""
-        return len(self._cells(self.rows[0])) if self.rows else 0
-
-    def headerData(self, section: int, orientation: Any, role: int = 0) -> Any:
-        """Qt's name."""
-        is_head = orientation == Qt.Orientation.Horizontal and role == Qt.ItemDataRole.DisplayRole
-        return list(self._cells(self.rows[0]))[section] if is_head and self.rows else None
-
-    def data(self, index: QModelIndex, role: int = 0) -> Any:
-        """Qt's name."""
-        if role == Qt.ItemDataRole.TextAlignmentRole and index.column() > 0:
-            return Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
-        if role not in (Qt.ItemDataRole.DisplayRole, Qt.ItemDataRole.ToolTipRole):
-            return None
-        return list(self._cells(self.rows[index.row()]).values())[index.column()]
-
-    def _cells(self, row: Row) -> dict[str, str]:
-        """Head -> text."""
-        kind = "Volume" if row.unit.endswith("3") else "Area"
-        size, unit = row.size, pretty(row.unit)
-        if row.unit == "mm3" and isinstance(row, ObjectMeasure):
-            size, unit = size / 1000, "ml"
-        cells = {"Object": row.name}
-        if isinstance(row, FrameMeasure):
-            cells["Time" if self._is_time else "Slice"] = str(row.frame)
-        cells[f"{kind} ({unit})"] = f"{size:.4g}"
-        cells |= {"Mean": _text(row.mean), "SD": _text(row.spread), "Score": _text(row.score, 2)}
-        cells["Marks"] = str(row.prompts)
-        if isinstance(row, ObjectMeasure):
-            cells["Times" if self._is_time else "Slices"] = f"{row.first}–{row.last}"
-            cells["Approved"] = f"{row.approved:.0%}"
-        else:
-            cells["Approved"] = "yes" if row.approved else ""
-        cells["Centroid"] = ", ".join(f"{part:.1f}" for part in row.centroid)
-        return cells
-
-
-def _text(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}g}"
