@@ -352,7 +352,7 @@ def test_on_a_cluster_every_image_is_done_once_though_a_worker_is_killed(
 
     def kill_one(result):
         finished.update(states(out))
-        if len(finished) == 2:
+        if len(finished) >= 2:  # two may end between two calls
             workers[0].kill()
 
     jobs = jobs_of(folder, prompts=prompts_of(folder))
