@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from benchmarks import report
-from benchmarks.cases import Item, read_array, read_items
+from benchmarks import cases, report
+from benchmarks.cases import Item
 from sam2_engine.automatic import Rules, find_objects, labels_image
 from sam2_engine.model import SAM2
 from sam2_engine.seeds import classical_labels
@@ -111,15 +111,12 @@ class Frame:
 
 def instance_items(folder: Path, split: str, limit: int | None) -> list[Item]:
     """The items of a split whose labels are instances."""
-    return [item for item in read_items(folder, split, limit) if item.instances]
+    return [item for item in cases.read_items(folder, split, limit) if item.instances]
 
 
 def read_frames(item: Item) -> Iterator[Frame]:
     """The frame of an image; of a volume or time-lapse those that are taken, if not empty."""
-    images, labels = read_array(item.image), read_array(item.labels)
-    if item.kind == "image":
-        images, labels = images[None], labels[None]
-    images = images[..., :3] if images.ndim == 4 else images
+    images, labels = cases.read_frames(item)
     for index in np.unique(np.linspace(0, len(images) - 1, FRAMES + 2).round().astype(int)[1:-1]):
         if labels[index].any():
             yield Frame(item, images[index], labels[index].astype(np.int32))
@@ -167,12 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Score one split of a folder; table on stdout, progress on stderr."""
     about = __doc__.split("\n")[0]
     parser = argparse.ArgumentParser(prog="benchmarks.automatic", description=about)
-    parser.add_argument("--data", type=Path, required=True, help="folder with a manifest.json")
-    parser.add_argument("--split", default="dev", help="split of the manifest (default: dev)")
-    parser.add_argument("--model", default="nano", help="name or checkpoint (default: nano)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto")
-    parser.add_argument("--limit", type=int, help="at most so many items of each data set")
-    parser.add_argument("--json", type=Path, help="write rows and summary here too")
+    cases.add_arguments(parser)
     chosen = parser.parse_args(arguments)
 
     items = instance_items(chosen.data, chosen.split, chosen.limit)

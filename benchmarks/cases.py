@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -78,6 +79,16 @@ def read_items(folder: Path, split: str, limit: int | None = None) -> list[Item]
     return sorted(items, key=lambda item: item.dataset)
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a benchmark on such a folder is told: the items, the model, and where to write."""
+    parser.add_argument("--data", type=Path, required=True, help="folder with a manifest.json")
+    parser.add_argument("--split", default="dev", help="split of the manifest (default: dev)")
+    parser.add_argument("--model", default="nano", help="name or checkpoint (default: nano)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto")
+    parser.add_argument("--limit", type=int, help="at most so many items of each data set")
+    parser.add_argument("--json", type=Path, help="write rows and summary here too")
+
+
 def read_array(path: Path) -> np.ndarray:
     """An image file, frames first: NIfTI (X, Y, Z) as (Z, X, Y), TIFF and PNG as they are."""
     if path.name.endswith((".nii", ".nii.gz")):
@@ -93,8 +104,8 @@ def read_array(path: Path) -> np.ndarray:
     return imread(path)
 
 
-def read_case(item: Item) -> tuple[np.ndarray, list[Target]]:
-    """Frames (N, H, W) or (N, H, W, 3) and the objects to segment in them."""
+def read_frames(item: Item) -> tuple[np.ndarray, np.ndarray]:
+    """Frames (N, H, W) or (N, H, W, 3), and their labels (N, H, W)."""
     frames, labels = read_array(item.image), read_array(item.labels)
     if item.kind == "image":
         frames, labels = frames[None], labels[None]
@@ -103,6 +114,12 @@ def read_case(item: Item) -> tuple[np.ndarray, list[Target]]:
         raise SystemExit(
             f"{item.name}: image and labels differ in shape, {frames.shape[:3]} and {labels.shape}."
         )
+    return frames, labels
+
+
+def read_case(item: Item) -> tuple[np.ndarray, list[Target]]:
+    """Frames (N, H, W) or (N, H, W, 3) and the objects to segment in them."""
+    frames, labels = read_frames(item)
     return frames, targets(labels, item)
 
 

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from benchmarks import classical, report
+from benchmarks import cases, classical, report
 from benchmarks.cases import Item, Target, first_frame, grey_frames, read_case, read_items
 from sam2_engine.model import SAM2
 from sam2_engine.sequence import SequencePredictor
@@ -429,12 +429,7 @@ def as_table(rows: Sequence[dict[str, Any]], summary: dict[str, dict[str, float]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Score one split of a folder; table on stdout, progress on stderr."""
     parser = argparse.ArgumentParser(prog="benchmarks.quality", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with a manifest.json")
-    parser.add_argument("--split", default="dev", help="split of the manifest (default: dev)")
-    parser.add_argument("--model", default="nano", help="name or checkpoint (default: nano)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto")
-    parser.add_argument("--limit", type=int, help="at most so many items of each data set")
-    parser.add_argument("--json", type=Path, help="write rows and summary here too")
+    cases.add_arguments(parser)
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the cores")
     parser.add_argument(
         "--classical",

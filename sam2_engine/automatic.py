@@ -11,7 +11,7 @@ have the names of the published generator where they mean the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -159,13 +159,8 @@ def find_objects(
     Raises:
         ValueError: a frame that is no image, unknown seeds, or points outside.
     """
-    found: list[Candidate] = []
-    for state in search(model, frame, seeds, rules, diameter=diameter, window=window):
-        if progress is not None:
-            progress(state.done, state.total)
-        if state.done == state.total:
-            found = state.candidates
-    return found
+    steps = search(model, frame, seeds, rules, diameter=diameter, window=window)
+    return finished(steps, progress)
 
 
 def search(
@@ -191,6 +186,19 @@ def search(
         asked = grid_seeds(shape, rules.points_per_side)
     parts = _grid_parts(shape, rules) if asked is None else _seed_parts(asked, shape, rules)
     return _run(model, image, window, rules, list(parts))
+
+
+def finished(
+    steps: Iterator[Search], progress: Callable[[int, int], object] | None = None
+) -> list[Candidate]:
+    """What a search has found at its end; `progress` as for `find_objects`."""
+    found: list[Candidate] = []
+    for state in steps:
+        if progress is not None:
+            progress(state.done, state.total)
+        if state.done == state.total:
+            found = state.candidates
+    return found
 
 
 def best_of(
@@ -386,8 +394,8 @@ def _ask(
     if seeds.regions is not None:
         numbers = np.arange(batch.start, batch.stop)[:, None, None] + 1
         regions = torch.from_numpy(seeds.regions[part.crop][None] == numbers)
-        covered = geometry.mask_to_low_res(regions[:, None].to(model.device))
-        mask_input = (2 * covered - 1) * _SURE
+        shares = geometry.mask_to_low_res(regions[:, None].to(model.device))
+        mask_input = (2 * shares - 1) * _SURE
     shared = features.expand(len(batch))
     decoded = model.decode_masks(
         shared,
@@ -408,11 +416,11 @@ def _ask(
         for (row, n), one, stable in zip(chosen, logits, stability.tolist(), strict=True):
             if stable < rules.stability_score_thresh:
                 continue
-            y, x = seeds.points[batch[row]].tolist()
-            candidate = _candidate(one, part.crop, shape, rules)
-            if candidate is not None:
+            covered = _covered(one, part.crop, shape, rules)
+            if covered is not None:
+                y, x = seeds.points[batch[row]].tolist()
                 iou = float(decoded.ious[row, n])
-                found.append(replace(candidate, point=(y, x), iou=iou, stability=stable))
+                found.append(Candidate((y, x), *covered, iou=iou, stability=stable))
     return found
 
 
@@ -423,10 +431,12 @@ def _stability(logits: Tensor, offset: float) -> Tensor:
     return inner / outer.clamp(min=1)
 
 
-def _candidate(
+def _covered(
     logits: Tensor, crop: Area, shape: tuple[int, int], rules: Rules
-) -> Candidate | None:
-    """The mask of (H, W) logits of a crop, without scores; None where a rule leaves it out."""
+) -> tuple[tuple[int, int, int, int], NDArray[np.uint8], int] | None:
+    """Box, bits and pixels, as a `Candidate` has them, of the mask of (H, W) logits of a crop; None
+    where a rule leaves it out.
+    """
     rows = (logits > 0).any(dim=1).nonzero()[:, 0]
     columns = (logits > 0).any(dim=0).nonzero()[:, 0]
     if not len(rows):
@@ -452,8 +462,7 @@ def _candidate(
             return None  # cut off by the crop; another one shows the whole
         if not rules.keep_border and (start == 0 or stop == length):
             return None
-    bits = np.packbits(mask, axis=1)
-    return Candidate((0, 0), (y0, x0, y1, x1), bits, pixels, iou=0.0, stability=0.0)
+    return (y0, x0, y1, x1), np.packbits(mask, axis=1), pixels
 
 
 def _box_ious(box: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:

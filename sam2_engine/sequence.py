@@ -75,8 +75,7 @@ class FrameResult:
     def mask(self, object_id: int) -> NDArray[np.bool_]:
         """(H, W) of one object; KeyError where it has no result on this frame."""
         given = self.given.get(object_id)
-        logits = self.logits_of(object_id)
-        return logits > 0 if given is None else given.copy()
+        return self.logits_of(object_id) > 0 if given is None else given.copy()
 
     def logits_of(self, object_id: int) -> NDArray[np.float32]:
         """(H, W) mask logits of one object; KeyError where it has no result on this frame."""

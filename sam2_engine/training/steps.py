@@ -182,7 +182,7 @@ def _clip_features(model: SAM2, batch: Batch, learn_from: int) -> list[ImageFeat
     for first, last in ((0, 1), (1, learn_from), (learn_from, frames)):
         if first == last:
             continue
-        with torch.set_grad_enabled(first != 1 or learn_from == 1):
+        with torch.set_grad_enabled(first in (0, learn_from)):
             encoded = model.encode_image(batch.images[:, first:last].flatten(0, 1))
         parts += [encoded.select(batch.clip * (last - first) + t) for t in range(last - first)]
     return parts

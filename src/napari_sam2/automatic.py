@@ -42,13 +42,10 @@ def find_all(
     Raises ValueError where there is no such slice or the seeds do not fit; what
     `sam2_engine.load_model` raises.
     """
-    found: list[Candidate] = []
-    for state in search_all(session.task(objects=()), frame, seeds, diameter, rules):
-        if progress is not None:
-            progress(state.done, state.total)
-        if state.done == state.total:
-            found = state.candidates
-    return found
+    from sam2_engine.automatic import finished
+
+    steps = search_all(session.task(objects=()), frame, seeds, diameter, rules)
+    return finished(steps, progress)
 
 
 def search_all(

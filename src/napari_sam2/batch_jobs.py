@@ -19,10 +19,6 @@ _LABEL_SUFFIXES = (
     *(".nii.gz", ".nii", ".ome.tif", ".ome.tiff", ".tif", ".tiff"),
     *(".seg.nrrd", ".nrrd", ".mha", ".png"),
 )
-_IMAGE_SUFFIXES = (
-    *(".ome.zarr", ".zarr", ".nhdr", ".mhd", ".dcm", ".ima", ".zip"),
-    *(".hdr", ".img", ".jpg", ".jpeg"),
-)
 
 
 class JobError(ValueError):
@@ -223,8 +219,11 @@ def _with_own_names(jobs: list[Job]) -> list[Job]:
 
 
 def _stem(path: Path) -> str:
+    from napari_sam2.io.kinds import SUFFIXES
+
     name = path.name
-    for suffix in (*_LABEL_SUFFIXES, *_IMAGE_SUFFIXES):
+    others = (suffix for known in SUFFIXES.values() for suffix in known)
+    for suffix in (*_LABEL_SUFFIXES, ".ome.zarr", ".zarr", *others):
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name

@@ -39,7 +39,8 @@ def window_choices(image: Any) -> dict[str, str]:
     view = _view_of(image)
     choices = {CONTRAST_LIMITS: "Contrast limits"} if view.layers else {}
     choices[PERCENTILES] = "Percentiles of the image"
-    choices |= {_FROM_FILE + name: f"From the file: {name}" for name in _file_windows(view)}
+    for choice in _file_windows(view):
+        choices[choice] = f"From the file: {choice.removeprefix(_FROM_FILE)}"
     if not view.rgb and view.dtype.kind in "if":
         for name, (level, width) in CT_WINDOWS.items():
             choices[name] = f"CT {name} (level {level:g}, width {width:g})"
@@ -64,14 +65,13 @@ def window_for(
     """
     view = _view_of(image)
     proposed = _file_windows(view)
-    if choice.removeprefix(_FROM_FILE) in proposed and choice.startswith(_FROM_FILE):
-        return proposed[choice.removeprefix(_FROM_FILE)]
+    if choice in proposed:
+        return proposed[choice]
     if choice in CT_WINDOWS:
         level, width = CT_WINDOWS[choice]
         return level - width / 2, level + width / 2
     if choice not in (CONTRAST_LIMITS, PERCENTILES):
-        own = (_FROM_FILE + name for name in proposed)
-        known = ", ".join((CONTRAST_LIMITS, PERCENTILES, *CT_WINDOWS, *own))
+        known = ", ".join((CONTRAST_LIMITS, PERCENTILES, *CT_WINDOWS, *proposed))
         raise ValueError(f"There is no intensity window {choice!r}; choose one of: {known}.")
     shown: list[Window | None] = [None] * view.num_channels
     if choice == CONTRAST_LIMITS and view.layers:
@@ -84,15 +84,14 @@ def window_for(
     return windows if len(windows) > 1 else windows[0]
 
 
-def _file_windows(view: SequenceView) -> Mapping[str, Window]:
-    """Windows that the file of the (first) layer proposes, by name."""
+def _file_windows(view: SequenceView) -> dict[str, Window]:
+    """Windows that the file of the (first) layer proposes, by choice: "file: " and their names."""
     from napari_sam2.io.readers import METADATA_KEY
 
     if not view.layers or view.rgb:
         return {}
     volume = view.layers[0].metadata.get(METADATA_KEY)
-    windows: Mapping[str, Window] = getattr(volume, "windows", {})
-    return windows
+    return {_FROM_FILE + name: window for name, window in getattr(volume, "windows", {}).items()}
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,6 @@ class Source:
             return archive.getinfo(self.member).file_size
 
 
-def is_marked(start: bytes) -> bool:
-    """Whether a file that starts with these 132 bytes carries DICOM's mark."""
-    return start[128:132] == b"DICM"
-
-
 def is_archive(path: Path) -> bool:
     """Whether the file is a zip archive, or is called one."""
     with path.open("rb") as file:

@@ -11,7 +11,8 @@ import numpy as np
 import pydicom
 from pydicom.tag import Tag
 
-from napari_sam2.io.dicom_files import Source, check_inflated_size, is_marked
+from napari_sam2.io.dicom_files import Source, check_inflated_size
+from napari_sam2.io.kinds import is_marked
 from napari_sam2.io.volume import ReadError
 
 _NOT_IMAGES = {"SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "PR", "SR", "KO", "REG", "FID",

@@ -111,4 +111,9 @@ def _is_pair(path: Path) -> bool:
 def is_dicom(path: Path) -> bool:
     """Whether the file carries DICOM's mark after its 128-byte preamble."""
     with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+        return is_marked(file.read(132))
+
+
+def is_marked(start: bytes) -> bool:
+    """Whether a file that starts with these 132 bytes carries DICOM's mark."""
+    return start[128:132] == b"DICM"

@@ -234,16 +234,16 @@ class FindAll(QWidget):
 
     def _show_sliders(self) -> None:
         """All that was found passes them."""
-        sizes = [round(_diameter(one)) for one in self.candidates]
-        scores = [int(100 * one.score) for one in self.candidates]
-        for slider, low, high, value in (
-            (self.score, min(scores, default=0), max(scores, default=100), min(scores, default=0)),
-            (self.smallest, min(sizes, default=0), max(sizes, default=1), min(sizes, default=0)),
-            (self.largest, min(sizes, default=0), max(sizes, default=1), max(sizes, default=1)),
+        sizes = [round(_diameter(one)) for one in self.candidates] or [0, 1]
+        scores = [int(100 * one.score) for one in self.candidates] or [0, 100]
+        for slider, values, end in (
+            (self.score, scores, min),
+            (self.smallest, sizes, min),
+            (self.largest, sizes, max),
         ):
             slider.blockSignals(True)
-            slider.setRange(low, high)
-            slider.setValue(value)
+            slider.setRange(min(values), max(values))
+            slider.setValue(end(values))
             slider.setEnabled(bool(self.candidates))
             slider.blockSignals(False)
 

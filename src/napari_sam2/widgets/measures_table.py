@@ -63,10 +63,11 @@ class MeasuresTable(QWidget):
         self._viewer = viewer
         self.measures: Measures | None = None
         """What is shown; None before the first time."""
-        self._measured: tuple[napari.layers.Labels, int | None] | None = None
-        """The layer that was measured, and the axis of its data that frames lie along."""
-        self._source: tuple[napari.layers.Labels, napari.layers.Image | None] | None = None
-        """What is measured anew: the labels and the image."""
+        self._measured: (
+            tuple[napari.layers.Labels, napari.layers.Image | None, int | None] | None
+        ) = None
+        """What was measured, and is measured anew: the labels, the image, and the axis of the
+        labels that frames lie along; None before the first time."""
         self._steps: Steps | None = None
 
         self.labels, self.image = QComboBox(), QComboBox()
@@ -162,7 +163,7 @@ class MeasuresTable(QWidget):
         except (OSError, ValueError) as error:
             self._say(str(error))
             return
-        self._measured, self._source = (layer, axis), (layer, image)
+        self._measured = layer, image, axis
         self._listen(layer)
         self.measure_button.setEnabled(False)
         self.progress.show()
@@ -180,12 +181,12 @@ class MeasuresTable(QWidget):
 
     def _on_changed(self, *_: object) -> None:
         """Something has changed; more may follow at once."""
-        if self.follow.isChecked() and self._source is not None:
+        if self.follow.isChecked() and self._measured is not None:
             self._quiet.start()
 
     def _measure_anew(self) -> None:
-        if self._source is not None and self._source[0] in self._viewer.layers:
-            self._measure(*self._source)
+        if self._measured is not None and self._measured[0] in self._viewer.layers:
+            self._measure(*self._measured[:2])
 
     def _lay_out(self) -> None:
         form = QFormLayout()
@@ -302,9 +303,11 @@ class MeasuresTable(QWidget):
         self._show_frame(frame)
 
     def _show_frame(self, frame: int) -> None:
-        if self._measured is None or self._measured[1] is None:
+        if self._measured is None:
             return
-        layer, axis = self._measured
+        layer, _, axis = self._measured
+        if axis is None:
+            return
         if layer not in self._viewer.layers or not 0 <= frame < layer.data.shape[axis]:
             return
         dims = self._viewer.dims
