@@ -49,7 +49,7 @@ class Rules:
     """Seeds that are asked for together; bounds the memory."""
     pred_iou_thresh: float = 0.4
     """Keep masks that the model thinks fit at least so well, 0 to 1."""
-    stability_score_thresh: float = 0.6
+    stability_score_thresh: float = 0.7
     """Keep masks that change so little when the threshold moves, 0 to 1."""
     stability_score_offset: float = 1.0
     """By how much it moves, in logits, to either side."""
