@@ -240,7 +240,8 @@ BAD = {
     "truncated": (("cut.nii.gz", "-o", "out.nii.gz", *POINT), 3, "cut.nii.gz is damaged"),
     "text": (("text.nii", "-o", "out.nii.gz", *POINT), 3, "text.nii is damaged or not what"),
     "text as tif": (("text.tif", "-o", "out.tif", *POINT), 3, "text.tif is damaged or not what"),
-    "other format": (("text.png", "-o", "out.nii.gz", *POINT), 3, "not an image that can be read"),
+    "text as png": (("text.png", "-o", "out.tif", *POINT), 3, "text.png is damaged or not what"),
+    "other format": (("text.xyz", "-o", "out.nii.gz", *POINT), 3, "not an image that can be read"),
     "empty folder": (("folder", "-o", "out.nii.gz", *POINT), 3, "folder holds no DICOM images"),
     "4-D": (("4d.nii.gz", "-o", "out.nii.gz", *POINT), 3, "choose one with --volume 0 to"),
     "no prompts": (("scan.nii.gz", "-o", "out.nii.gz"), 2, "there are no prompts"),
@@ -354,7 +355,7 @@ def desk(tmp_path: Path, scan: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     affine = nibabel.load(scan).affine
     for name, data in [("cut.nii.gz", content[:-900]), ("empty.nii.gz", b"")]:
         (tmp_path / name).write_bytes(data)
-    for name in ("text.nii", "text.tif", "text.png", "text.pt"):
+    for name in ("text.nii", "text.tif", "text.png", "text.xyz", "text.pt"):
         (tmp_path / name).write_text("not an image, not a model\n" * 40)
     for name in ("folder", "dir.nii"):
         (tmp_path / name).mkdir()
