@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam2_engine.model.config import HieraConfig
-from sam2_engine.model.layers import MLP
+from sam2_engine.model.layers import MLP, Linear, in_parts
+
+
+@lru_cache(maxsize=32)
+def _stretching(size: int, to: int, device: torch.device) -> Tensor:
+    """(to, size) matrix that stretches so many values to others by bicubic interpolation."""
+    with torch.inference_mode(False), torch.no_grad():
+        each = torch.eye(size, device=device)[None, None]
+        return F.interpolate(each, size=(to, size), mode="bicubic")[0, 0]
 
 
 def _max_pool(x: Tensor) -> Tensor:
-    """2x2 max-pool of (B, H, W, C)."""
-    return F.max_pool2d(x.permute(0, 3, 1, 2), kernel_size=2).permute(0, 2, 3, 1)
+    """2x2 max-pool of (B, H, W, C), H and W even."""
+    rows = torch.maximum(x[:, 0::2], x[:, 1::2])
+    return torch.maximum(rows[:, :, 0::2], rows[:, :, 1::2])
 
 
 def _to_windows(x: Tensor, size: int) -> Tensor:
-    """(B, H, W, C), zero-padded to a multiple of the size -> (B * windows, size, size, C)."""
+    """(B, H, W, C), H and W multiples of the size -> (B * windows, size, size, C)."""
     batch, height, width, channels = x.shape
-    x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
-    rows, columns = x.shape[1] // size, x.shape[2] // size
+    rows, columns = height // size, width // size
     x = x.view(batch, rows, size, columns, size, channels)
     return x.transpose(2, 3).reshape(-1, size, size, channels)
 
@@ -33,18 +43,44 @@ def _from_windows(windows: Tensor, batch: int, height: int, width: int) -> Tenso
 
 
 class HieraAttention(nn.Module):
-    """Self-attention over a grid; a stage's first block pools its queries 2x2."""
+    """Self-attention in windows, or over the whole grid where the window is 0.
 
-    def __init__(self, inputs: int, outputs: int, heads: int, pool: bool) -> None:
+    A stage's first block pools its queries 2x2.
+    """
+
+    def __init__(self, inputs: int, outputs: int, heads: int, window: int, pool: bool) -> None:
         super().__init__()
         self.heads = heads
+        self.window = window
         self.pool = pool
-        self.qkv = nn.Linear(inputs, outputs * 3)
-        self.proj = nn.Linear(outputs, outputs)
+        self.qkv = Linear(inputs, outputs * 3)
+        self.proj = Linear(outputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H', W', C'), halved where pooled."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        batch, height, width, _ = x.shape
+        if not self.window:
+            return self.proj(self._attend(self.qkv(x)))
+        if height % self.window or width % self.window:
+            out = self._attend(_to_windows(self._padded(self.qkv(x)), self.window))
+        else:
+            windows = _to_windows(x, self.window)
+            out = in_parts(lambda part: self._attend(self.qkv(part)), windows)
+        if self.pool:
+            height, width = height // 2, width // 2
+        return self.proj(_from_windows(out, batch, height, width))
+
+    def _padded(self, qkv: Tensor) -> Tensor:
+        """Filled up to whole windows with what the projection makes of 0, its bias."""
+        batch, height, width, channels = qkv.shape
+        rows, columns = height + -height % self.window, width + -width % self.window
+        padded = self.qkv.bias.expand(batch, rows, columns, channels).clone()
+        padded[:, :height, :width] = qkv
+        return padded
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        """(N, H, W, 3 C) queries, keys and values -> (N, H', W', C)."""
+        q, k, v = qkv.chunk(3, dim=-1)
         if self.pool:
             q = _max_pool(q)
         height, width = q.shape[1:3]
@@ -52,7 +88,7 @@ class HieraAttention(nn.Module):
             t.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v)
         )
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return self.proj(out).unflatten(1, (height, width))
+        return out.unflatten(1, (height, width))
 
 
 class HieraBlock(nn.Module):
@@ -60,14 +96,13 @@ class HieraBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, heads: int, window: int, pool: bool) -> None:
         super().__init__()
-        self.window = window
         self.pool = pool
         self.norm1 = nn.LayerNorm(inputs, eps=1e-6)
-        self.attn = HieraAttention(inputs, outputs, heads, pool)
+        self.attn = HieraAttention(inputs, outputs, heads, window, pool)
         self.norm2 = nn.LayerNorm(outputs, eps=1e-6)
-        self.mlp = MLP(outputs, outputs * 4, outputs, depth=2, activation=F.gelu)
+        self.mlp = MLP(outputs, outputs * 4, outputs, depth=2, activation="gelu")
         if inputs != outputs:
-            self.proj = nn.Linear(inputs, outputs)
+            self.proj = Linear(inputs, outputs)
         self.widens = inputs != outputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,13 +113,8 @@ class HieraBlock(nn.Module):
             shortcut = self.proj(x)
             if self.pool:
                 shortcut = _max_pool(shortcut)
-        batch, height, width, _ = shortcut.shape
-        if self.window:
-            x = _from_windows(self.attn(_to_windows(x, self.window)), batch, height, width)
-        else:
-            x = self.attn(x)
-        x = shortcut + x
-        return x + self.mlp(self.norm2(x))
+        x = shortcut + self.attn(x)
+        return x + in_parts(lambda part: self.mlp(self.norm2(part)), x.flatten(0, 2)).view_as(x)
 
 
 class PatchEmbed(nn.Module):
@@ -126,10 +156,14 @@ class Hiera(nn.Module):
 
     def position(self, height: int, width: int) -> Tensor:
         """Stretched background embedding plus tiled window embedding, (1, height, width, C)."""
-        background = F.interpolate(self.pos_embed, size=(height, width), mode="bicubic")
-        window = self.pos_embed_window
-        tiles = (1, 1, height // window.shape[2], width // window.shape[3])
-        return (background + window.tile(tiles)).permute(0, 2, 3, 1)
+        known = self.pos_embed.permute(0, 2, 3, 1)
+        to_rows = _stretching(known.shape[1], height, known.device).to(known.dtype)
+        to_columns = _stretching(known.shape[2], width, known.device).to(known.dtype)
+        rows = torch.tensordot(to_rows, known[0], dims=1)
+        background = to_columns @ rows
+        window = self.pos_embed_window.permute(0, 2, 3, 1)
+        tiles = (1, height // window.shape[1], width // window.shape[2], 1)
+        return background + window.tile(tiles)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x = self.patch_embed(images)

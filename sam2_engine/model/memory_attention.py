@@ -6,30 +6,56 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from sam2_engine.model.layers import Attention
+from sam2_engine.model.layers import Attention, Linear, linear, uses_onednn
 from sam2_engine.model.position import axial_rotations, rotate
+
+_SCORES_AT_ONCE = 1 << 20  # of queries with keys; more of them fall out of the processor's cache
 
 
 class RotaryAttention(Attention):
     """Attention whose queries and keys are turned by their place in the image."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, unplaced: int = 0) -> Tensor:
-        """Attend; the last ``unplaced`` keys have no place in the image and are not turned."""
-        q, k, v = self.q_proj(q), self.k_proj(k), self.v_proj(v)
-        side = math.isqrt(q.shape[1])
-        cos, sin = axial_rotations(q.shape[2] // self.heads, side, side, q.device)
-        q = self._turn(q, cos, sin)
-        placed = k.shape[1] - unplaced
-        k = torch.cat((self._turn(k[:, :placed], cos, sin), k[:, placed:]), dim=1)
-        return self.attend(q, k, v)
+        """Attend; the last ``unplaced`` keys have no place in the image and are not turned.
 
-    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        Queries (1, tokens, channels) serve all objects of a larger batch of keys.
+        """
+        q, k = self.q_proj(q), self.k_proj(k)
+        side = math.isqrt(q.shape[1])
+        turns = axial_rotations(q.shape[2] // self.heads, side, side, q.device)
+        q = self._turn(q, turns)
+        placed = k.shape[1] - unplaced
+        turned = self._turn(k[:, :placed], turns)
+        k = torch.cat((turned, k[:, placed:]), dim=1) if unplaced else turned
+        if self.heads == 1 and uses_onednn(q):
+            return self._attend_narrow(q, k, v)
+        return self.attend(q.expand(len(k), -1, -1), k, self.v_proj(v))
+
+    def _turn(self, x: Tensor, turns: Tensor) -> Tensor:
         if self.heads == 1:
-            return rotate(x, cos, sin)
+            return rotate(x, turns)
         by_head = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        return rotate(by_head, cos, sin).transpose(1, 2).flatten(2)
+        return rotate(by_head, turns).transpose(1, 2).flatten(2)
+
+    def _attend_narrow(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The same as attend, of values before their projection.
+
+        The weights of a query add up to 1. So its values can be averaged first and projected
+        then, which is less work where they are narrower than their projection, as memories are.
+        """
+        q = q / math.sqrt(q.shape[2])
+        rows = max(_SCORES_AT_ONCE // k.shape[1], 16)
+        averages = v.new_empty(len(k), q.shape[1], v.shape[2])
+        for queries, keys, values, out in zip(
+            q.expand(len(k), -1, -1), k, v, averages, strict=True
+        ):
+            columns = values.t().contiguous()
+            for some, average in zip(queries.split(rows), out.split(rows), strict=True):
+                average.copy_(linear(linear(some, keys).softmax(dim=-1), columns))
+        weight = self.out_proj.weight @ self.v_proj.weight
+        bias = torch.addmv(self.out_proj.bias, self.out_proj.weight, self.v_proj.bias)
+        return linear(averages, weight, bias)
 
 
 class MemoryAttentionLayer(nn.Module):
@@ -39,17 +65,17 @@ class MemoryAttentionLayer(nn.Module):
         super().__init__()
         self.self_attn = RotaryAttention(channels, heads=1)
         self.cross_attn_image = RotaryAttention(channels, heads=1, kv_channels=memory_dim)
-        self.linear1 = nn.Linear(channels, ffn)
-        self.linear2 = nn.Linear(ffn, channels)
+        self.linear1 = Linear(channels, ffn, "relu")
+        self.linear2 = Linear(ffn, channels)
         self.norm1 = nn.LayerNorm(channels)
         self.norm2 = nn.LayerNorm(channels)
         self.norm3 = nn.LayerNorm(channels)
 
-    def forward(self, x: Tensor, memory: Tensor, memory_pos: Tensor, num_pointers: int) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, placed: Tensor, num_pointers: int) -> Tensor:
         normed = self.norm1(x)
         x = x + self.self_attn(normed, normed, normed)
-        x = x + self.cross_attn_image(self.norm2(x), memory + memory_pos, memory, num_pointers)
-        return x + self.linear2(F.relu(self.linear1(self.norm3(x))))
+        x = x + self.cross_attn_image(self.norm2(x), placed, memory, num_pointers)
+        return x + self.linear2(self.linear1(self.norm3(x)))
 
 
 class MemoryAttention(nn.Module):
@@ -73,7 +99,8 @@ class MemoryAttention(nn.Module):
         """Condition the image on the memories.
 
         Args:
-            image: (B, HW, C) stride-16 features of the current frame.
+            image: (B, HW, C) stride-16 features of the current frame; (1, HW, C) where all B
+                objects are on one frame, for which less has to be computed.
             image_pos: (1, HW, C) sine encoding.
             memory: (B, N, memory_dim) tokens: whole memory maps of HW tokens each, then pointers.
             memory_pos: (B or 1, N, memory_dim) their place in space and time.
@@ -83,6 +110,7 @@ class MemoryAttention(nn.Module):
             (B, HW, C).
         """
         x = image + 0.1 * image_pos
+        placed = memory + memory_pos
         for layer in self.layers:
-            x = layer(x, memory, memory_pos, num_pointers)
+            x = layer(x, memory, placed, num_pointers)
         return self.norm(x)

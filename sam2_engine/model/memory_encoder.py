@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from sam2_engine.model.layers import LayerNorm2d
+from sam2_engine.model.layers import LayerNorm2d, Linear, pointwise
 
 
 class MaskDownsampler(nn.Module):
@@ -34,13 +33,13 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv2d(channels, channels, kernel_size=7, padding=3, groups=channels)
         self.norm = LayerNorm2d(channels)
-        self.pwconv1 = nn.Linear(channels, 4 * channels)
-        self.pwconv2 = nn.Linear(4 * channels, channels)
+        self.pwconv1 = Linear(channels, 4 * channels, "gelu")
+        self.pwconv2 = Linear(4 * channels, channels)
         self.gamma = nn.Parameter(1e-6 * torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.norm(self.dwconv(x)).permute(0, 2, 3, 1)
-        inner = self.gamma * self.pwconv2(F.gelu(self.pwconv1(inner)))
+        inner = self.gamma * self.pwconv2(self.pwconv1(inner))
         return x + inner.permute(0, 3, 1, 2)
 
 
@@ -66,5 +65,6 @@ class MemoryEncoder(nn.Module):
         self.out_proj = nn.Conv2d(d_model, memory_dim, kernel_size=1)
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Features (B, C, h, w) and scaled mask (B, 1, 16 h, 16 w) -> (B, memory_dim, h, w)."""
-        return self.out_proj(self.fuser(self.pix_feat_proj(image) + self.mask_downsampler(mask)))
+        """Features (B or 1, C, h, w), scaled mask (B, 1, 16 h, 16 w) -> (B, memory_dim, h, w)."""
+        projected = pointwise(image, self.pix_feat_proj)
+        return pointwise(self.fuser(projected + self.mask_downsampler(mask)), self.out_proj)

@@ -46,15 +46,13 @@ def sine_encoding_1d(positions: Tensor, channels: int) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def axial_rotations(
-    channels: int, height: int, width: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def axial_rotations(channels: int, height: int, width: int, device: torch.device) -> Tensor:
     """Rotary encoding of a grid (Su et al., 2021; axial as in Heo et al., 2024).
 
     The first half of the channel pairs turns with the column, the second with the row.
 
     Returns:
-        Cosines and sines, each (height * width, channels / 2) float32.
+        (height * width, channels / 2) complex numbers of length 1.
     """
     with torch.inference_mode(False), torch.no_grad():
         exponent = torch.arange(0, channels, 4, device=device)[: channels // 4].float() / channels
@@ -63,17 +61,14 @@ def axial_rotations(
         columns = torch.outer(index % width, frequency)
         rows = torch.outer(torch.div(index, width, rounding_mode="floor"), frequency)
         angle = torch.cat((columns, rows), dim=1)
-        return angle.cos(), angle.sin()
+        return torch.polar(torch.ones_like(angle), angle)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn neighbouring channel pairs of x (..., tokens, channels) by the angles given per token.
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn neighbouring channel pairs of x (..., tokens, channels) by the turns given per token.
 
-    Where x holds several grids one after the other, the angles repeat.
+    Where x holds several grids one after the other, the turns repeat.
     """
-    repeats = x.shape[-2] // cos.shape[0]
-    if repeats > 1:
-        cos, sin = cos.repeat(repeats, 1), sin.repeat(repeats, 1)
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    turned = pairs.unflatten(-2, (-1, len(turns))) * turns
+    return torch.view_as_real(turned).flatten(-4, -3).flatten(-2).to(x.dtype)

@@ -37,6 +37,11 @@ class ImageFeatures(NamedTuple):
     stride4: Tensor
     """(B, C/8, S/4, S/4)"""
 
+    @property
+    def shared_stride16(self) -> Tensor:
+        """stride16, (1, C, S/16, S/16) where it was expanded from one frame."""
+        return self.stride16[:1] if self.stride16.stride(0) == 0 else self.stride16
+
     def expand(self, count: int) -> ImageFeatures:
         """One frame's features for several objects, without a copy."""
         return ImageFeatures(*(level.expand(count, -1, -1, -1) for level in self))
@@ -137,9 +142,13 @@ class SAM2(nn.Module):
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Encode (B, 3, S, S) images, normalised with ImageNet's mean and deviation."""
-        stride4, stride8, stride16 = self.image_encoder(images.to(self.dtype))
-        decoder = self.sam_mask_decoder
-        return ImageFeatures(stride16, decoder.conv_s1(stride8), decoder.conv_s0(stride4))
+        neck, decoder = self.image_encoder.neck, self.sam_mask_decoder
+        levels = self.image_encoder.trunk(images.to(self.dtype))
+        return ImageFeatures(
+            neck.stride16(levels),
+            neck.lateral(levels, 1, after=decoder.conv_s1),
+            neck.lateral(levels, 0, after=decoder.conv_s0),
+        )
 
     # -- memory --------------------------------------------------------------------------------
 
@@ -188,7 +197,7 @@ class SAM2(nn.Module):
         self, features: ImageFeatures, memory: Tensor, memory_pos: Tensor, num_pointer_tokens: int
     ) -> Tensor:
         """Stride-16 features conditioned on memory tokens, (B, C, S/16, S/16)."""
-        image = features.stride16
+        image = features.shared_stride16
         height, width = image.shape[-2:]
         place = sine_encoding_2d(self.config.d_model, height, width, device=image.device)
         conditioned = self.memory_attention(
@@ -215,7 +224,7 @@ class SAM2(nn.Module):
             (B, memory_dim, S/16, S/16).
         """
         mask = (high_res > 0).to(self.dtype) if binarise else high_res.sigmoid().to(self.dtype)
-        memory = self.memory_encoder(features.stride16, mask * _MASK_SCALE + _MASK_BIAS)
+        memory = self.memory_encoder(features.shared_stride16, mask * _MASK_SCALE + _MASK_BIAS)
         if self.config.version == "2.1":
             absent = (object_score <= 0).to(self.dtype)
             memory = memory + (absent * self.no_obj_embed_spatial)[:, :, None, None]
