@@ -21,8 +21,11 @@ SMALL = ModelConfig(
 
 @lru_cache(maxsize=4)
 def small_model(obj_bias: float = 2.0, draws_prompts: bool = False) -> SAM2:
-    """The configuration of the small goldens, with their weights; shared, so do not change it."""
-    model = SAM2(replace(SMALL, draws_prompts=draws_prompts))
+    """The configuration of the small goldens, with their weights; shared, so do not change it.
+
+    draws_prompts: with all that nano has and the published models have not.
+    """
+    model = SAM2(replace(SMALL, draws_prompts=draws_prompts, refines_masks=draws_prompts))
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     model.load_state_dict(recipe_weights(shapes, seed=0, obj_bias=obj_bias))
     return model.eval().requires_grad_(False)

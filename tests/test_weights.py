@@ -322,7 +322,7 @@ def test_an_official_file_loads_by_path_and_medsam2_by_its_name_at_512(tmp_path)
 def test_a_convolutional_trunk_is_recognised_without_metadata(tmp_path):
     config = ModelConfig(
         trunk=ConvTrunkConfig(), version="2.0", image_size=256, d_model=64, memory_dim=32,
-        memory_layers=1, memory_ffn=96, decoder_mlp=80, num_memories=5,
+        memory_layers=1, memory_ffn=96, decoder_mlp=80, num_memories=5, refines_masks=True,
     )  # fmt: skip
     torch.save(SAM2(config).state_dict(), tmp_path / "bare.pt")
     assert load_model(tmp_path / "bare.pt", device="cpu").config == config

@@ -91,6 +91,9 @@ class ModelConfig:
     """Clicks and boxes are also drawn into the decoder's mask input, and a tracked frame's decoder
     starts from the mask of the frame before. Not in the published models, which learn the places of
     prompts and of memories in a long training; a small model in a short one does not."""
+    refines_masks: bool = False
+    """The decoder's upscaled features pass through 3 x 3 convolutions that also see the mask input.
+    Not in the published models."""
 
     def __post_init__(self) -> None:
         if self.version not in ("2.0", "2.1"):
@@ -136,6 +139,7 @@ VARIANTS: dict[str, ModelConfig] = {
         memory_ffn=512,
         decoder_mlp=512,
         draws_prompts=True,
+        refines_masks=True,
     ),
     **{f"sam2.1-{size}": ModelConfig(trunk=trunk) for size, trunk in _HIERA.items()},
     **{f"sam2-{size}": ModelConfig(trunk=trunk, version="2.0") for size, trunk in _HIERA.items()},

@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sam2_engine.model.layers import MLP, Attention, LayerNorm2d
 
 _NUM_CANDIDATES = 3
 _STABILITY_DELTA = 0.05
 _STABILITY_THRESHOLD = 0.98
+_CERTAIN = 10.0  # the logit of a prompt that is drawn
 
 
 class TwoWayBlock(nn.Module):
@@ -66,6 +68,27 @@ class TwoWayTransformer(nn.Module):
         return self.norm_final_attn(queries + attended), image
 
 
+class Refinement(nn.Module):
+    """Adds to upscaled features what their neighbours and the mask input at the same place say.
+
+    Not in the published models, whose encoder leaves nothing to be done at these strides; a
+    convolutional trunk's features at strides 4 and 8 have seen little of the image.
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(channels + 1, hidden, kernel_size=3, padding=1)
+        self.leave = nn.Conv2d(hidden, channels, kernel_size=3, padding=1)
+        nn.init.zeros_(self.leave.weight)  # starts as no change
+        nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor, mask_input: Tensor) -> Tensor:
+        """Refine features (B, C, s, s) by mask logits (B, 1, k s, k s)."""
+        logits = F.avg_pool2d(mask_input, mask_input.shape[-1] // features.shape[-1])
+        drawn = (logits / _CERTAIN).clamp(-1, 1).to(features.dtype)
+        return features + self.leave(F.gelu(self.enter(torch.cat((features, drawn), dim=1))))
+
+
 class DecoderOutput(NamedTuple):
     """What the decoder says of B objects, with M = 3 candidates or M = 1 mask."""
 
@@ -82,7 +105,7 @@ class DecoderOutput(NamedTuple):
 class MaskDecoder(nn.Module):
     """Decodes one mask, or three candidates where the prompt is ambiguous."""
 
-    def __init__(self, d_model: int, mlp: int, heads: int = 8) -> None:
+    def __init__(self, d_model: int, mlp: int, heads: int = 8, refines: bool = False) -> None:
         super().__init__()
         num_masks = 1 + _NUM_CANDIDATES
         self.transformer = TwoWayTransformer(d_model, heads, mlp)
@@ -103,6 +126,10 @@ class MaskDecoder(nn.Module):
         )
         self.iou_prediction_head = MLP(d_model, 256, num_masks, depth=3)
         self.pred_obj_score_head = MLP(d_model, d_model, 1, depth=3)
+        self.refinements = nn.ModuleList()
+        if refines:
+            self.refinements.append(Refinement(d_model // 4, 48))
+            self.refinements.append(Refinement(d_model // 8, 24))
 
     def forward(
         self,
@@ -114,6 +141,7 @@ class MaskDecoder(nn.Module):
         dense: Tensor,
         multimask: bool,
         stability_fallback: bool = True,
+        mask_input: Tensor | None = None,
     ) -> DecoderOutput:
         """Decode.
 
@@ -127,6 +155,7 @@ class MaskDecoder(nn.Module):
             multimask: three candidates (masks 1 to 3) in place of one (mask 0).
             stability_fallback: where mask 0 changes much with the threshold, take the best
                 candidate in its place.
+            mask_input: (B, 1, S/4, S/4) logits, of which ``dense`` was made; for refinements.
         """
         own = torch.cat(
             (self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight)
@@ -141,7 +170,9 @@ class MaskDecoder(nn.Module):
         features = flat.transpose(1, 2).unflatten(2, (height, width))
         up1, norm, activation, up2, _ = self.output_upscaling
         features = activation(norm(up1(features) + stride8))
+        features = self._refined(0, features, mask_input)
         features = activation(up2(features) + stride4)
+        features = self._refined(1, features, mask_input)
 
         mask_tokens = tokens[:, 2 : 2 + 1 + _NUM_CANDIDATES]
         weights = torch.stack(
@@ -158,6 +189,12 @@ class MaskDecoder(nn.Module):
         else:
             masks, ious = masks[:, :1], ious[:, :1]
         return DecoderOutput(masks, ious, token, object_score)
+
+    def _refined(self, level: int, features: Tensor, mask_input: Tensor | None) -> Tensor:
+        if mask_input is None or not self.refinements:
+            return features
+        refined: Tensor = self.refinements[level](features, mask_input)
+        return refined
 
 
 def _stable_or_best(masks: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:

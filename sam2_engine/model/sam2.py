@@ -109,7 +109,9 @@ class SAM2(nn.Module):
         )
         self.memory_encoder = MemoryEncoder(d_model, memory_dim)
         self.sam_prompt_encoder = PromptEncoder(d_model, config.image_size)
-        self.sam_mask_decoder = MaskDecoder(d_model, config.decoder_mlp)
+        self.sam_mask_decoder = MaskDecoder(
+            d_model, config.decoder_mlp, refines=config.refines_masks
+        )
         self.obj_ptr_proj = MLP(d_model, d_model, d_model, depth=3)
         self.mask_downsample = nn.Conv2d(1, 1, kernel_size=4, stride=4)
         self.maskmem_tpos_enc = nn.Parameter(torch.zeros(config.num_memories, 1, 1, memory_dim))
@@ -270,6 +272,7 @@ class SAM2(nn.Module):
             dense,
             multimask,
             stability_fallback=not self.training,
+            mask_input=mask_input,
         )
         best = ious.argmax(dim=1)
         token = tokens[torch.arange(batch, device=best.device), best]

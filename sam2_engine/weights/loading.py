@@ -278,6 +278,7 @@ def recognise(state: Mapping[str, Tensor], path: Path) -> ModelConfig:
             memory_ffn=len(state["memory_attention.layers.0.linear1.weight"]),
             decoder_mlp=len(state["sam_mask_decoder.transformer.layers.0.mlp.layers.0.weight"]),
             num_memories=num_memories,
+            refines_masks="sam_mask_decoder.refinements.0.enter.weight" in state,
         )
     except KeyError as error:
         raise WeightsError(
