@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sam2_engine.model import SAM2, ModelConfig
 from sam2_engine.model.config import ConvStage, ConvTrunkConfig
 from sam2_engine.training.command import main
 from sam2_engine.training.data import BatchDataset, ClipSampler, Source, load_sources, window
+from sam2_engine.training.drift import Drift
 from sam2_engine.training.losses import dice_loss, focal_loss, mask_iou, mask_losses
 from sam2_engine.training.prompts import (
     NEGATIVE,
@@ -45,6 +47,8 @@ TINY = ModelConfig(
     memory_layers=1,
     memory_ffn=32,
     decoder_mlp=32,
+    draws_prompts=True,
+    refines_masks=True,
 )
 
 
@@ -306,15 +310,78 @@ def test_every_part_of_the_model_learns_from_clips() -> None:
     batch = BatchDataset(ClipSampler([], SIDE), 0, (4, 4), 2, 4)[0]
     clip_step(model, batch, generator()).loss.backward()
     image_step(model, batch, generator()).loss.backward()
-    # no_mem_pos_enc is in every checkpoint but unused; the shares of prompts are drawn, so that one
-    # batch need not hold each kind.
-    optional = ("no_mem_pos_enc", "point_embeddings", "mask_downscaling", "no_obj", "not_a_point")
+    # no_mem_pos_enc is in every checkpoint but unused, and so is no_mask_embed where prompts are
+    # drawn; the shares of prompts are random, so that one batch need not hold each kind.
+    optional = (
+        "no_mem_pos_enc",
+        "no_mask_embed",
+        "point_embeddings",
+        "mask_downscaling",
+        "no_obj",
+        "not_a_point",
+    )
     still = [
         name
         for name, parameter in model.named_parameters()
         if parameter.grad is None and not any(word in name for word in optional)
     ]
     assert still == []
+
+
+def test_a_refinement_begins_as_no_change() -> None:
+    torch.manual_seed(0)
+    plain, refined = SAM2(replace(TINY, refines_masks=False)).eval(), tiny_model().eval()
+    missing, unexpected = refined.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected and all(".refinements." in name for name in missing)
+    image = torch.randn(1, 3, SIDE, SIDE, generator=generator())
+    logits = torch.randn(1, 1, SIDE // 4, SIDE // 4, generator=generator())
+
+    def masks(model: SAM2) -> Tensor:
+        features = model.encode_image(image)
+        conditioned = model.without_memory(features)
+        return model.decode_masks(features, conditioned, mask_input=logits).candidates
+
+    with torch.no_grad():
+        assert torch.equal(masks(plain), masks(refined))
+        for refinement in refined.sam_mask_decoder.refinements:
+            torch.nn.init.normal_(refinement.leave.weight)
+        assert not torch.allclose(masks(plain), masks(refined))
+
+
+def test_masks_go_astray_little_by_little() -> None:
+    side = 128
+    distance = (torch.arange(side) - side / 2).square()
+    radius = torch.linspace(8, 40, 32)[:, None, None]
+    truth = distance[:, None] + distance[None, :] < radius**2
+    drift = Drift(len(truth), side, generator())
+
+    def overlap(progress: float) -> float:
+        logits = drift.answers(truth, progress)
+        enlarged = torch.nn.functional.interpolate(logits, size=(side, side), mode="bilinear")
+        return float(mask_iou(enlarged[:, 0], truth).mean())
+
+    start, middle, end = overlap(0.0), overlap(0.5), overlap(1.0)
+    assert start > 0.8
+    assert start > middle > end > 0.2
+
+
+def test_some_objects_are_still_answered_after_their_end() -> None:
+    truth = square(16, 16, 47, 47).expand(40, -1, -1)
+    drift = Drift(40, SIDE, generator())
+    drift.answers(truth, 0.0)
+    answered = (drift.answers(torch.zeros_like(truth), 0.1) > 0).flatten(1).any(1)
+    assert 8 < answered.sum() < 32
+
+
+def test_true_masks_gone_astray_lead_to_the_frames_that_are_learnt_from() -> None:
+    model = tiny_model().train()
+    batch = BatchDataset(ClipSampler([], SIDE), 0, (6, 6), 2, 4)[0]
+    own = clip_step(model, batch, generator(), learnt=2)
+    led = clip_step(model, batch, generator(), learnt=2, drift_share=1.0)
+    assert led.report.keys() == own.report.keys()
+    assert led.loss != own.loss
+    led.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
 def test_some_steps_lower_the_loss() -> None:

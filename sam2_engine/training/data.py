@@ -185,7 +185,7 @@ class ClipSampler:
             if drawn is None:
                 continue
             images, masks = drawn
-            images = intensity(rng, images, strength=0.8)
+            images = intensity(rng, images, strength=0.5)
             return normalise(images.expand(-1, 3, -1, -1)), masks
 
     def _synthetic(

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_engine.model import SAM2, Decoded, ImageFeatures
+from sam2_engine.model import ABSENT_LOGIT, SAM2, Decoded, ImageFeatures
 from sam2_engine.training.data import Batch
+from sam2_engine.training.drift import Drift
 from sam2_engine.training.losses import PUBLISHED, LossWeights, mask_iou, mask_losses
 from sam2_engine.training.prompts import PADDING, corrective_click, first_prompts
 
@@ -127,13 +128,18 @@ def image_step(model: SAM2, batch: Batch, generator: torch.Generator) -> StepRes
 
 
 def clip_step(
-    model: SAM2, batch: Batch, generator: torch.Generator, learnt: int | None = None
+    model: SAM2,
+    batch: Batch,
+    generator: torch.Generator,
+    learnt: int | None = None,
+    drift_share: float = 0.0,
 ) -> StepResult:
     """Clips with memory: prompt the first frame, track, and sometimes correct a later frame.
 
     Args:
         learnt: learn from so many frames at the clip's end (and from the first); the model is
             carried to them by its own masks, without gradient. All, if None.
+        drift_share: probability that it is carried there by true masks gone astray instead.
     """
     frames = batch.images.shape[1]
     learn_from = 1 if learnt is None else max(1, frames - learnt)
@@ -146,7 +152,16 @@ def clip_step(
     visible: list[Tensor] = []
     answer = first
     corrected = int(torch.randint(learn_from, 2 * frames, (), generator=generator))
-    for t in range(1, frames):
+    start = 1
+    if torch.rand((), generator=generator) < drift_share:
+        drift = Drift(len(batch.masks), model.image_size, generator)
+        for t in range(1, learn_from):
+            answer = _astray(model, features[t], drift.answers(batch.masks[:, t], t / learn_from))
+            with torch.no_grad():
+                memory = _remember(model, features[t], answer, binarise=False)
+            tracked[t] = (memory, answer.pointer)
+        start = learn_from
+    for t in range(start, frames):
         with torch.set_grad_enabled(t >= learn_from):
             decoded = _track(model, features[t], t, prompted, tracked, answer, batch)
         answer = _Answer(decoded.low_res, decoded.object_score, decoded.pointer)
@@ -323,6 +338,16 @@ def _correct_tracked(
         answer.low_res.index_copy(0, own, decoded.low_res),
         answer.object_score.index_copy(0, own, decoded.object_score),
         answer.pointer.index_copy(0, own, decoded.pointer),
+    )
+
+
+@torch.no_grad()
+def _astray(model: SAM2, features: ImageFeatures, low_res: Tensor) -> _Answer:
+    """The answer that a model would have given with these mask logits (N, 1, S/4, S/4)."""
+    decoded = model.mask_as_output(features, (model.upscale(low_res) > 0).float())
+    visible = (decoded.object_score > 0)[:, :, None, None]
+    return _Answer(
+        torch.where(visible, low_res, ABSENT_LOGIT), decoded.object_score, decoded.pointer
     )
 
 

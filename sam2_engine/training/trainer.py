@@ -62,6 +62,8 @@ class Stage:
     """Least and greatest number of frames of a clip."""
     learnt: int | None = None
     """Frames at a clip's end that are learnt from; the model's own masks lead there."""
+    drift_share: float = 0.0
+    """Probability that true masks gone astray lead there instead."""
     images: int = 0
     """Single images beside the clips, so that prompts are not forgotten."""
 
@@ -69,9 +71,19 @@ class Stage:
 STAGES: dict[str, tuple[Stage, ...]] = {
     "nano": (
         Stage("geometry", GEOMETRY, minutes=3, learning_rate=1.5e-3, batch=16),
-        Stage("images", IMAGES, minutes=60, learning_rate=6e-4, batch=4, objects=16),
+        Stage("images", IMAGES, minutes=60, learning_rate=6e-4, batch=6, objects=10),
         Stage("short clips", CLIPS, minutes=25, batch=3, objects=6, frames=(2, 4), images=2),
-        Stage("clips", CLIPS, minutes=60, batch=2, objects=5, frames=(4, 14), learnt=3, images=2),
+        Stage(
+            "clips",
+            CLIPS,
+            minutes=60,
+            batch=2,
+            objects=5,
+            frames=(4, 14),
+            learnt=3,
+            drift_share=0.5,
+            images=2,
+        ),
     ),
 }
 """The stages of each model that can be trained from scratch, by its name in ``VARIANTS``."""
@@ -254,13 +266,14 @@ class Trainer:
         main = ready(seed, stage.frames, stage.batch)
         if stage.kind == IMAGES:
             return lambda: image_step(model, next(main), self.generator)
+
+        def tracked() -> StepResult:
+            return clip_step(model, next(main), self.generator, stage.learnt, stage.drift_share)
+
         if not stage.images:
-            return lambda: clip_step(model, next(main), self.generator, stage.learnt)
+            return tracked
         beside = ready(seed + 500, (1, 1), stage.images)
-        return lambda: (
-            clip_step(model, next(main), self.generator, stage.learnt)
-            + image_step(model, next(beside), self.generator)
-        )
+        return lambda: tracked() + image_step(model, next(beside), self.generator)
 
     def _update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
