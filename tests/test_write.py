@@ -20,7 +20,7 @@ from ome_zarr.format import FormatV04, FormatV05
 from ome_zarr.writer import write_image
 from pydicom.uid import generate_uid
 
-from napari_sam2.io import Volume, WriteError, read_labels, write_labels
+from napari_sam2.io import Volume, WriteError, check_target, read_labels, write_labels
 from napari_sam2.io.volume import spacing_of
 
 NAMES = {1: "liver", 2: "left kidney", 7: "Nr. 7 – Gefäß"}
@@ -363,6 +363,10 @@ def test_what_a_dicom_segmentation_cannot_hold(tmp_path: Path) -> None:
     ]:
         with pytest.raises(WriteError, match=message):
             write_labels(tmp_path / "l.dcm", array, where)
+        if array.any():  # found out before anything is computed, too
+            with pytest.raises(WriteError, match=message):
+                check_target(tmp_path / "l.dcm", like=where)
+    check_target(tmp_path / "l.dcm", like=like)
     like.files[2].unlink()
     with pytest.raises(WriteError, match="read any more"):
         write_labels(tmp_path / "l.dcm", labels, like)

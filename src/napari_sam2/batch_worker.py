@@ -143,7 +143,7 @@ def read_record(job: Job, settings: Settings) -> JobResult | None:
 
 
 def _run(job: Job, settings: Settings, begin: float) -> JobResult:
-    from napari_sam2.io import WriteError, read_volume, write_labels
+    from napari_sam2.io import WriteError, check_target, read_volume, write_labels
 
     volume = read_volume(job.image, volume=job.volume, channel=job.channel, series=job.series)
     lazy = _model(_model_name(job, settings), settings.device)
@@ -156,6 +156,7 @@ def _run(job: Job, settings: Settings, begin: float) -> JobResult:
             return record if is_own else replace(record, status=SKIPPED)
         if record is None and not settings.overwrite:
             raise WriteError(f"{output} exists and is not of a batch; use --overwrite.")
+    check_target(output, overwrite=True, like=volume)
     answer = _answer(job, settings, volume, lazy)
     _write_record(job, settings, JobResult(job.name, str(job.image), _BEGUN))
     write_labels(

@@ -50,6 +50,7 @@ def _replay(options: argparse.Namespace) -> int:
             channel=options.channel,
             series=options.series,
         )
+        check_target(options.output, overwrite=options.overwrite, like=volume)
         image = SessionImage(volume, saved.image)
         bar.notes = volume.notes
         try:

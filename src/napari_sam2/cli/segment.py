@@ -96,6 +96,7 @@ def _segment(options: argparse.Namespace) -> int:
         volume = read_volume(
             options.image, volume=options.volume, channel=options.channel, series=options.series
         )
+        check_target(options.output, overwrite=options.overwrite, like=volume)
         masks = _read_mask(options.mask, volume, options.image) if options.mask else None
         bar.notes = volume.notes
         try:

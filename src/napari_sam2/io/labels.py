@@ -138,11 +138,13 @@ def check_target(
     overwrite: bool = False,
     source: str | os.PathLike[str] | None = None,
     format: Format | None = None,
+    like: Volume | None = None,
 ) -> Path:
     """Find out before a long computation whether labels can be written to `path`; returns it with
     links resolved.
 
     source: the image, which is never overwritten.
+    like: the image once it is read, to which a DICOM segmentation must be able to refer.
     format: as for `write_labels`.
 
     Raises: WriteError, which says why not.
@@ -161,6 +163,8 @@ def check_target(
         problem = str(error.strerror or error)
     if problem:
         raise WriteError(f"Labels cannot be written to {path}: {problem}.")
+    if like is not None:
+        kind.check_image(like)
     return target.resolve()
 
 
@@ -177,6 +181,8 @@ class _Kind:
     is_folder: bool = False
     check_replaceable: Callable[[Path], None] = lambda _: None
     """Raises WriteError where an existing folder holds something else."""
+    check_image: Callable[[Volume], object] = lambda _: None
+    """Raises WriteError where labels of this image do not fit the format."""
     finish: Callable[[Path], None] = lambda _: None
     """Called when the target is in its place."""
     parent: Path | None = None
@@ -197,6 +203,10 @@ def _kind(target: Path, format: Format | None) -> _Kind | None:
     suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
     if suffix is None:
         return None
+    if suffix == ".dcm":
+        from napari_sam2.io import labels_dicom
+
+        return _Kind(suffix, labels_dicom.write_seg, check_image=labels_dicom.sources_of)
     return _Kind(suffix, _file_writer(suffix))
 
 
@@ -209,10 +219,6 @@ def _file_writer(suffix: str) -> Callable[[Path, Volume, Legend], None]:
         from napari_sam2.io.labels_nrrd import write_nrrd
 
         return write_nrrd
-    if suffix == ".dcm":
-        from napari_sam2.io.labels_dicom import write_seg
-
-        return write_seg
     from napari_sam2.io.labels_tiff import write_tiff
 
     return write_tiff

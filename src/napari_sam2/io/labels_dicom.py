@@ -40,12 +40,7 @@ def write_seg(path: Path, labels: Volume, legend: Legend) -> None:
     from highdicom.seg import SegmentDescription
     from pydicom.sr.codedict import codes
 
-    if labels.axes not in ("zyx", "yx"):
-        raise WriteError(
-            "A DICOM segmentation holds one volume; write the time points one by one, or as "
-            ".nii.gz."
-        )
-    sources = _sources(labels)
+    sources = sources_of(labels)
     values, numbers = np.unique(labels.array, return_inverse=True)
     numbers = numbers.reshape(labels.array.shape).astype(np.uint16)
     if values[0] != 0:
@@ -156,17 +151,28 @@ def is_seg(path: Path) -> bool:
     return head.get("MediaStorageSOPClassUID") in _SEGMENTATIONS
 
 
-def _sources(labels: Volume) -> list[pydicom.Dataset]:
-    """The headers of the files of the source's slices, or of the one that holds them all."""
-    files = list(dict.fromkeys(labels.files))
+def sources_of(image: Volume) -> list[pydicom.Dataset]:
+    """The headers of the files of an image's slices, or of the one that holds them all.
+
+    image: the image or its labels.
+
+    Raises: WriteError where a segmentation cannot refer to them.
+    """
+    if image.axes.replace("c", "") not in ("zyx", "yx"):
+        raise WriteError(
+            "A DICOM segmentation holds one volume; write the time points one by one, or as "
+            ".nii.gz."
+        )
+    files = list(dict.fromkeys(image.files))
     if not files:
         raise WriteError(
             "A DICOM segmentation refers to the series it was made on, and this image was not read "
             "from a DICOM folder; write .nii.gz or .seg.nrrd instead."
         )
-    if len(files) not in (1, labels.array.shape[0]):
+    slices = image.shape[-3]
+    if len(files) not in (1, slices):
         raise WriteError(
-            f"The series has {labels.array.shape[0]} slices in {len(files)} files, to which a "
+            f"The series has {slices} slices in {len(files)} files, to which a "
             "DICOM segmentation cannot refer; write .nii.gz instead."
         )
     try:
