@@ -58,7 +58,8 @@ def test_what_is_found_is_shown_filtered_clicked_away_and_added(finder_desk):
     d.click(np.argwhere(victim.on_frame(truth.shape)).mean(axis=0))
 
     d.press(finder.add_button)
-    assert len(d.session.objects) == count - 1
+    assert list(d.session.objects) == list(range(1, count)), "the object that waited is the first"
+    assert d.session.objects[1].name == "Object 1"
     assert finder.layer is None
     assert average_precision(d.labels[1], truth, 0.5) > 0.65
     assert f"{count - 1} objects added on slice 1" in d.status
@@ -104,6 +105,29 @@ def test_what_was_found_elsewhere_is_not_added_here(finder_desk):
     d.press(finder.add_button)
     assert "find the objects there anew" in finder.status.text()
     assert not d.labels.any()
+
+
+def test_objects_that_the_person_has_prepared_stay(finder_desk):
+    d = finder_desk
+    d.session.edit_object(1, name="the other kind")
+    waiting = d.session.add_object()
+    finder = search(d)
+    ids = finder.add()
+    assert ids[0] == waiting and 1 not in ids
+    assert d.session.objects[1].name == "the other kind"
+    assert not (d.labels == 1).any() and (d.labels == waiting).any()
+
+
+def test_a_failed_search_is_told(finder_desk, monkeypatch):
+    d = finder_desk
+
+    def fail(*_, **__):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr("napari_sam2.widgets.find_all.search_all", fail)
+    finder = search(d)
+    assert "The memory is full" in finder.status.text() and "The memory is full" in d.status
+    assert finder.find_button.isEnabled() and not finder.stop_button.isEnabled()
 
 
 def test_an_empty_slice_says_so(desk):

@@ -23,9 +23,11 @@ from qtpy.QtWidgets import (
     QProgressBar,
     QPushButton,
     QScrollArea,
+    QSlider,
     QSpinBox,
     QTableWidget,
     QToolButton,
+    QWidget,
 )
 
 from napari_sam2.session import Session
@@ -348,6 +350,23 @@ def test_moving_and_deleting_prompts_changes_the_masks(desk):
     assert not d.labels.any()
 
 
+def test_renamed_layers_are_those_that_they_were(desk):
+    d = desk()
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    for layer in d.viewer.layers:
+        layer.name = f"renamed {layer.name}"
+    d.click((16, 20))
+    assert "Encoding slice 2" in d.status, "the first click on a slice takes longer, and says so"
+    d.settle()
+    assert len(d.viewer.layers) == 4
+    assert d.panel.images.currentText() == "renamed scan"
+    assert_same(d.labels[2], d.expected(2))
+    d.click((30, 40))
+    assert "Looking at slice 2" in d.status, "the second one does not"
+    d.settle()
+
+
 def test_removed_layers_come_back_with_the_prompts_of_every_axis(desk):
     d = desk()
     d.widget.start("include")
@@ -476,6 +495,57 @@ def test_stop_keeps_what_is_done(slow_desk):
     assert_same(d.labels, d.expected())
 
 
+class BrokenFrames(np.ndarray):
+    """An array that the model cannot read while `is_broken`, as when a network disk is gone."""
+
+    is_broken = False
+
+    def __getitem__(self, index):
+        if self.is_broken and threading.current_thread().name == "napari-sam2":
+            raise OSError("The disk with the image is gone")
+        return np.asarray(super().__getitem__(index))
+
+
+def notifications(viewer):
+    """The texts of napari's own notifications in the corner of the canvas."""
+    window = viewer.window._qt_window
+    shown = [w for w in window.findChildren(QWidget) if "Notification" in type(w).__name__]
+    return [w.message.text() for w in shown if w.isVisible()]
+
+
+def test_a_failure_is_told_in_napari_and_nothing_is_lost(desk, monkeypatch):
+    d = desk()
+    d.image.data = blobs().view(BrokenFrames)
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    d.settle()
+    done = d.labels.copy()
+    assert done[2].any() and notifications(d.viewer) == []
+
+    monkeypatch.setattr(BrokenFrames, "is_broken", True)
+    d.press(d.panel.propagate)
+    d.settle()
+    told = "The disk with the image is gone"
+    assert notifications(d.viewer) == [f"SAM 2: {told}"]
+    assert d.status == f"⚠ {told}"
+    assert not d.panel.stop.isEnabled() and d.panel.propagate.isEnabled()
+    assert not any("SAM 2" in bar.desc for bar in progress._all_instances)
+    np.testing.assert_array_equal(d.labels, done)
+
+    d.go_to(6)
+    d.click((20, 20))
+    d.settle()
+    assert d.status == f"⚠ {told}"
+    assert sorted(d.session.prompts[1]) == [2, 6], "the click is kept, though it has no mask yet"
+
+    monkeypatch.setattr(BrokenFrames, "is_broken", False)
+    d.press(d.panel.propagate)
+    d.settle()
+    assert "Done" in d.status
+    assert_same(d.labels, d.expected())
+
+
 def test_the_window_stays_alive_while_the_model_works(slow_desk):
     d = slow_desk
     begin_a_run(d)
@@ -483,9 +553,23 @@ def test_the_window_stays_alive_while_the_model_works(slow_desk):
     d.widget.points_layer.add([5, 19, 20])  # a prompt during the run waits its turn
     QApplication.processEvents()
     assert d.viewer.dims.current_step[0] == 5
+    assert "Encoding slice 5" not in d.status, "the run has the word"
+    assert_same(d.labels[5], np.zeros(SHAPE[1:]))
+
+    d.go_to(1)
+    d.viewer.camera.zoom *= 1.5
+    d.press(d.panel.modes["paint"])
+    d.draw((8, 40), (8, 50))
+    d.qtbot.waitUntil(lambda: d.session.prompts[1].get(1) is not None, timeout=TIMEOUT)
+    painted = d.labels[1].copy()
+    assert painted.any()
+    assert d.widget.is_busy, "the run waits for its slice all the while"
+
     SlowFrames.gate.set()
     d.settle()
     assert_same(d.labels[5], d.expected(5))
+    np.testing.assert_array_equal(d.labels[1], painted)
+    assert d.labels.any(axis=(1, 2)).sum() > 3
 
 
 @pytest.mark.parametrize(
@@ -693,7 +777,27 @@ def test_it_fits_a_narrow_dock(desk):
     bar = d.widget.findChild(QScrollArea).verticalScrollBar().sizeHint().width()
     assert d.panel.minimumSizeHint().width() + bar <= 300
     assert d.widget.minimumSizeHint().width() <= 300
-    controls = (QComboBox, QPushButton, QSpinBox, QToolButton, QProgressBar, QTableWidget)
+    controls = (QComboBox, QPushButton, QSpinBox, QSlider, QToolButton, QProgressBar, QTableWidget)
+    d.widget.finder.open()  # a window of the panel, so that its controls are found as well
     shown = [part for kind in controls for part in d.panel.findChildren(kind)]
     assert len(shown) > 30
     assert [part for part in shown if not part.toolTip()] == []
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_no_button_is_cut_beside_a_scroll_bar(desk, theme):
+    d = desk()
+    d.viewer.theme = theme
+    window = d.viewer.window._qt_window
+    window.resize(1000, 600)
+    window.resizeDocks([d.dock], [300], Qt.Orientation.Horizontal)
+    d.panel.recovery.show()
+    d.panel.show_download((1 << 20, 999 << 20))
+    area = d.widget.findChild(QScrollArea)
+    d.qtbot.waitUntil(lambda: d.widget.width() == 300 and area.verticalScrollBar().isVisible())
+    assert not area.horizontalScrollBar().isVisible()
+    buttons = [*d.panel.findChildren(QPushButton), *d.panel.findChildren(QToolButton)]
+    shown = [button for button in buttons if button.isVisible()]
+    assert len(shown) > 20
+    assert [b.text() for b in shown if b.width() < b.sizeHint().width()] == []
+    assert max(b.mapTo(d.panel, b.rect().topRight()).x() for b in shown) < area.viewport().width()

@@ -7,7 +7,7 @@ session.propagate()
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,12 +75,16 @@ def search_all(
     )
 
 
-def add_all(session: Session, frame: int, candidates: Sequence[Candidate]) -> list[int]:
+def add_all(
+    session: Session, frame: int, candidates: Sequence[Candidate], waiting: Iterable[int] = ()
+) -> list[int]:
     """Make candidates of a slice objects, in one step of undo. Returns their ids.
 
     Each gets its mask as a prompt, as if painted, so that it is the same whenever the session is
     opened or replayed, and its seed as a click, which counts once the mask is taken back. Where
     several overlap, the one that comes first has the pixels.
+
+    waiting: ids of objects without marks, which the first candidates become; others are new.
     """
     from sam2_engine.automatic import labels_image
 
@@ -88,12 +92,13 @@ def add_all(session: Session, frame: int, candidates: Sequence[Candidate]) -> li
     numbers = labels_image(candidates, view.frame_shape)
     seen = set(np.unique(numbers).tolist())
     ids: dict[int, int] = {}
+    free = iter(waiting)
     with session.objects_changed.blocked(), session.history.change("Find all"):
         with session.writing_first(-1):  # no slice at once, but this one when all are there
             for number, candidate in enumerate(candidates, start=1):
                 if number not in seen:
                     continue
-                object_id = session.add_object()
+                object_id = next(free, None) or session.add_object()
                 session.add_points(object_id, view.join(frame, [candidate.point]))
                 ids[number] = object_id
             own = np.zeros(len(candidates) + 1, np.int64)

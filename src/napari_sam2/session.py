@@ -51,6 +51,11 @@ Direction = Literal["both", "forward", "backward"]
 _EDITS = {"name": "Rename", "colour": "Colour", "hidden": "Hide", "locked": "Lock"}
 
 
+def default_name(object_id: int) -> str:
+    """Of an object that nobody has named."""
+    return f"Object {object_id}"
+
+
 class NothingToDo(ValueError):
     """There is no prompt to start from. The message says what is missing."""
 
@@ -138,6 +143,13 @@ class Session:
         """All objects by id."""
         return dict(sorted(self._records.objects.items()))
 
+    @property
+    def untouched_objects(self) -> list[int]:
+        """Ids of objects without prompts that have no name of their own, nor anything else."""
+        prompted, objects = self.prompted_objects, self.objects
+        new = {i: ObjectInfo(default_name(i)) for i in objects if i not in prompted}
+        return [i for i, info in new.items() if objects[i] == info]
+
     def add_object(self, name: str = "", object_id: int | None = None) -> int:
         """A new object without prompts. Returns its id.
 
@@ -156,7 +168,7 @@ class Session:
             )
         self._last_id = max(self._last_id, object_id)
         with self.history.change("New object"):
-            self._records.set_object(object_id, ObjectInfo(name or f"Object {object_id}"))
+            self._records.set_object(object_id, ObjectInfo(name or default_name(object_id)))
         self.objects_changed.emit()
         return object_id
 

@@ -9,6 +9,7 @@ from typing import Any
 import napari.layers
 import napari.viewer
 import numpy as np
+from napari.utils.notifications import show_warning
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_sam2.session import Session
@@ -65,6 +66,11 @@ class Context(QObject):
         return self.runner.running is not None
 
     @property
+    def is_held(self) -> bool:
+        """Whether results must wait, because the person is in the middle of a stroke."""
+        return self.work is not None and self.work.is_held
+
+    @property
     def frame(self) -> int:
         """The slice of the session's sequence that the viewer shows."""
         assert self.work is not None
@@ -112,6 +118,19 @@ class Context(QObject):
             self.panel.fail(str(error))
             return False
         return True
+
+    def tell(self, error: Exception) -> str:
+        """Say what went wrong, here and in napari's own notification. Returns the text."""
+        from sam2_engine.weights import WeightsError
+
+        text = str(error).strip()
+        if isinstance(error, MemoryError) or "out of memory" in text.lower():
+            text = "The memory is full. Choose a smaller model, or run on the processor (CPU)."
+        elif not isinstance(error, ValueError | OSError | WeightsError) or not text:
+            text = f"Something went wrong ({type(error).__name__}): {text or 'no details'}"
+        self.panel.fail(text)
+        show_warning(f"SAM 2: {text}")
+        return text
 
     def loading(self) -> str:
         return f"{_LOADING}: {self.models.title} …"

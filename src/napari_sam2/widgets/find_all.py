@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import napari.layers
 import numpy as np
-from qtpy.QtCore import QSize, Qt, QTimer
+from qtpy.QtCore import QSize, Qt
 from qtpy.QtWidgets import (
     QComboBox,
     QFormLayout,
@@ -32,7 +32,6 @@ from napari_sam2.widgets.worker import Worker
 if TYPE_CHECKING:
     from sam2_engine.automatic import Candidate, Search
 
-_POLL_MS = 30
 _SEEDS = {
     "grid": "a grid of points",
     "contrast": "spots of contrast",
@@ -51,7 +50,7 @@ class FindAll(QWidget):
         self.setWindowTitle("Find all objects on this slice")
         self._context = context
         self._marking = marking
-        self._worker = Worker()
+        self._worker = Worker(self)
         self.candidates: list[Candidate] = []
         """All that was found, best first."""
         self.deleted: set[int] = set()
@@ -75,10 +74,12 @@ class FindAll(QWidget):
         self.diameter.setSuffix(" pixels")
         self.diameter.setToolTip("How large a usual object is, for contrast and watershed.")
         self.find_button = QPushButton("Find all objects here")
+        self.find_button.setToolTip("Look for objects on the slice that the viewer shows.")
         self.stop_button = QPushButton("Stop")
         self.stop_button.setToolTip("Stop; what has been found so far is kept.")
         self.progress = QProgressBar()
         self.progress.setFormat("%v of %m places")
+        self.progress.setToolTip("Places at which the model has been asked for an object.")
         self.score, self.smallest, self.largest = (
             QSlider(Qt.Orientation.Horizontal) for _ in range(3)
         )
@@ -90,13 +91,11 @@ class FindAll(QWidget):
         self.restore_button = QPushButton("Bring back")
         self.restore_button.setToolTip("Show again what was clicked away.")
         self.add_button = QPushButton()
+        self.add_button.setToolTip("Make those that are shown objects, with these masks.")
         self.status = QLabel()
         self.status.setWordWrap(True)
         self._lay_out()
 
-        self._poll = QTimer(self)
-        self._poll.setInterval(_POLL_MS)
-        self._poll.timeout.connect(self._deliver)
         self.find_button.clicked.connect(self._on_find)
         self.stop_button.clicked.connect(self._on_stop)
         self.add_button.clicked.connect(self._on_add)
@@ -157,7 +156,6 @@ class FindAll(QWidget):
         )
         self.progress.setRange(0, 0)
         self.status.setText("Looking for objects …")
-        self._poll.start()
         self._show_state()
 
     def add(self) -> list[int]:
@@ -169,11 +167,9 @@ class FindAll(QWidget):
             )
             return []
         session = work.session
-        with session.history.change("Find all"):
-            for object_id in list(session.objects):  # one that was only waiting for its first mark
-                if object_id not in session.prompted_objects:
-                    session.remove_object(object_id)
-            ids = add_all(session, self._frame, [self.candidates[n] for n in chosen])
+        ids = add_all(
+            session, self._frame, [self.candidates[n] for n in chosen], session.untouched_objects
+        )
         marks = self._marking.add_layers()
         if len(ids) > _MANY:
             marks.points.visible = False
@@ -197,7 +193,6 @@ class FindAll(QWidget):
 
     def shut_down(self) -> None:
         """End the thread after the step under way."""
-        self._poll.stop()
         self._worker.close()
 
     # -- what is shown -------------------------------------------------------------------------
@@ -306,11 +301,6 @@ class FindAll(QWidget):
         self.deleted.clear()
         self.show_chosen()
 
-    def _deliver(self) -> None:
-        self._worker.deliver()
-        if self._worker.is_idle:
-            self._poll.stop()
-
     def _on_step(self, found: tuple[int, int, list[Candidate]]) -> None:
         done, total, self.candidates = found
         self.progress.setRange(0, total)
@@ -343,7 +333,7 @@ class FindAll(QWidget):
 
     def _on_failed(self, error: Exception) -> None:
         self.clear()
-        self.status.setText(f"⚠ {error}")
+        self.status.setText(f"⚠ {self._context.tell(error)}")
 
     def _while_pressed(self, layer: napari.layers.Labels, event: Any) -> Generator[None]:
         """A click takes away what it lies on; a drag moves the view as ever."""

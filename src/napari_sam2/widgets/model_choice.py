@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QObject, Qt, QTimer, Signal
+from qtpy.QtCore import QObject, Qt, Signal
 from qtpy.QtWidgets import QFileDialog
 
 from napari_sam2.tasks import LazyModel
@@ -17,7 +16,6 @@ from napari_sam2.widgets.worker import Worker
 if TYPE_CHECKING:
     from sam2_engine.model import SAM2
 
-_POLL_MS = 50
 _FILE = "file …"
 _FILTER = "Checkpoints (*.pt *.pth *.safetensors);;All files (*)"
 
@@ -37,15 +35,12 @@ class ModelChoice(QObject):
         super().__init__(panel)
         self.model = LazyModel("nano" if model is None else model, device)
         """The one in use."""
-        self.worker = Worker()
+        self.worker = Worker(self, self._show_download)
         self._panel = panel
         self._takes_last = model is None
         self._names: set[str] = set()
         """Those of the models that everybody can have."""
         self._loading: LazyModel | None = None
-        self._poll = QTimer(self)
-        self._poll.setInterval(_POLL_MS)
-        self._poll.timeout.connect(self._deliver)
         panel.models.addItem("File …", _FILE)
         tip = "A checkpoint on this computer, such as one that you have trained."
         panel.models.setItemData(0, tip, Qt.ItemDataRole.ToolTipRole)
@@ -54,7 +49,7 @@ class ModelChoice(QObject):
         panel.devices.activated.connect(self._on_chosen)
         panel.stop_download.clicked.connect(lambda: self.stop_download())
         self._show_chosen(self.model.name, device)
-        self._begin(_look, self._show)
+        self.worker.request(_look, self._show, self.failed.emit)
         self._load(self.model)
 
     @property
@@ -100,7 +95,6 @@ class ModelChoice(QObject):
 
     def close(self) -> None:
         """End the thread."""
-        self._poll.stop()
         self.stop_download()
         self.worker.close()
 
@@ -143,26 +137,14 @@ class ModelChoice(QObject):
                     self._panel.models.removeItem(self._panel.models.findData(model.name))
                 self.failed.emit(error)
 
-        self._begin(model.get, loaded, failed)
+        self.worker.request(model.get, loaded, failed)
 
     def _is_file(self, name: str) -> bool:
         """Whether this is a file of the person's own."""
         return bool(self._names) and name not in self._names
 
-    def _begin(
-        self,
-        work: Callable[[], Any],
-        done: Callable[[Any], None],
-        failed: Callable[[Exception], None] | None = None,
-    ) -> None:
-        self.worker.request(work, done, failed or self.failed.emit)
-        self._poll.start()
-
-    def _deliver(self) -> None:
-        self.worker.deliver()
+    def _show_download(self) -> None:
         self._panel.show_download(self._loading.downloaded if self._loading else None)
-        if self.worker.is_idle:
-            self._poll.stop()
 
     def _on_chosen(self, *_: object) -> None:
         name = self._panel.models.currentData()

@@ -11,6 +11,7 @@ import napari.layers
 from qtpy.QtCore import QTimer
 
 from napari_sam2.sequence_view import Channels, Windows, image_shape
+from napari_sam2.session import default_name
 from napari_sam2.slice_data import ObjectInfo
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.marking import Marking
@@ -178,7 +179,7 @@ class Options:
         write = partial(work.masks.write_to, layer, context.viewer.layers, self._marking.hooks)
         context.attempt(write)
         for object_id, info in waiting.items():
-            has_name = info.name != f"Object {object_id}"
+            has_name = info.name != default_name(object_id)
             new = session.add_object(info.name if has_name else "")
             session.edit_object(new, colour=info.colour, hidden=info.hidden, locked=info.locked)
         if waiting:

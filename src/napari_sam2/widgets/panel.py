@@ -398,7 +398,6 @@ def _button(text: str, tip: str) -> QPushButton:
     button = QPushButton(text)
     button.setToolTip(tip)
     button.setFocusPolicy(Qt.FocusPolicy.NoFocus)  # keys stay with the canvas
-    button.setMinimumWidth(10)
     return button
 
 

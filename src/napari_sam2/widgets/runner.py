@@ -8,14 +8,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 from napari.utils import cancelable_progress
-from qtpy.QtCore import QObject, QTimer, Signal
+from qtpy.QtCore import QObject, Signal
 from qtpy.QtWidgets import QLabel, QWidget
 
 from napari_sam2.session import Session, Step, Task
 from napari_sam2.widgets.worker import Worker
 
-_POLL_MS = 15
 _TELL = 0.25  # seconds between two reports of progress
 _TELL_NAPARI = 2.0  # its bar has the whole window drawn anew
 _SPINNER_SPEED = 20  # percent
@@ -42,22 +42,24 @@ class Runner(QObject):
     def __init__(self, parent: QWidget) -> None:
         super().__init__(parent)
         self._parent = parent
-        self.worker = Worker()
-        self.is_held: Callable[[], bool] = lambda: False
-        """Whether results must wait, because the person is in the middle of a stroke."""
+        self.worker = Worker(self, self._on_delivered)
         self.running: Session | None = None
         """Whose objects are being followed."""
         self.until_end: list[Any] = []
         """What is closed when a run ends; the first is napari's progress bar."""
         self._began = self._told = self._told_napari = 0.0
-        self._poll = QTimer(self)
-        self._poll.setInterval(_POLL_MS)
-        self._poll.timeout.connect(self._deliver)
 
     @property
     def is_busy(self) -> bool:
         """Whether the model is at work on what was asked, or results are not yet shown."""
         return self.worker.is_busy
+
+    def make_ready(self) -> None:
+        """Have napari load what it takes for its first layers of marks and masks.
+
+        Else the window stands still for that when the first tool is chosen.
+        """
+        self.worker.request_when_idle(_make_layers, lambda _: None, self.failed.emit)
 
     def preview(self, session: Session, frame: int) -> None:
         """Find the masks of all objects that are marked on a slice."""
@@ -73,12 +75,10 @@ class Runner(QObject):
             self.failed.emit,
             key=(id(session), session.view.key, frame),
         )
-        self._poll.start()
 
     def request(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Do something that takes long, then `done` with what it returns."""
         self.worker.request(work, done, self.failed.emit)
-        self._poll.start()
 
     def run(self, session: Session, task: Task, text: str) -> None:
         """Follow objects through slices. text: what it is called in napari's list of activities."""
@@ -95,7 +95,6 @@ class Runner(QObject):
             done=partial(self._on_end, session, task),
             failed=self._on_run_failed,
         )
-        self._poll.start()
 
     def stop(self) -> None:
         """End the propagation after the slice under way; what is done is kept."""
@@ -114,24 +113,18 @@ class Runner(QObject):
         self.worker.request_when_idle(
             lambda: session.encode(task, wanted),
             lambda _: self.look_ahead(session, frame) if task.view is session.view else None,
-            self.failed.emit,
+            lambda _: None,  # nobody has asked for it; the first mark there tells what is wrong
         )
-        self._poll.start()
 
     def close(self) -> None:
         """End the thread after the step under way."""
-        self._poll.stop()
         self.worker.close()
         self._end_run()
 
     # -- what comes from the thread ------------------------------------------------------------
 
-    def _deliver(self) -> None:
-        if self.is_held():
-            return
-        self.worker.deliver()
+    def _on_delivered(self) -> None:
         if self.worker.is_idle:
-            self._poll.stop()
             self.idle.emit()
 
     def _on_step(self, session: Session, task: Task, step: Step) -> None:
@@ -164,6 +157,15 @@ class Runner(QObject):
         self.running = None
         while self.until_end:
             self.until_end.pop().close()
+
+
+def _make_layers() -> None:
+    """napari imports pandas and parts of scikit-image when it makes the first of these."""
+    from napari.layers import Labels, Points, Shapes
+
+    Labels(np.zeros((1, 1), np.uint8))
+    Points(ndim=2)
+    Shapes(ndim=2)
 
 
 def _calm_spinners(window: QWidget) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import napari.layers
 import napari.viewer
-from napari.utils.notifications import show_warning
 from napari.utils.theme import get_theme
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtGui import QColor, QCursor, QKeySequence, QShortcut
@@ -70,7 +69,6 @@ class SAM2Widget(QWidget):
         area = QScrollArea()
         area.setWidgetResizable(True)
         area.setFrameShape(QFrame.Shape.NoFrame)
-        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         area.setWidget(self.panel)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -85,7 +83,8 @@ class SAM2Widget(QWidget):
         self._finder: FindAll | None = None
         self._propagation = Propagation(self._context, self._marking)
         self._images = Images(self._context, self._marking, self._display)
-        self._runner.is_held = lambda: self._context.work is not None and self._context.work.is_held
+        self._runner.worker.is_held = lambda: self._context.is_held
+        self._runner.make_ready()
         self._connect_panel()
 
         self._events = Connections()
@@ -312,16 +311,8 @@ class SAM2Widget(QWidget):
         self._display.show_slice(new_states=True)
 
     def _on_failed(self, error: Exception) -> None:
-        from sam2_engine.weights import WeightsError
-
-        text = str(error).strip()
-        if isinstance(error, MemoryError) or "out of memory" in text.lower():
-            text = "The memory is full. Choose a smaller model, or run on the processor (CPU)."
-        elif not isinstance(error, ValueError | OSError | WeightsError) or not text:
-            text = f"Something went wrong ({type(error).__name__}): {text or 'no details'}"
         self._display.show()
-        self.panel.fail(text)
-        show_warning(f"SAM 2: {text}")
+        self._context.tell(error)
 
 
 def _let_go(

@@ -14,6 +14,10 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from qtpy.QtCore import QObject, QTimer
+
+_POLL_MS = 15
+_DELIVERY = 0.02  # seconds at a time
 _JOIN_AT_EXIT = 10.0  # seconds
 _NICER = 5
 
@@ -41,12 +45,20 @@ class Worker:
     """Runs requests in one thread of its own, and a long run of steps between them.
 
     Requests come first: those that wait are done between two steps of the run. Requests that can
-    wait come last, when there is nothing else to do. What comes out waits until the window's thread
-    calls `deliver`, which calls the callbacks; so no callback is ever called in another thread, and
+    wait come last, when there is nothing else to do. What comes out waits for a timer of the
+    window's thread, which calls the callbacks; so no callback is ever called in another thread, and
     none after `close`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parent: QObject, delivered: Callable[[], None] = lambda: None) -> None:
+        """parent: it lives no longer than this. delivered: called after each look at what came out,
+        while there is work."""
+        self.is_held: Callable[[], bool] = lambda: False
+        """Whether what comes out must wait."""
+        self._delivered = delivered
+        self._poll = QTimer(parent)
+        self._poll.setInterval(_POLL_MS)
+        self._poll.timeout.connect(self._deliver)
         self._wake = threading.Condition()
         self._requests: deque[_Request] = deque()
         self._run: _Run | None = None
@@ -143,14 +155,10 @@ class Worker:
             self._cancelled = True
             self._wake.notify()
 
-    def deliver(self, budget: float = 0.02) -> None:
-        """Call the callbacks that wait, for about `budget` seconds."""
-        end = time.perf_counter() + budget
-        while self._outbox and time.perf_counter() < end:
-            self._outbox.popleft()()
-
     def close(self) -> None:
         """Drop all that waits and end the thread after the step under way. Does not wait."""
+        with contextlib.suppress(RuntimeError):  # Qt may have destroyed it with its parent
+            self._poll.stop()
         with self._wake:
             self._closed = True
             self._requests.clear()
@@ -165,16 +173,28 @@ class Worker:
         if self._thread is not None:
             self._thread.join(timeout)
 
-    # -- the thread ----------------------------------------------------------------------------
-
     def _start(self) -> None:
         self._wake.notify()
+        self._poll.start()
         if self._thread is None:
             # A daemon, so that a stuck download cannot keep Python alive; but at exit it gets the
             # time to end its step, since a thread cut off inside torch can crash the process.
             self._thread = threading.Thread(target=self._work, name="napari-sam2", daemon=True)
             atexit.register(self.join)
             self._thread.start()
+
+    def _deliver(self) -> None:
+        """Call the callbacks that wait; many of them in several portions."""
+        if self.is_held():
+            return
+        end = time.perf_counter() + _DELIVERY
+        while self._outbox and time.perf_counter() < end:
+            self._outbox.popleft()()
+        if self.is_idle:
+            self._poll.stop()
+        self._delivered()
+
+    # -- the thread ----------------------------------------------------------------------------
 
     def _work(self) -> None:
         _give_way()
