@@ -157,15 +157,21 @@ def _after_seconds(seconds: float) -> Callable[[], bool]:
 
 
 def _after(action: Callable[[], None], widget: Any) -> Callable[[], bool]:
-    """Does the action on the first call; then tells whether the widget has done its work."""
+    """Does the action on the first call; then tells whether the widget has done its work.
+
+    And has shown it: what is drawn last, shortly after the end, belongs to it.
+    """
     begun: list[bool] = []
+    ended: list[float] = []
 
     def is_over() -> bool:
         if not begun:
             begun.append(True)
             action()
-            return False
-        return not widget.is_busy
+        elif not widget.is_busy:
+            ended.append(time.perf_counter())
+            return ended[-1] - ended[0] > _SETTLE_MS / 1000
+        return False
 
     return is_over
 
