@@ -13,10 +13,20 @@ import pytest
 import tifffile
 import torch
 
-from benchmarks import against_official, cases, classical, memory, quality, report, responsiveness
+from benchmarks import (
+    against_official,
+    cases,
+    classical,
+    limit,
+    memory,
+    quality,
+    report,
+    responsiveness,
+)
 from benchmarks.recipe import movie_frame
 from sam2_engine.model import SAM2, VARIANTS
 from sam2_engine.model.config import ConvStage, ConvTrunkConfig, ModelConfig
+from sam2_engine.model.layers import linear
 
 
 def rectangle(shape: tuple[int, ...], *sides: slice) -> np.ndarray:
@@ -444,3 +454,26 @@ def test_this_engine_clicks_tracks_and_corrects_in_the_comparison() -> None:
     again = ours.click(1, (30.0, 20.0))  # a correction starts from the earlier answer
     assert first.shape == (1, 64, 64) and not np.array_equal(first, again)
     assert [frame.shape for frame in ours.propagate()] == [(1, 64, 64)] * 2
+
+
+def test_operations_are_counted_the_way_they_are_done() -> None:
+    with torch.inference_mode():
+        x, weight = torch.zeros(2, 3, 16), torch.zeros(4, 16)
+        assert limit.operations(lambda: linear(x, weight)) == 2 * (2 * 3 * 16 * 4)
+        q = torch.zeros(1, 1, 5, 16)
+        attended = limit.operations(
+            lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)
+        )
+        assert attended == 2 * 2 * 5 * 5 * 16
+        assert limit.operations(lambda: x + 1) == 0
+
+
+def test_limit_end_to_end(tmp_path: Path) -> None:
+    out = tmp_path / "limit.json"
+    limit.main([*"--model nano --resolution 64 --objects 1 2 --rounds 1 --json".split(), str(out)])
+    rows = {(row["objects"], row["part"]): row for row in json.loads(out.read_text())["rows"]}
+    one, two = rows[1, "memory attention"], rows[2, "memory attention"]
+    assert one["operations"] < two["operations"] < 2 * one["operations"]  # some of it is shared
+    assert rows[1, "encoder"]["operations"] == rows[2, "encoder"]["operations"]
+    assert rows[1, "decoder"]["operations"] < rows[2, "decoder"]["operations"]
+    assert all(rows[1, part]["seconds"] > 0 for part in ("encoder", "a tracked frame"))

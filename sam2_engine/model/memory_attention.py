@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sam2_engine.model.layers import Attention, Linear, linear, uses_onednn
+from sam2_engine.model.layers import Attention, Linear, in_parts, linear, uses_onednn
 from sam2_engine.model.position import axial_rotations, rotate
 
 _SCORES_AT_ONCE = 1 << 20  # of queries with keys; more of them fall out of the processor's cache
@@ -21,16 +21,18 @@ class RotaryAttention(Attention):
 
         Queries (1, tokens, channels) serve all objects of a larger batch of keys.
         """
-        q, k = self.q_proj(q), self.k_proj(k)
         side = math.isqrt(q.shape[1])
-        turns = axial_rotations(q.shape[2] // self.heads, side, side, q.device)
-        q = self._turn(q, turns)
+        turns = axial_rotations(self.q_proj.out_features // self.heads, side, side, q.device)
+        q = self._turn(self.q_proj(q), turns)
+        if self.heads == 1 and uses_onednn(q):
+            return self._attend_narrow(q, k, v, turns, unplaced)
+        return self.attend(q.expand(len(k), -1, -1), self._keys(k, turns, unplaced), self.v_proj(v))
+
+    def _keys(self, k: Tensor, turns: Tensor, unplaced: int) -> Tensor:
+        k = self.k_proj(k)
         placed = k.shape[1] - unplaced
         turned = self._turn(k[:, :placed], turns)
-        k = torch.cat((turned, k[:, placed:]), dim=1) if unplaced else turned
-        if self.heads == 1 and uses_onednn(q):
-            return self._attend_narrow(q, k, v)
-        return self.attend(q.expand(len(k), -1, -1), k, self.v_proj(v))
+        return torch.cat((turned, k[:, placed:]), dim=1) if unplaced else turned
 
     def _turn(self, x: Tensor, turns: Tensor) -> Tensor:
         if self.heads == 1:
@@ -38,21 +40,23 @@ class RotaryAttention(Attention):
         by_head = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return rotate(by_head, turns).transpose(1, 2).flatten(2)
 
-    def _attend_narrow(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The same as attend, of values before their projection.
+    def _attend_narrow(
+        self, q: Tensor, k: Tensor, v: Tensor, turns: Tensor, unplaced: int
+    ) -> Tensor:
+        """The same from values before their projection, object by object.
 
         The weights of a query add up to 1. So its values can be averaged first and projected
         then, which is less work where they are narrower than their projection, as memories are.
         """
-        q = q / math.sqrt(q.shape[2])
-        rows = max(_SCORES_AT_ONCE // k.shape[1], 16)
+        q = (q / math.sqrt(q.shape[2])).expand(len(k), -1, -1)
+        parts = math.ceil(q.shape[1] * k.shape[1] / _SCORES_AT_ONCE)
         averages = v.new_empty(len(k), q.shape[1], v.shape[2])
-        for queries, keys, values, out in zip(
-            q.expand(len(k), -1, -1), k, v, averages, strict=True
-        ):
-            columns = values.t().contiguous()
-            for some, average in zip(queries.split(rows), out.split(rows), strict=True):
-                average.copy_(linear(linear(some, keys).softmax(dim=-1), columns))
+        for index, average in enumerate(averages):
+            keys = self._keys(k[index : index + 1], turns, unplaced)[0]
+            values = v[index].t().contiguous()
+            pieces = zip(q[index].chunk(parts), average.chunk(parts), strict=True)
+            for queries, out in pieces:
+                out.copy_(linear(linear(queries, keys).softmax(dim=-1), values))
         weight = self.out_proj.weight @ self.v_proj.weight
         bias = torch.addmv(self.out_proj.bias, self.out_proj.weight, self.v_proj.bias)
         return linear(averages, weight, bias)
@@ -75,7 +79,10 @@ class MemoryAttentionLayer(nn.Module):
         normed = self.norm1(x)
         x = x + self.self_attn(normed, normed, normed)
         x = x + self.cross_attn_image(self.norm2(x), placed, memory, num_pointers)
-        return x + self.linear2(self.linear1(self.norm3(x)))
+        return x + in_parts(self._feed_forward, x.flatten(0, 1)).view_as(x)
+
+    def _feed_forward(self, tokens: Tensor) -> Tensor:
+        return self.linear2(self.linear1(self.norm3(tokens)))
 
 
 class MemoryAttention(nn.Module):

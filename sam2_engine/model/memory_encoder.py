@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sam2_engine.model.layers import LayerNorm2d, Linear, pointwise
+from sam2_engine.model.layers import LayerNorm2d, Linear, in_parts, pointwise
 
 
 class MaskDownsampler(nn.Module):
@@ -39,7 +39,7 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.norm(self.dwconv(x)).permute(0, 2, 3, 1)
-        inner = self.gamma * self.pwconv2(self.pwconv1(inner))
+        inner = in_parts(lambda part: self.gamma * self.pwconv2(self.pwconv1(part)), inner)
         return x + inner.permute(0, 3, 1, 2)
 
 

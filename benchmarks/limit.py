@@ -1,0 +1,214 @@
+"""How near each part of the engine comes to what this machine can do.
+
+    python -m benchmarks.limit [--model sam2.1-tiny] [--resolution N] [--objects 1 8]
+        [--device cpu] [--rounds 7] [--json FILE]
+
+The limit of a part is its floating-point operations over the rate at which this machine multiplies
+large matrices, measured in turns with it. Only products count as operations (matrices, attention,
+convolutions); norms, activations and copies are free in the limit, so nothing reaches it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import report
+from benchmarks.recipe import movie_frame, recipe_weights
+from sam2_engine.frames import FrameSource
+from sam2_engine.model import SAM2, VARIANTS
+from sam2_engine.model.layers import linear
+from sam2_engine.sequence import SequencePredictor
+
+_MATRIX = 2048
+_FRAMES = 10
+"""So many that the last ones see a full memory bank."""
+Work = Callable[[], Any]
+
+
+def parts(model: SAM2, objects: int) -> dict[str, Work]:
+    """The work on one tracked frame by part, with a full memory bank for each object."""
+    config, device = model.config, model.device
+    side = config.image_size // 16
+    source = FrameSource([movie_frame(0, config.image_size)], config.image_size, (0, 255))
+    image = source[0][None].to(device)
+    features = model.encode_image(image).expand(objects)
+    memory = torch.randn(objects, config.memory_dim, side, side, device=device, dtype=model.dtype)
+    pointer = torch.randn(objects, config.d_model, device=device, dtype=model.dtype)
+    memories = [(memory, index) for index in reversed(range(config.num_memories))]
+    pointers = [(pointer, float(age)) for age in range(config.max_pointers)]
+    tokens = model.memory_tokens(memories, pointers)
+    conditioned = model.attend_to_memory(features, *tokens)
+    mask_input = None
+    if config.draws_prompts:
+        mask_input = torch.zeros(objects, 1, 4 * side, 4 * side, device=device)
+    decoded = model.decode_masks(features, conditioned, mask_input=mask_input, multimask=True)
+
+    def encode_memory() -> Any:
+        high_res = model.upscale(decoded.low_res)
+        return model.encode_memory(features, high_res, decoded.object_score, binarise=False)
+
+    return {
+        "encoder": lambda: model.encode_image(image),
+        "memory attention": lambda: model.attend_to_memory(features, *tokens),
+        "decoder": lambda: model.decode_masks(
+            features, conditioned, mask_input=mask_input, multimask=True
+        ),
+        "memory encoder": encode_memory,
+    }
+
+
+def operations(work: Work) -> int:
+    """Floating-point operations of all products in it; one multiplication and addition is two."""
+    counter = FlopCounterMode(display=False, custom_mapping=_custom_operations())
+    with counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def _custom_operations() -> dict[Any, Any]:
+    """How to count what torch's counter does not know."""
+
+    def attention(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:
+        return 2 * prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+
+    def product(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+        return 2 * prod(x) * weight[0]
+
+    known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        known[torch.ops.mkldnn._linear_pointwise] = product
+    return known
+
+
+def seconds(work: Work, device: torch.device) -> float:
+    """How long it takes, once."""
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def measure(model: SAM2, objects: int, rounds: int) -> list[dict[str, Any]]:
+    """A row for each part: operations, seconds at this machine's rate, and seconds it takes."""
+    device = model.device
+    matrix = torch.randn(_MATRIX, _MATRIX, device=device, dtype=model.dtype)
+    rows = []
+    for name, work in parts(model, objects).items():
+        count = operations(work)
+        at_limit, taken = [], []
+        for turn in range(rounds + 1):
+            multiplying = seconds(lambda: linear(matrix, matrix), device)
+            working = seconds(work, device)
+            if turn:  # the first one warms up
+                at_limit.append(count * multiplying / (2 * _MATRIX**3))
+                taken.append(working)
+        rows.append(_row(name, objects, count, at_limit, taken))
+    tracking = rows[1:]
+    whole = _tracked_frame(model, objects)
+    total = {key: sum(row[key] for row in rows) for key in ("operations", "limit", "seconds")}
+    tracked = {key: sum(row[key] for row in tracking) for key in total}
+    other = {"operations": 0, "limit": 0.0, "seconds": whole - total["seconds"]}
+    for name, sums in (
+        ("tracking (the three before)", tracked),
+        ("everything else", other),
+        ("a tracked frame", total | {"seconds": whole}),
+    ):
+        ratio = sums["seconds"] / sums["limit"] if sums["limit"] else None
+        rows.append({"part": name, "objects": objects, **sums, "ratio": ratio})
+    return rows
+
+
+def _row(
+    name: str, objects: int, count: int, at_limit: Sequence[float], taken: Sequence[float]
+) -> dict[str, Any]:
+    ratios = [working / limit for working, limit in zip(taken, at_limit, strict=True)]
+    return {
+        "part": name,
+        "objects": objects,
+        "operations": count,
+        "limit": statistics.median(at_limit),
+        "seconds": statistics.median(taken),
+        "ratio": statistics.median(ratios),
+    }
+
+
+def _tracked_frame(model: SAM2, objects: int) -> float:
+    """Median seconds from one tracked frame to the next, encoding it too."""
+    size = model.image_size
+    frames = [movie_frame(t, size) for t in range(_FRAMES)]
+    predictor = SequencePredictor(model, frames, window=(0, 255))
+    for k in range(objects):
+        place = (size * 0.4, size * (0.3 + 0.4 * k / max(objects, 8)))
+        predictor.set_prompts(k + 1, 0, points=[place])
+    results = predictor.propagate(direction="forward")
+    for _ in range(_FRAMES - 3):
+        next(results)
+    return statistics.median(seconds(lambda: next(results), model.device) for _ in range(3))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure every case; table on stdout, progress on stderr."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.limit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", choices=VARIANTS, default="sam2.1-tiny")
+    parser.add_argument("--resolution", type=int, help="default: the model's own")
+    parser.add_argument("--objects", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    chosen = parser.parse_args(arguments)
+
+    config = VARIANTS[chosen.model]
+    model = SAM2(config.resized(chosen.resolution or config.image_size))
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    model.load_state_dict(recipe_weights(shapes, seed=0, obj_bias=2.0))
+    precision = torch.float32 if chosen.device == "cpu" else torch.bfloat16
+    model = model.eval().requires_grad_(False).to(chosen.device, precision)
+    rows = []
+    with torch.inference_mode():
+        for objects in chosen.objects:
+            rows += measure(model, objects, chosen.rounds)
+            report.progress(f"{objects} objects: {rows[-1]['seconds']:.3f} s a tracked frame")
+    head = ["objects", "part", "GFLOP", "at the limit, ms", "measured, ms", "ratio"]
+    lines = [
+        [
+            row["objects"],
+            row["part"],
+            row["operations"] / 1e9,
+            1e3 * row["limit"],
+            1e3 * row["seconds"],
+            row["ratio"],
+        ]
+        for row in rows
+    ]
+    print(report.table(head, lines))
+    if chosen.json:
+        report.write_json(
+            chosen.json,
+            {
+                "rows": rows,
+                "model": chosen.model,
+                "resolution": model.image_size,
+                "threads": torch.get_num_threads(),
+                "command": report.command("benchmarks.limit", arguments),
+                "machine": report.machine(),
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()
