@@ -171,6 +171,24 @@ def test_a_layer_in_time_gives_areas() -> None:
     assert one.centroid == pytest.approx((3.5 * 0.5, 7.5 * 0.5))
 
 
+def test_labels_alone_say_nothing_of_marks(tmp_path: Path) -> None:
+    labels, image = boxes()
+    measures = measure_labels(labels, Volume(image))
+    for row in (*measures.frames, *measures.objects):
+        assert (row.score, row.prompts, row.approved) == (None, None, None)
+    for file in write_csv(tmp_path / "m.csv", measures):
+        assert pd.read_csv(file)[["score", "prompts", "approved"]].isna().all(axis=None)
+
+
+def test_one_picture_has_areas() -> None:
+    session = Session(np.random.default_rng(0).normal(0, 10, (48, 64)), small_model())
+    mask = np.zeros((48, 64), bool)
+    mask[10:14, 20:30] = True
+    session.paint(session.add_object("cell"), 0, mask)
+    (one,) = measure_session(session).objects
+    assert (one.size, one.unit, one.centroid) == (40.0, "pixel2", (11.5, 24.5))
+
+
 def test_nothing_gives_tables_with_heads(tmp_path: Path) -> None:
     labels, image = boxes()
     for file in write_csv(tmp_path / "m.csv", measure_labels(labels * 0, Volume(image))):

@@ -42,8 +42,9 @@ class FrameMeasure:
     box: first and last index + 1 along the axes of a frame: (y0, x0, y1, x1), or with z.
     mean, spread: mean and standard deviation of the intensities; None without an image.
     score: how well the model thinks that the mask fits, 0 to 1; None where it did not make it.
-    prompts: clicks, boxes, scribbles, lassos and paintings on the frame.
-    approved: whether a person has approved the mask.
+    prompts: clicks, boxes, scribbles, lassos and paintings on the frame; None where labels alone
+        were measured.
+    approved: whether a person has approved the mask; None likewise.
     """
 
     object: int
@@ -57,8 +58,8 @@ class FrameMeasure:
     mean: float | None
     spread: float | None
     score: float | None = None
-    prompts: int = 0
-    approved: bool = False
+    prompts: int | None = None
+    approved: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ class ObjectMeasure:
     mean: float | None
     spread: float | None
     score: float | None
-    prompts: int
-    approved: float
+    prompts: int | None
+    approved: float | None
 
 
 @dataclass(frozen=True)
@@ -200,10 +201,10 @@ def session_steps(session: Session, *, is_time: bool | None = None) -> Steps:
     if is_time is None:
         layer = view.layers[0] if view.layers else None
         label = str(layer.axis_labels[axis]).lower() if layer and axis is not None else ""
-        is_time = label in _TIME
+        is_time = label in _TIME or axis is None  # a single picture has areas, as a movie has
     labels, objects = session.labels, session.objects
     in_space = sorted(view.plane if is_time or axis is None else (axis, *view.plane))
-    to_world = view.layers[0].data_to_world if view.layers else view.spacing.__mul__
+    to_world = view.layers[0].data_to_world if view.layers else np.asarray(view.spacing).__mul__
 
     def place(position: NDArray[np.float64]) -> tuple[float, ...]:
         """(z, y, x) of frame and pixel -> the world."""
@@ -279,12 +280,12 @@ def labels_steps(labels: Any, image: Volume, *, names: Mapping[int, str] | None 
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known of an object beside its pixels, by frame."""
+    """What is known of an object beside its pixels, by frame; None where labels say nothing."""
 
     name: str
     scores: Mapping[int, float] = field(default_factory=dict)
-    prompts: Mapping[int, int] = field(default_factory=dict)
-    approved: frozenset[int] = frozenset()
+    prompts: Mapping[int, int] | None = None
+    approved: frozenset[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -335,8 +336,8 @@ def _measured(
                     size=found.pixels * per_pixel,
                     unit=f"{scale.unit}{in_frame}",
                     score=what.scores.get(frame),
-                    prompts=what.prompts.get(frame, 0),
-                    approved=frame in what.approved,
+                    prompts=None if what.prompts is None else what.prompts.get(frame, 0),
+                    approved=None if what.approved is None else frame in what.approved,
                     **found.common(place, in_frame),
                 )
             )
@@ -347,6 +348,7 @@ def _measured(
     objects = []
     for object_id, group in itertools.groupby(rows, lambda row: row.object):
         own, found = list(group), totals[object_id]
+        what = known.get(object_id, _NOTHING)
         scores = [row.score for row in own if row.score is not None]
         mean_size = found.pixels * per_pixel / len(own)
         objects.append(
@@ -359,8 +361,10 @@ def _measured(
                 first=own[0].frame,
                 last=own[-1].frame,
                 score=float(np.mean(scores)) if scores else None,
-                prompts=sum(known.get(object_id, _NOTHING).prompts.values()),
-                approved=sum(row.approved for row in own) / len(own),
+                prompts=None if what.prompts is None else sum(what.prompts.values()),
+                approved=None
+                if what.approved is None
+                else sum(bool(row.approved) for row in own) / len(own),
                 **found.common(place, in_all),
             )
         )

@@ -64,10 +64,10 @@ class MeasuresRows(QAbstractTableModel):
             cells["Time" if self._is_time else "Slice"] = str(row.frame)
         cells[f"{kind} ({unit})"] = f"{size:.4g}"
         cells |= {"Mean": _text(row.mean), "SD": _text(row.spread), "Score": _text(row.score, 2)}
-        cells["Marks"] = str(row.prompts)
+        cells["Marks"] = "–" if row.prompts is None else str(row.prompts)
         if isinstance(row, ObjectMeasure):
             cells["Times" if self._is_time else "Slices"] = f"{row.first}–{row.last}"
-            cells["Approved"] = f"{row.approved:.0%}"
+            cells["Approved"] = "–" if row.approved is None else f"{row.approved:.0%}"
         else:
             cells["Approved"] = "yes" if row.approved else ""
         cells["Centroid"] = ", ".join(f"{part:.1f}" for part in row.centroid)
