@@ -71,16 +71,16 @@ class Stage:
 STAGES: dict[str, tuple[Stage, ...]] = {
     "nano": (
         Stage("geometry", GEOMETRY, minutes=3, learning_rate=1.5e-3, batch=16),
-        Stage("images", IMAGES, minutes=60, learning_rate=6e-4, batch=6, objects=10),
-        Stage("short clips", CLIPS, minutes=25, batch=3, objects=6, frames=(2, 4), images=2),
+        Stage("images", IMAGES, minutes=90, learning_rate=6e-4, batch=6, objects=10),
+        Stage("short clips", CLIPS, minutes=15, batch=3, objects=6, frames=(2, 4), images=2),
         Stage(
             "clips",
             CLIPS,
-            minutes=60,
-            batch=2,
-            objects=5,
-            frames=(4, 14),
-            learnt=3,
+            minutes=75,
+            batch=3,
+            objects=4,
+            frames=(3, 9),
+            learnt=2,
             drift_share=0.5,
             images=2,
         ),
