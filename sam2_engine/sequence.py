@@ -20,7 +20,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from sam2_engine.features import FeatureCache
+from sam2_engine.features import FeatureCache, FeatureStore
 from sam2_engine.frames import Fit, Frames, FrameSource, Geometry, Windows
 from sam2_engine.holes import fill_small_holes
 from sam2_engine.memory import Memory, MemoryBank
@@ -210,6 +210,8 @@ class SequencePredictor:
         max_prompted_frames: int | Literal["adjacent"] | None = 8,
         end_after: int | None = None,
         cache_bytes: int = 1 << 30,
+        cache_dtype: torch.dtype | None = None,
+        store: FeatureStore | None = None,
         fill_holes: int = 0,
         refine_clicks: bool = False,
     ) -> None:
@@ -228,6 +230,9 @@ class SequencePredictor:
             end_after: once an object has not been found on so many frames in a row, it is taken
                 to have ended, and is absent from the frames beyond without being looked for.
             cache_bytes: budget for image features.
+            cache_dtype: what they are rounded to, such as torch.float16 to keep twice as many;
+                by default none.
+            store: where features are looked for before a frame is encoded, and kept afterwards.
             fill_holes: fill holes and remove specks of up to so many pixels in the stride-4
                 masks; 0 leaves masks as they are.
             refine_clicks: take the clicks on a frame one after the other, each correcting the
@@ -237,7 +242,9 @@ class SequencePredictor:
         self.model = model
         self.source = FrameSource(frames, model.image_size, window, fit, pixel_size)
         # Without a reference to self, a predictor that is let go frees its features at once.
-        self.features = FeatureCache(partial(_encode, model, self.source), cache_bytes)
+        self.features = FeatureCache(
+            partial(_encode, model, self.source, store), cache_bytes, cache_dtype
+        )
         self._adjacent = max_prompted_frames == "adjacent"
         self._max_prompted = None if max_prompted_frames == "adjacent" else max_prompted_frames
         self._end_after = end_after
@@ -704,5 +711,14 @@ def _portions(members: list[T]) -> Iterator[list[T]]:
 
 
 @torch.inference_mode()
-def _encode(model: SAM2, source: FrameSource, frame: int) -> ImageFeatures:
-    return model.encode_image(source[frame][None].to(model.device))
+def _encode(
+    model: SAM2, source: FrameSource, store: FeatureStore | None, frame: int
+) -> ImageFeatures:
+    image = source[frame]
+    known = None if store is None else store.get(image)
+    if known is not None:
+        return ImageFeatures(*(level.to(model.device, model.dtype) for level in known))
+    features = model.encode_image(image[None].to(model.device))
+    if store is not None:
+        store.put(image, features)
+    return features

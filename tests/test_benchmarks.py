@@ -470,7 +470,23 @@ def test_operations_are_counted_the_way_they_are_done() -> None:
 
 def test_limit_end_to_end(tmp_path: Path) -> None:
     out = tmp_path / "limit.json"
-    limit.main([*"--model nano --resolution 64 --objects 1 2 --rounds 1 --json".split(), str(out)])
+    limit.main(
+        [
+            *[
+                "--model",
+                "nano",
+                "--resolution",
+                "64",
+                "--objects",
+                "1",
+                "2",
+                "--rounds",
+                "1",
+                "--json",
+            ],
+            str(out),
+        ]
+    )
     rows = {(row["objects"], row["part"]): row for row in json.loads(out.read_text())["rows"]}
     one, two = rows[1, "memory attention"], rows[2, "memory attention"]
     assert one["operations"] < two["operations"] < 2 * one["operations"]  # some of it is shared

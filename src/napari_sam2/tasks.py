@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_sam2.feature_files import feature_files
 from napari_sam2.sequence_view import SequenceView, Windows
 from napari_sam2.slice_data import Basis, ObjectMask, SlicePrompts
 
@@ -195,6 +196,7 @@ class Engine:
             refine_clicks=True,
             max_prompted_frames="adjacent",
             end_after=source.end_after,
+            store=feature_files(source.model),
         )
         preview = SequencePredictor(
             model,
