@@ -1,6 +1,7 @@
 """Peak memory of tracking through short and long sequences; it must not grow with their length.
 
-    python -m benchmarks.memory [--frames 50 1000] [--objects 1 8] [--model NAME] [--json FILE]
+    python -m benchmarks.memory [--frames 50 500 2000] [--objects 1 8 32] [--model NAME]
+        [--json FILE]
 
 Each case runs in a process of its own. Frames are computed when they are asked for.
 """
@@ -103,8 +104,8 @@ def measure_apart(model: str, frames: int, objects: int) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure every case; table on stdout, progress on stderr."""
     parser = argparse.ArgumentParser(prog="benchmarks.memory", description=__doc__.split("\n")[0])
-    parser.add_argument("--frames", type=int, nargs="+", default=[50, 1000])
-    parser.add_argument("--objects", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--frames", type=int, nargs="+", default=[50, 500, 2000])
+    parser.add_argument("--objects", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--model", default="nano", help="name or checkpoint (default: nano)")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--case", type=int, nargs=2, help=argparse.SUPPRESS)

@@ -19,6 +19,7 @@ from benchmarks import (
     classical,
     limit,
     memory,
+    napari_cost,
     quality,
     report,
     responsiveness,
@@ -493,3 +494,19 @@ def test_limit_end_to_end(tmp_path: Path) -> None:
     assert rows[1, "encoder"]["operations"] == rows[2, "encoder"]["operations"]
     assert rows[1, "decoder"]["operations"] < rows[2, "decoder"]["operations"]
     assert all(rows[1, part]["seconds"] > 0 for part in ("encoder", "a tracked frame"))
+
+
+def test_importing_the_manifest_loads_nothing_heavy() -> None:
+    assert napari_cost.start(napari_cost._IMPORT)["loaded"] == []
+
+
+def test_opening_the_widget_leaves_torch_to_another_thread() -> None:
+    found = napari_cost.start(napari_cost._OPEN)
+    assert found["torch_in"] not in (None, "MainThread")
+    assert found["own_seconds"] < 0.5
+
+
+def test_writing_a_slice_costs_the_same_in_a_long_volume() -> None:
+    short, long = (napari_cost.slices(frames, size=256) for frames in (4, 4000))
+    assert long["claimed_gb"] == pytest.approx(1000 * short["claimed_gb"])
+    assert long["write_ms"] < 10 * short["write_ms"]  # of the whole, it would be a thousand
