@@ -29,8 +29,8 @@ class Person:
         actions = [
             self.click, self.click, self.mark, self.mark, self.unmark, self.preview,
             self.propagate, self.propagate_some, self.stop_early, self.update, self.paint,
-            self.unpaint, self.keep, self.release, self.lock, self.edit, self.undo, self.undo,
-            self.redo, self.add, self.remove, self.merge, self.turn,
+            self.unpaint, self.keep, self.release, self.reject, self.lock, self.edit, self.undo,
+            self.undo, self.redo, self.add, self.remove, self.merge, self.turn,
         ]  # fmt: skip
         action = actions[self.random.integers(len(actions))]
         try:
@@ -126,6 +126,9 @@ class Person:
     def release(self):
         chosen = self.object
         self.session.release(chosen, self.session.kept(chosen))
+
+    def reject(self):
+        self.session.reject(self.object, [self.frame])
 
     def lock(self):
         chosen = self.object

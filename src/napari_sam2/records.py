@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from napari_sam2.history import Cells, History
 from napari_sam2.slice_data import (
+    REJECTED,
     Basis,
     Found,
     Kept,
@@ -19,6 +20,7 @@ from napari_sam2.slice_data import (
     ObjectState,
     Place,
     SlicePrompts,
+    State,
 )
 from napari_sam2.tasks import Source, basis
 
@@ -81,6 +83,27 @@ class Records:
         if self.anchors(place):
             return [frame]
         return sorted({frame, *self._clear(place, self.found, self._tracked, self.kept)})
+
+    def reject(self, place: Place, frames: Collection[int]) -> list[int]:
+        """Clear what is found and said on frames, and lock the nearest slices around them.
+
+        These are what the frames are found from again. Returns the frames whose masks may have
+        changed; none, and nothing has changed, where there would be nothing to find them from.
+        """
+        found, anchors = self.found.at(place), self.anchors(place).keys() - set(frames)
+        others = {f for f in found if f not in frames and found[f].basis != REJECTED} | anchors
+        near = _around(sorted(others), frames) - anchors
+        if not anchors and not any(self.shown(place, frame) for frame in near):
+            return []
+        for frame in near:
+            mask = self.shown(place, frame) or ObjectMask.given(np.zeros((1, 1)))
+            self.kept.set(place, frame, Kept("locked", SlicePrompts(mask=mask)))
+        for frame in frames:
+            self.kept.set(place, frame, None)
+            self.prompts.set(place, frame, None)
+            self._tracked.set(place, frame, None)
+            self.found.set(place, frame, Found(None, REJECTED))
+        return sorted(frames)
 
     def clear(self, place: Place) -> list[int]:
         """Forget all of an object in a sequence. Returns the frames that had something."""
@@ -157,6 +180,17 @@ class Records:
             mask = said.mask
         return None if mask is None or mask.is_empty else mask
 
+    def states(self, place: Place) -> dict[int, State]:
+        """Frame -> what its mask rests on, for all frames with a mask, with marks, or rejected."""
+        states: dict[int, State] = dict.fromkeys(self.masks(place), "auto")
+        found = self.found.at(place).items()
+        states |= {f: "rejected" for f, one in found if one.basis == REJECTED}
+        for frame, said in self.prompts.at(place).items():
+            if said.mask is not None or said.usable:
+                states[frame] = "prompted" if said.mask is None else "painted"
+        states |= {frame: kept.how for frame, kept in self.kept.at(place).items()}
+        return dict(sorted(states.items()))
+
     def is_kept(self, place: Place, frame: int) -> bool:
         """Whether a person has given, approved or locked the mask on a frame."""
         said = self.prompts.get(place, frame)
@@ -180,6 +214,7 @@ class Records:
                 kept=dict(self.kept.at(place)),
                 found={frame: one.mask for frame, one in found.items()},
                 current=frozenset(frame for frame in found if is_current(frame)),
+                rejected=frozenset(f for f, one in found.items() if one.basis == REJECTED),
                 tracked={frame: one.mask for frame, one in self._tracked.at(place).items()},
             )
         return states
@@ -209,9 +244,10 @@ class Records:
                 self._tracked.put(place, frame, Found(mask, ()))
             anchors = self.anchors(place)
             for frame, mask in state.found.items():
-                is_current = trust and frame in state.current
-                found = Found(mask, basis(source, anchors, frame) if is_current else ())
-                self.found.put(place, frame, found)
+                follows: Basis = REJECTED if frame in state.rejected else ()
+                if trust and frame in state.current:
+                    follows = basis(source, anchors, frame)
+                self.found.put(place, frame, Found(mask, follows))
 
     # -- helpers -------------------------------------------------------------------------------
 
@@ -239,3 +275,10 @@ class Records:
             for frame in list(table.at(place)):
                 table.set(place, frame, None)
         return frames
+
+
+def _around(others: Sequence[int], frames: Iterable[int]) -> set[int]:
+    """The nearest of other, sorted frames before and behind each of these."""
+    places = [(bisect_left(others, frame), frame) for frame in frames]
+    before = {others[place - 1] for place, _ in places if place}
+    return before | {others[place] for place, _ in places if place < len(others)}

@@ -39,6 +39,7 @@ from napari_sam2.slice_data import (
     Place,
     SessionState,
     SlicePrompts,
+    State,
 )
 from napari_sam2.tasks import Engine, LazyModel, Source, Step, Task
 from napari_sam2.windows import window_for
@@ -57,7 +58,7 @@ def default_name(object_id: int) -> str:
 
 
 class NothingToDo(ValueError):
-    """There is no prompt to start from. The message says what is missing."""
+    """There is nothing to start from. The message says what is missing."""
 
 
 class LockedError(ValueError):
@@ -511,6 +512,47 @@ class Session:
         kept = self._records.kept.at((self.view.key, object_id))
         return {frame: one.how for frame, one in kept.items()}
 
+    def reject(self, object_id: int, frames: Iterable[int]) -> None:
+        """Say that an object's masks on frames are wrong: they and the marks there are cleared.
+
+        `update` or `propagate` finds them again, from the nearest slices before and behind that
+        are not rejected: these are locked as they are, unless they are marked or kept already.
+
+        Raises:
+            LockedError: the object is locked, or a slice painted or approved.
+            NothingToDo: nothing was looked for on a slice, or no other slice shows the object.
+        """
+        self._check_unlocked(object_id)
+        frames = sorted(set(frames))
+        name, states = self._records.objects[object_id].name, self.states(object_id)
+        place = self.view.key, object_id
+        for frame in frames:
+            self._check_frame(frame)
+            state = states.get(frame)
+            if state in ("painted", "approved"):
+                raise LockedError(f"{name} is {state} on slice {frame}. Take that back first.")
+            if state is None and frame not in self._records.found.at(place):
+                raise NothingToDo(f"{name} was not looked for on slice {frame}: Propagate first.")
+        with self.history.change("Reject"):
+            changed = self._records.reject(place, frames)
+            self._write(self.view, changed)
+        if frames and not changed:
+            raise NothingToDo(
+                f"There is no other slice that {name} could be found from on slice {frames[0]}. "
+                "Mark it anew instead."
+            )
+        self.objects_changed.emit()
+        self.prompts_replaced.emit()
+
+    def states(self, object_id: int) -> Mapping[int, State]:
+        """Frame -> "auto", "prompted", "painted", "approved", "locked" or "rejected".
+
+        Of one object in the sequence that is shown: the frames with a mask, and those where
+        something was said. "auto" is what the model has found without a mark on the frame.
+        """
+        self._check_object(object_id)
+        return self._records.states((self.view.key, object_id))
+
     # -- history -------------------------------------------------------------------------------
 
     def undo(self) -> str | None:
@@ -602,6 +644,21 @@ class Session:
         """
         self.write_rest()
         return self._output.labels
+
+    def approved_labels(self) -> NDArray[np.int32]:
+        """As `labels`, but only the masks that are approved; those of others are left out."""
+        output = Output(self.view.shape)
+        for key, view in self._views.items():
+            entries: dict[int, list[Entry]] = defaultdict(list)
+            for object_id in self._records.objects:
+                for frame, kept in self._records.kept.at((key, object_id)).items():
+                    mask = kept.prompts.mask
+                    if kept.how == "approved" and mask is not None and not mask.is_empty:
+                        entries[frame].append(Entry(object_id, mask, True))
+            for frame, own in entries.items():
+                output.write(view, frame, own)
+        labels: NDArray[np.int32] = output.labels
+        return labels
 
     def write_to(self, labels: Any = None, overwrite: bool = False) -> None:
         """Write masks to another array; the present one gets back what it held before.

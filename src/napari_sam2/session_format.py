@@ -146,6 +146,7 @@ def _blocks(known: ObjectState) -> Iterator[tuple[int, ObjectState]]:
                 of(block, known.kept),
                 of(block, known.found),
                 frozenset(frame for frame in known.current if frame // _BLOCK == block),
+                frozenset(frame for frame in known.rejected if frame // _BLOCK == block),
                 of(block, known.tracked),
             ),
         )
@@ -159,7 +160,7 @@ def _is_same(old: ObjectState, new: ObjectState) -> bool:
         (old.found, new.found),
         (old.tracked, new.tracked),
     ]
-    return old.current == new.current and all(
+    return (old.current, old.rejected) == (new.current, new.rejected) and all(
         a.keys() == b.keys() and all(a[frame] is b[frame] for frame in a) for a, b in tables
     )
 
@@ -295,6 +296,7 @@ def _pack(known: ObjectState) -> dict[str, NDArray[Any]]:
         **_pack_masks("tracked", known.tracked),
         **_pack_coarse("corrected", corrected),
         "current_slices": np.array(sorted(known.current), np.int64),
+        "rejected_slices": np.array(sorted(known.rejected), np.int64),
     }
 
 
@@ -491,6 +493,10 @@ class _Arrays:
         """The frames on which the model does not see the object."""
         return self.frames(f"{table}_absent") if self._has(table) else []
 
+    def rejected(self) -> list[int]:
+        """The frames whose masks a person has rejected; older files do not know of any."""
+        return self.frames("rejected_slices") if self._has("rejected") else []
+
     def _has(self, table: str) -> bool:
         return f"{table}_slices.npy" in self._names
 
@@ -537,6 +543,7 @@ def _state(one: Mapping[str, Any], blocks: Sequence[_Arrays], num_frames: int) -
         kept={frame: Kept(how[frame], SlicePrompts(mask=mask)) for frame, mask in kept.items()},
         found={**found, **dict.fromkeys(absent("found"))},
         current=frozenset(f for block in blocks for f in block.frames("current_slices")),
+        rejected=frozenset(f for block in blocks for f in block.rejected()),
         tracked={**tracked, **dict.fromkeys(absent("tracked"))},
     )
 

@@ -1,0 +1,278 @@
+"""Which slices are doubtful, what becomes of those that are rejected, and what is approved."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from models import small_model
+
+from benchmarks.review import gain
+from napari_sam2.review import by_doubt, count_states, doubts, evidence, evidence_of, next_doubtful
+from napari_sam2.sequence_view import SequenceKey
+from napari_sam2.session import LockedError, NothingToDo, Session
+from napari_sam2.session_file import open_session, save_session
+from napari_sam2.slice_data import CoarseLogits, ObjectMask
+
+SHAPE = (7, 40, 56)
+
+
+@pytest.fixture
+def volume():
+    """A bright blob on noise, drifting along the first axis."""
+    z, y, x = np.indices(SHAPE)
+    noise = np.random.default_rng(0).normal(0, 10, SHAPE)
+    return (noise + 150 * ((y - 14 - z) ** 2 + (x - 16) ** 2 < 60)).astype(np.float32)
+
+
+@pytest.fixture
+def session(volume):
+    session = Session(volume, small_model(), window=(0, 250))
+    session.add_object()
+    session.add_points(1, [(2, 16, 16)])
+    session.propagate()
+    assert list(session.masks_of(1)) == list(range(7))
+    return session
+
+
+def found_mask(top, left, height, width, iou=0.8, sure=1.0):
+    """A rectangle that the model has found; a part `sure` of its coarse pixels is above 1."""
+    coarse = np.zeros((1, 100), np.int8)
+    coarse[0, : round(100 * sure)] = 20
+    logits = np.ones((height, width), np.float16)
+    return ObjectMask(top, left, logits, CoarseLogits(256, 0, 0, coarse), iou)
+
+
+# -- doubt -------------------------------------------------------------------------------------
+
+
+def test_evidence_is_what_the_masks_show():
+    masks = {
+        1: found_mask(0, 0, 10, 10),
+        2: found_mask(0, 0, 10, 10, iou=0.6, sure=0.5),
+        3: found_mask(0, 5, 10, 10),
+        4: found_mask(0, 5, 5, 10),
+        6: ObjectMask.given(np.ones((3, 3))),
+    }
+    known = evidence_of(masks, {1: "prompted", 2: "auto", 6: "painted"}, 8)
+    assert known.area.tolist() == [0, 100, 100, 100, 50, 0, 9, 0]
+    np.testing.assert_allclose(known.iou, [1, 0.8, 0.6, 0.8, 0.8, 1, 1, 1])
+    np.testing.assert_allclose(known.stability, [1, 1, 0.5, 1, 1, 1, 1, 1])
+    assert known.area_change.tolist() == [1, 1, 0, 0.5, 1, 1, 1, 1]
+    way = np.hypot(2.5, 0) / np.sqrt(100 / np.pi)
+    np.testing.assert_allclose(known.shift[[0, 1, 2, 5, 6]], [0, 0, 2 * way, 0, 0])
+    np.testing.assert_allclose(known.shift[[3, 4]], [2 * way, way])
+    assert known.distance.tolist() == [1, 0, 1, 2, 2, 1, 0, 1]
+    assert known.is_open.tolist() == [True, False, True, True, True, True, False, True]
+
+    steady = 1 - 0.5 * 2 * way
+    np.testing.assert_allclose(known.doubt[2], (1 - 0.6 * 0.5 * steady) * (1 / 3))
+    np.testing.assert_allclose(known.doubt[5], 0.4 * 0.5 * (1 / 3), err_msg="lost")
+    assert known.doubt[[1, 6]].tolist() == [0, 0], "a person has spoken"
+
+
+def test_an_object_without_masks_or_marks_is_not_doubted():
+    known = evidence_of({}, {}, 4)
+    assert known.doubt.tolist() == [0] * 4
+    assert np.isinf(known.distance).all()
+
+
+def test_a_smaller_iou_a_jump_and_a_longer_way_raise_the_doubt():
+    masks = {frame: found_mask(0, 0, 10, 10) for frame in range(12)}
+    states = {0: "prompted"}
+    plain = evidence_of(masks, states, 12).doubt
+    assert (np.diff(plain) > 0).all(), "the longer the way"
+    for worse in (found_mask(0, 0, 10, 10, iou=0.7), found_mask(0, 0, 10, 10, sure=0.8)):
+        doubt = evidence_of(masks | {6: worse}, states, 12).doubt
+        assert doubt[6] > plain[6]
+        np.testing.assert_array_equal(np.delete(doubt, 6), np.delete(plain, 6))
+    moved = evidence_of(masks | {6: found_mask(3, 0, 10, 10)}, states, 12).doubt
+    assert (moved[5:8] > plain[5:8]).all()
+    assert moved.max() <= 1
+
+
+def test_the_next_doubtful_slice_is_one_that_nobody_has_judged(session):
+    ranked = by_doubt(session)
+    doubt = doubts(session)[1]
+    assert [frame for _, frame in ranked] == sorted(
+        {0, 1, 3, 4, 5, 6}, key=lambda frame: (-doubt[frame], frame)
+    )
+    assert next_doubtful(session) == ranked[0]
+    assert next_doubtful(session, seen=ranked[:2]) == ranked[2]
+    assert next_doubtful(session, seen=ranked) is None
+
+    session.keep(1, [6])
+    session.keep(1, [5], "locked")
+    session.paint(1, 0, np.eye(*SHAPE[1:]))
+    session.reject(1, [3])
+    assert {frame for _, frame in by_doubt(session)} <= {1}, "4 is locked for 3"
+    assert session.states(1) == {
+        0: "painted", 1: "auto", 2: "prompted", 3: "rejected", 4: "locked", 5: "locked",
+        6: "approved",
+    }  # fmt: skip
+    assert count_states(session, 1)["locked"] == 2
+    session.edit_object(1, locked=True)
+    assert next_doubtful(session) is None, "a locked object is not asked about"
+
+
+def test_doubt_follows_the_masks(session):
+    before = evidence(session, 1)
+    session.paint(1, 4, np.zeros(SHAPE[1:]))
+    after = evidence(session, 1)
+    assert after.area[4] == 0
+    assert after.doubt[3] < before.doubt[3] or after.area_change[3] == 1
+    assert (after.distance[3], before.distance[5], after.distance[5]) == (1, 3, 1)
+
+
+def test_objects_are_ranked_together_or_alone(session):
+    two = session.add_object()
+    session.add_points(two, [(5, 30, 40)])
+    session.propagate()
+    assert {i for i, _ in by_doubt(session)} == {1, two}
+    assert {i for i, _ in by_doubt(session, [two])} == {two}
+    found = doubts(session)
+    values = [found[i][frame] for i, frame in by_doubt(session)]
+    assert values == sorted(values, reverse=True)
+
+
+# -- rejecting ---------------------------------------------------------------------------------
+
+
+def test_a_rejected_slice_is_cleared_and_found_again_from_its_neighbours(session, volume):
+    before = session.labels.copy()
+    session.reject(1, [5])
+    assert not session.labels[5].any()
+    np.testing.assert_array_equal(np.delete(session.labels, 5, 0), np.delete(before, 5, 0))
+    assert session.states(1)[5] == "rejected"
+    assert session.kept(1) == {4: "locked", 6: "locked"}
+    assert 5 in session.stale(1)
+
+    session.update()
+    assert session.states(1)[5] == "auto"
+    assert session.labels[5].any()
+    fresh = Session(volume, small_model(), window=(0, 250))
+    fresh.add_object()
+    fresh.add_points(1, [(2, 16, 16)])
+    for frame in (4, 6):
+        fresh.paint(1, frame, before[frame] == 1)
+    fresh.propagate()
+    np.testing.assert_array_equal(session.labels, fresh.labels)
+    assert (session.labels[5] != before[5]).any(), "its neighbours count now"
+
+    assert [session.undo(), session.undo()] == ["Propagate", "Reject"]
+    np.testing.assert_array_equal(session.labels, before)
+    assert session.kept(1) == {}
+    assert session.stale(1) == []
+    assert session.redo() == "Reject"
+    assert not session.labels[5].any()
+
+
+def test_rejecting_what_was_locked_for_a_neighbour_moves_on(session):
+    session.reject(1, [4])
+    session.reject(1, [5])
+    assert session.states(1)[4] == session.states(1)[5] == "rejected"
+    assert session.kept(1) == {3: "locked", 6: "locked"}
+    session.reject(1, [0, 1])
+    assert session.kept(1) == {3: "locked", 6: "locked"}, "the marked slice needs no lock"
+
+
+def test_a_rejected_slice_loses_its_marks(session):
+    told = []
+    session.prompts_replaced.connect(lambda: told.append(True))
+    session.reject(1, [2])
+    assert told
+    assert session.prompts == {}
+    assert session.states(1)[2] == "rejected"
+    session.update()
+    assert session.states(1)[2] == "auto"
+    session.undo()
+    session.undo()
+    assert session.states(1)[2] == "prompted"
+
+
+def test_what_a_person_has_made_or_approved_is_not_rejected(session):
+    session.keep(1, [3])
+    session.paint(1, 4, np.eye(*SHAPE[1:]))
+    before, steps = session.labels.copy(), len(session.history)
+    for frame, state in ((3, "approved"), (4, "painted")):
+        with pytest.raises(LockedError, match=f"is {state} on slice {frame}"):
+            session.reject(1, [0, frame])
+    session.edit_object(1, locked=True)
+    with pytest.raises(LockedError, match="is locked"):
+        session.reject(1, [0])
+    np.testing.assert_array_equal(session.labels, before)
+    assert len(session.history) == steps + 1
+
+
+def test_without_another_slice_there_is_nothing_to_find_a_rejected_one_from(volume):
+    session = Session(volume, small_model(), window=(0, 250))
+    session.add_object()
+    session.add_points(1, [(2, 16, 16)])
+    session.preview(2)
+    before = session.labels.copy()
+    with pytest.raises(NothingToDo, match="was not looked for on slice 4"):
+        session.reject(1, [4])
+    with pytest.raises(NothingToDo, match="no other slice"):
+        session.reject(1, [2])
+    np.testing.assert_array_equal(session.labels, before)
+    assert session.states(1) == {2: "prompted"}
+    assert session.history.undo_label == "Prompt"
+
+
+def test_a_mark_on_a_rejected_slice_counts(session):
+    session.reject(1, [5])
+    session.add_points(1, [(5, 19, 16)])
+    assert session.states(1)[5] == "prompted"
+    session.preview(5)
+    assert session.labels[5].any()
+    session.set_prompts(1, 5)
+    assert session.states(1)[5] == "rejected"
+    assert not session.labels[5].any()
+
+
+def test_a_rejected_slice_is_saved(session, volume, tmp_path):
+    session.reject(1, [5])
+    save_session(session, tmp_path / "a.sam2session")
+    opened = open_session(tmp_path / "a.sam2session", volume, model=small_model(), warn=pytest.fail)
+    assert opened.states(1) == session.states(1)
+    opened.update()
+    session.update()
+    np.testing.assert_array_equal(opened.labels, session.labels)
+
+
+# -- approving ---------------------------------------------------------------------------------
+
+
+def test_approved_labels_hold_nothing_else(session):
+    two = session.add_object()
+    session.add_box(two, 3, (5, 5, 30, 30))
+    session.propagate()
+    assert not session.approved_labels().any()
+    session.keep(1, [3])
+    session.keep(1, [4], "locked")
+    session.show(SequenceKey.along(2, 3))
+    session.add_points(two, [(3, 20, 20)])
+    session.preview(20)
+    session.keep(two, [20])
+    side = session.masks_of(two)[20].on_frame(session.view.frame_shape)
+    session.show(SequenceKey.along(0, 3))
+    expected = np.zeros(SHAPE, np.int32)
+    expected[:, :, 20] = two * side
+    mask = session.masks_of(1)[3].on_frame(SHAPE[1:])
+    expected[3][mask] = 1
+    found = session.approved_labels()
+    np.testing.assert_array_equal(found > 0, expected > 0)
+    np.testing.assert_array_equal(found[4], expected[4])
+    assert (found[3] == 1).any()
+
+
+# -- the benchmark -----------------------------------------------------------------------------
+
+
+def test_gain_is_the_share_of_the_wrong_pixels_over_the_share_of_the_slices():
+    wrong = np.array([5.0, 0, 0, 3, 0, 0, 0, 0, 0, 2])
+    assert gain(wrong, wrong, 0.1) == pytest.approx(5)
+    assert gain(wrong, wrong, 0.2) == pytest.approx(4)
+    assert gain(np.zeros(10), wrong, 0.1) == pytest.approx(1), "equal slices share their places"
+    assert gain(-wrong, wrong, 0.1) == 0
+    assert gain(np.r_[1.0, 1, np.zeros(8)], wrong, 0.1) == pytest.approx(2.5)
+    assert gain(wrong, wrong, 1.0) == pytest.approx(1)
