@@ -30,6 +30,7 @@ from sam2_engine.training.steps import (
 
 GEOMETRY, IMAGES, CLIPS = "geometry", "images", "clips"
 _CHECKPOINT_SECONDS = 120.0
+_LONGEST_STEP = 60.0  # seconds; more is a process that was halted or a machine that slept
 _REPORT_EVERY = 20
 _GEOMETRY_IMAGES = 4  # whose features the prompts of a geometry step share
 _EMA_DECAY = 0.99
@@ -221,7 +222,7 @@ class Trainer:
             now = time.monotonic()
             progress.step += 1
             progress.total_steps += 1
-            progress.seconds += self._agree(now - last)
+            progress.seconds += self._agree(min(now - last, _LONGEST_STEP))
             last = now
             for name, value in result.report.items():
                 recent.setdefault(name, []).append(value)
