@@ -23,6 +23,7 @@ from benchmarks import (
     quality,
     report,
     responsiveness,
+    robustness,
 )
 from benchmarks.recipe import movie_frame
 from sam2_engine.model import SAM2, VARIANTS
@@ -351,6 +352,68 @@ def test_objects_do_not_change_each_other(model: SAM2) -> None:
         run.run("click")
     logits = [run.low_res[index, 0] for run, index in ((together, 1), (alone, 0))]
     assert np.allclose(*logits, atol=1e-3)
+
+
+# -- robustness ------------------------------------------------------------------------------------
+
+
+def test_coarser_masks_keep_thin_objects() -> None:
+    truth = np.zeros((1, 8, 8), bool)
+    truth[0, :4, :4] = True
+    assert np.array_equal(np.argwhere(robustness.shrunk(truth, 4)), [[0, 0, 0]])
+    thin = np.zeros((1, 8, 8), bool)
+    thin[0, 5] = True
+    assert np.array_equal(np.argwhere(robustness.shrunk(thin, 4)), [[0, 1, 0], [0, 1, 1]])
+
+
+def test_prompts_sit_where_they_are_asked_for() -> None:
+    truth = np.zeros((9, 20, 20), bool)
+    for frame, side in ((1, 1), (2, 5), (3, 6), (4, 9), (5, 7), (6, 6)):
+        truth[frame, :side, :side] = True
+    assert robustness.prompted_slices(truth, None) == [4]
+    assert robustness.prompted_slices(truth, (0.0,)) == [2]  # on slice 1 there is too little of it
+    assert robustness.prompted_slices(truth, (0.0, 0.5, 1.0)) == [2, 4, 6]
+
+
+def test_intensities_change_as_they_are_named() -> None:
+    grey = np.linspace(0, 1, 8, dtype=np.float32).reshape(2, 2, 2)
+    assert robustness.inverted(grey)[0, 0, 0] == 1
+    assert np.allclose(robustness.with_gamma(grey, 2.0), grey**2)
+    assert robustness.in_window(grey, 0.25, 1.25).max() == 0.75
+    noisy = robustness.with_noise(np.full((1, 100, 100), 0.5, np.float32), 0.1)
+    assert abs(noisy.std() - 0.1) < 0.01 and 0 <= noisy.min() <= noisy.max() <= 1
+
+
+def test_robustness_end_to_end(
+    folder: Path, model: SAM2, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(robustness, "load_model", lambda name, device: model)
+    out, picture = tmp_path / "r.json", tmp_path / "r.png"
+    robustness.main(
+        ["--data", str(folder), "--split", "mine", "--json", str(out), "--plot", str(picture)]
+    )
+    content = json.loads(out.read_text())
+    found = {(row["condition"], row["dataset"]): row for row in content["rows"]}
+    datasets = {"organ CT", "organ MR", "grains"}
+    assert found.keys() == {(c.name, d) for c in robustness.CONDITIONS for d in datasets}
+    assert [found[robustness.BASELINE, d]["n"] for d in ("organ CT", "organ MR", "grains")] == [
+        2, 4, 2,
+    ]  # fmt: skip
+    assert all(0 <= row["score"] <= 1 for row in content["rows"])
+    assert picture.stat().st_size > 1000
+
+
+def test_the_baseline_is_the_box_of_the_quality_benchmark(model: SAM2) -> None:
+    rng = np.random.default_rng(1)
+    truth = np.zeros((5, 40, 48), bool)
+    truth[1:4, 10:25, 12:30] = True
+    grey = np.clip(truth * 0.6 + rng.normal(0.2, 0.05, truth.shape), 0, 1).astype(np.float32)
+    run = quality.ModelRun(model, grey, "volume", [truth])
+    run.predictor.source.window = (0.0, 1.0)
+    run.predictor.features.clear()
+    run.run("box")
+    (score,) = robustness.segment(model, grey, [truth], robustness.CONDITIONS[0])
+    assert score == quality.dice(run.masks[0], truth)
 
 
 def test_memory_end_to_end(model: SAM2, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
