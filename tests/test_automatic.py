@@ -333,6 +333,20 @@ def test_seeds_come_from_a_labels_layer_of_any_place(session):
     assert average_precision(labels_image(found, (160, 208)), nuclei()[1], 0.5) > 0.7
 
 
+def test_seeds_come_from_an_image_of_nuclei_of_any_place(session):
+    from napari.layers import Image
+
+    image = Image(session.image, scale=(1, 0.5, 0.5))
+    truth = nuclei()[1]
+    spots = 90.0 * (truth > 0) + np.random.default_rng(0).normal(10, 3, truth.shape)
+    spots = np.stack([np.zeros_like(spots), spots, spots])[:, ::2, ::2]
+    layer = Image(spots, scale=(1, 1, 1), translate=(-1, 0, 0))
+    found = find_all(Session(image), 0, layer, diameter=18)
+    on = [int(truth[int(y), int(x)]) for y, x in (one.point for one in found)]
+    assert len(found) > 0.3 * truth.max()
+    assert 0 not in on and len(set(on)) > 0.9 * len(on)
+
+
 def test_many_objects_are_followed_in_portions_that_change_nothing(session, monkeypatch):
     model, truth = small_model(), nuclei()[1]
     seen, results = [], []

@@ -97,6 +97,16 @@ def test_another_labels_layer_gives_the_seeds(finder_desk):
     assert average_precision(finder.layer.data[1], truth, 0.5) > 0.7
 
 
+def test_nuclei_in_another_image_give_the_seeds(finder_desk):
+    d, truth = finder_desk, nuclei()[1]
+    layer = d.viewer.add_image(np.stack([90.0 * (truth > 0)] * 3), name="nuclei")
+    d.press(d.panel.find_all)
+    assert d.widget.finder.seeds.findData(d.image) == -1  # the image itself has ways of its own
+    finder = search(d, layer)
+    assert finder.diameter.isEnabled() and finder.candidates
+    assert all(truth[int(y), int(x)] for y, x in (one.point for one in finder.candidates))
+
+
 def test_what_was_found_elsewhere_is_not_added_here(finder_desk):
     d = finder_desk
     finder = search(d)

@@ -9,7 +9,7 @@ from models import SMALL, small_model
 from napari.components import ViewerModel
 from napari.layers import Image, Labels
 
-from napari_sam2.alignment import align, labels_on
+from napari_sam2.alignment import align, layer_on
 from napari_sam2.sequence_view import (
     ELSEWHERE,
     OUTSIDE,
@@ -283,7 +283,7 @@ def test_labels_of_another_grid_are_found_by_the_nearest(seed):
     view = SequenceView(layer, SequenceKey.along(seed % 3, 3))
     seen = 0
     for frame in range(len(view)):
-        found = labels_on(view, labels, frame)
+        found = layer_on(view, labels, frame)
         assert found.dtype == np.int32
         for y, x in np.ndindex(view.frame_shape):
             at = labels.world_to_data(layer.data_to_world(view.join(frame, [(y, x)])[0]))
@@ -304,19 +304,19 @@ def test_labels_of_half_the_resolution_are_read_slice_by_slice(axis):
     view = SequenceView(image(np.zeros(shape, np.uint8)), SequenceKey.along(axis, 3))
     frame = shape[axis] // 2
     expected = coarse.repeat(2, 1).repeat(2, 2).take(frame, axis)
-    np.testing.assert_array_equal(labels_on(view, labels, frame), expected)
+    np.testing.assert_array_equal(layer_on(view, labels, frame), expected)
 
 
 def test_oblique_labels_are_never_read_as_a_whole():
     array = np.ones((200, 200, 200), np.uint8)
     labels = Labels(Lazy(array, 120**3), rotate=(20, 30, 40), multiscale=False)
     view = SequenceView(image(np.zeros((200, 200, 200), np.uint8)))
-    assert labels_on(view, labels, 30).any()
+    assert layer_on(view, labels, 30).any()
 
 
 def test_labels_of_an_image_without_a_place_are_refused():
     with pytest.raises(ValueError, match="without a place"):
-        labels_on(SequenceView(volume()), Labels(volume(dtype="int32")), 0)
+        layer_on(SequenceView(volume()), Labels(volume(dtype="int32")), 0)
 
 
 def test_a_session_shows_the_model_slices_in_their_true_aspect():

@@ -1,4 +1,4 @@
-"""Where positions in one layer's data lie in another's, and labels of any grid on a frame."""
+"""Where positions in one layer's data lie in another's, and a layer of any grid on a frame."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
-    from napari.layers import Labels, Layer
+    from napari.layers import Image, Labels, Layer
 
     from napari_sam2.sequence_view import SequenceView
 
-_TILE = 512  # pixels; labels are read for so many rows and columns of a frame at a time
+_TILE = 512  # pixels; a layer is read for so many rows and columns of a frame at a time
 _OBLIQUE_TILE = 64  # where rows and columns run across several axes: less lies between
 _ROUNDING = 1e-6  # of a pixel: where a position lies between two, it goes to the later one
 
@@ -50,18 +50,20 @@ def align(source: Layer, target: Layer) -> Alignment:
     return Alignment(np.stack(columns, axis=1), offset)
 
 
-def labels_on(view: SequenceView, labels: Labels, frame: int) -> NDArray[Any]:
-    """A labels layer of any shape and transform on a frame of an image layer.
+def layer_on(view: SequenceView, layer: Labels | Image, frame: int) -> NDArray[Any]:
+    """A layer of any shape and transform on a frame of an image layer.
 
-    Returns (H, W) of the layer's data type: the nearest label of each pixel, and 0 where the layer
+    layer: labels, or an image without colours.
+
+    Returns (H, W) of the layer's data type: the nearest value of each pixel, and 0 where the layer
     ends. Only what lies on the frame is read.
     Raises ValueError where the view is of an array, which lies nowhere in the world.
     """
     if not view.layers:
         raise ValueError("The image is an array without a place; give its labels as an array.")
-    data = labels.data[0] if labels.multiscale else labels.data
+    data = layer.data[0] if layer.multiscale else layer.data
     corners = view.join(frame, [(0, 0), (1, 0), (0, 1)])
-    origin, below, beside = align(view.layers[0], labels)(corners)
+    origin, below, beside = align(view.layers[0], layer)(corners)
     height, width = view.frame_shape
     down, right = below - origin, beside - origin
     down[abs(down) * height < _ROUNDING] = 0

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_sam2.alignment import labels_on
+from napari_sam2.alignment import layer_on
 from napari_sam2.session import Session
 from napari_sam2.tasks import Task
 
 if TYPE_CHECKING:
     from sam2_engine.automatic import Candidate, Rules, Search
+    from sam2_engine.seeds import Seeds
 
 
 def find_all(
@@ -35,8 +36,10 @@ def find_all(
     Args:
         frame: of the sequence that is shown.
         seeds: as for `sam2_engine.automatic.find_objects`; a napari labels layer, too, whose
-            instances are asked for, or an array of labels in the shape of the image.
-        diameter, rules: as there.
+            instances are asked for, or an array of labels in the shape of the image. Of a napari
+            image layer, a channel of nuclei, each nucleus is: it is found by a threshold and a
+            watershed, and a point in it is asked for.
+        diameter, rules: as there; the diameter is that of nuclei, where they are seeds.
         progress: called with the number of seeds that are done and of all.
 
     Raises ValueError where there is no such slice or the seeds do not fit; what
@@ -66,13 +69,24 @@ def search_all(
     if not 0 <= frame < len(view):
         raise ValueError(f"There is no slice {frame}; there are {len(view)}, from 0.")
     if hasattr(seeds, "data_to_world"):
-        seeds = labels_on(view, seeds, frame)
+        on_frame = layer_on(view, seeds, frame)
+        is_image = hasattr(seeds, "contrast_limits")
+        seeds = _nuclei(on_frame, diameter) if is_image else on_frame
     elif hasattr(seeds, "shape") and len(view.shape) > 2 and tuple(seeds.shape) == view.shape:
         seeds = np.asarray(seeds[view.index(frame)])
     window = sample_window(view) if source.window is None else source.window
     yield from search(
         source.model.get(), view[frame], seeds, rules, diameter=diameter, window=window
     )
+
+
+def _nuclei(image: NDArray[Any], diameter: float | None) -> Seeds:
+    """A point in each instance of a threshold and a watershed of an image (H, W); no boxes, for
+    the cell around a nucleus is larger.
+    """
+    from sam2_engine.seeds import Seeds, classical_seeds, typical_diameter
+
+    return Seeds(classical_seeds(image, diameter or typical_diameter(image)).points)
 
 
 def add_all(

@@ -24,12 +24,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from psygnal import Signal
 
-from napari_sam2.alignment import labels_on
+from napari_sam2.alignment import layer_on
 from napari_sam2.history import Change, History
 from napari_sam2.output import Entry, Output
 from napari_sam2.records import Records
 from napari_sam2.sequence_view import Channels, SequenceKey, SequenceView, Windows
 from napari_sam2.slice_data import (
+    REJECTED,
     Found,
     Keep,
     Kept,
@@ -41,7 +42,7 @@ from napari_sam2.slice_data import (
     SlicePrompts,
     State,
 )
-from napari_sam2.tasks import Engine, LazyModel, Source, Step, Task
+from napari_sam2.tasks import Engine, LazyModel, Source, Step, Task, basis
 from napari_sam2.windows import window_for
 
 if TYPE_CHECKING:
@@ -459,7 +460,7 @@ class Session:
     def _reader(self, labels: Any) -> Callable[[int], NDArray[Any]]:
         """Frame -> (H, W) of a labels layer or of an array in the shape of the image."""
         if hasattr(labels, "data_to_world"):
-            return lambda frame: labels_on(self.view, labels, frame)
+            return lambda frame: layer_on(self.view, labels, frame)
         if tuple(labels.shape) != self.view.shape:
             raise ValueError(
                 f"The labels have shape {tuple(labels.shape)}, the image {self.view.shape}."
@@ -872,6 +873,12 @@ class Session:
                     continue  # a person's own mask is the answer
                 found = Found(mask, task.basis(object_id, step.frame))
                 known = self._records.found.get(place, step.frame)
+                if (
+                    known is not None
+                    and known.basis == REJECTED
+                    and found.basis != basis(task.source, now, step.frame)
+                ):
+                    continue  # it was rejected meanwhile
                 if known is not None and known.basis == found.basis:
                     continue  # computed again along with others
                 self._records.found.set(place, step.frame, found)

@@ -63,7 +63,8 @@ class FindAll(QWidget):
         self.seeds, self.tiles = QComboBox(), QComboBox()
         self.seeds.setToolTip(
             "Where SAM 2 is asked for an object. Round, separate objects: threshold and watershed. "
-            "A labels layer: at each of its labels on this slice."
+            "A labels layer: at each of its labels on this slice. "
+            "Nuclei in another image: at each bright spot of it, by threshold and watershed."
         )
         self.tiles.setToolTip("Small objects are seen better in tiles; it takes longer.")
         for factor, text in _TILES.items():
@@ -223,7 +224,9 @@ class FindAll(QWidget):
         self.find_button.setEnabled(not is_running and self._context.session is not None)
         self.stop_button.setEnabled(is_running)
         self.progress.setVisible(is_running)
-        self.diameter.setEnabled(self.seeds.currentData() in ("contrast", "classical"))
+        seeds = self.seeds.currentData()
+        has_diameter = seeds in ("contrast", "classical") or isinstance(seeds, napari.layers.Image)
+        self.diameter.setEnabled(has_diameter)
         self.add_button.setEnabled(not is_running and bool(self.chosen))
         self.restore_button.setEnabled(bool(self.deleted))
 
@@ -248,10 +251,14 @@ class FindAll(QWidget):
         self.seeds.clear()
         for name, text in _SEEDS.items():
             self.seeds.addItem(text, name)
+        session = self._context.session
+        shown = () if session is None else session.view.layers
         for layer in self._context.viewer.layers:
             own = layer is self.layer or layer is self._context.labels
             if isinstance(layer, napari.layers.Labels) and not own:
                 self.seeds.addItem(f"labels: {layer.name}", layer)
+            elif isinstance(layer, napari.layers.Image) and not (layer.rgb or layer in shown):
+                self.seeds.addItem(f"nuclei in: {layer.name}", layer)
         self.seeds.setCurrentIndex(max(0, self.seeds.findData(before)))
         self.seeds.blockSignals(False)
 
