@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from napari_sam2.sequence_view import Channels, SequenceKey
     from napari_sam2.session import LockedError, NothingToDo, Session
     from napari_sam2.session_file import SessionFileError, open_session, replay, save_session
+    from napari_sam2.throughout import find_throughout
     from napari_sam2.windows import window_for
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "WriteError",
     "add_all",
     "find_all",
+    "find_throughout",
     "open_session",
     "read_volume",
     "replay",
@@ -49,6 +51,7 @@ _HOME = {
     "napari_sam2.sequence_view": ("Channels", "SequenceKey"),
     "napari_sam2.session": ("LockedError", "NothingToDo", "Session"),
     "napari_sam2.session_file": ("SessionFileError", "open_session", "replay", "save_session"),
+    "napari_sam2.throughout": ("find_throughout",),
     "napari_sam2.windows": ("window_for",),
 }
 

@@ -1,0 +1,175 @@
+"""All objects of a whole sequence, without a click: found on key frames, followed, and joined.
+
+ids = find_throughout(session, every=5, seeds="classical", diameter=18)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_sam2.automatic import add_all, find_all
+from napari_sam2.session import Session
+from napari_sam2.slice_data import ObjectMask
+
+if TYPE_CHECKING:
+    from sam2_engine.automatic import Candidate, Rules
+
+_KNOWN = 0.3  # share of a mask that objects cover already: what has more of it is not new
+_SAME = 0.7  # IoU from which two masks are on one object
+
+
+def find_throughout(
+    session: Session,
+    *,
+    every: int = 10,
+    seeds: Any = "classical",
+    diameter: float | None = None,
+    rules: Rules | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> list[int]:
+    """Find and follow all objects of the sequence that is shown, in one step of undo.
+
+    On every key frame the objects are found that no known object covers. They are followed back to
+    the key frame before, for they may have come since then, and with all others on to the next. Who
+    is absent from a key frame has ended. Where two objects fall onto one region they are made one,
+    if that holds since the later one began; else the one of which the model is less sure ends where
+    they met.
+
+    Objects that were there before take part and are not changed where they are locked.
+
+    Args:
+        every: frames from one key frame to the next; objects that live shorter may be missed.
+        seeds, diameter, rules: as for `find_all`, on each key frame.
+        progress: called with the number of key frames that are done and of all.
+
+    Returns ids of the objects that were added and are left at the end, sorted.
+
+    Raises ValueError for a step below 1 and as `find_all` does; what `sam2_engine.load_model`
+    raises.
+    """
+    if every < 1:
+        raise ValueError(f"Key frames are 1 or more frames apart, not {every}.")
+    keys = list(range(0, len(session.view), every))
+    added: set[int] = set()
+    ended: set[int] = set()
+    with session.history.change("Find throughout"):
+        for index, key in enumerate(keys):
+            before = keys[index - 1] if index else 0
+            if index:
+                _join(session, before, key, ended)
+                alive = _alive(session, key)
+                ended |= {i for i in session.objects if i not in alive and i not in ended}
+                added &= set(session.objects)
+            found = find_all(session, key, seeds, diameter=diameter, rules=rules)
+            new = add_all(session, key, list(_unknown(session, key, found)))
+            added |= set(new)
+            if new and key > before:
+                session.propagate(objects=new, start=before + 1, stop=key)
+                _join(session, before, key, ended)
+                added &= set(session.objects)
+            after = keys[index + 1] if index + 1 < len(keys) else len(session.view) - 1
+            going = (session.prompted_objects & set(session.objects)) - ended
+            if going and after > key:
+                session.propagate(objects=going, start=key, stop=after)
+            if progress is not None:
+                progress(index + 1, len(keys))
+        _join(session, keys[-1], len(session.view) - 1, ended)
+        added &= set(session.objects)
+    return sorted(added)
+
+
+def _masks_on(session: Session, frame: int) -> dict[int, ObjectMask]:
+    """What is found of each object on a frame; absent ones are left out."""
+    masks = {i: session.masks_of(i).get(frame) for i in session.objects}
+    return {i: mask for i, mask in masks.items() if mask is not None and not mask.is_empty}
+
+
+def _alive(session: Session, frame: int) -> set[int]:
+    return set(_masks_on(session, frame))
+
+
+def _unknown(session: Session, frame: int, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+    """Those that no object covers yet."""
+    shape = session.view.frame_shape
+    known = np.zeros(shape, np.bool_)
+    for mask in _masks_on(session, frame).values():
+        known |= mask.on_frame(shape)
+    for one in candidates:
+        if (known[one.area] & one.mask).sum() <= _KNOWN * one.pixels:
+            yield one
+
+
+def _join(session: Session, first: int, last: int, ended: set[int]) -> None:
+    """Settle whose the region is where two objects have met between two frames (included)."""
+    for frame in range(first, last + 1):
+        masks = _masks_on(session, frame)
+        for one, other in combinations(sorted(masks), 2):
+            if not masks[one].meets(masks[other]) or ended & {one, other}:
+                continue
+            if not {one, other} <= session.objects.keys():  # joined on this frame
+                continue
+            if any(session.objects[i].locked for i in (one, other)):
+                continue
+            if _iou(masks[one], masks[other]) < _SAME:
+                continue
+            if _are_one(session, one, other):
+                session.merge_objects(one, other)
+            else:
+                _end_weaker(session, one, other, frame, last, ended)
+
+
+def _shared(session: Session, one: int, other: int) -> list[int]:
+    """Frames on which both objects are."""
+    first, second = session.masks_of(one), session.masks_of(other)
+    return sorted(
+        frame
+        for frame in set(first) & set(second)
+        if not (first[frame].is_empty or second[frame].is_empty)
+    )
+
+
+def _are_one(session: Session, one: int, other: int) -> bool:
+    """Whether two objects lie on one region wherever both are."""
+    first, second = session.masks_of(one), session.masks_of(other)
+    return all(_iou(first[frame], second[frame]) >= _SAME for frame in _shared(session, one, other))
+
+
+def _end_weaker(
+    session: Session, one: int, other: int, met: int, last: int, ended: set[int]
+) -> None:
+    """End the one of two objects of which the model is less sure, from where they met on."""
+    surety = {}
+    for object_id in (one, other):
+        masks = session.masks_of(object_id)
+        own = [masks[frame].iou for frame in range(met, last + 1) if frame in masks]
+        surety[object_id] = float(np.mean(own))
+    weaker = min((one, other), key=lambda i: (surety[i], -i))
+    nothing = np.zeros(session.view.frame_shape, np.bool_)
+    for frame in range(met, last + 1):
+        session.paint(weaker, frame, nothing)
+    ended.add(weaker)
+
+
+def _iou(one: ObjectMask, other: ObjectMask) -> float:
+    """Of two masks of a frame, computed within their boxes."""
+    top, left = max(one.top, other.top), max(one.left, other.left)
+    bottom = min(one.area[0].stop, other.area[0].stop)
+    right = min(one.area[1].stop, other.area[1].stop)
+    if bottom <= top or right <= left:
+        return 0.0
+
+    def part(mask: ObjectMask) -> NDArray[np.bool_]:
+        inside: NDArray[np.bool_] = (
+            mask.logits[top - mask.top : bottom - mask.top, left - mask.left : right - mask.left]
+            > 0
+        )
+        return inside
+
+    both = int((part(one) & part(other)).sum())
+    either = int((one.logits > 0).sum()) + int((other.logits > 0).sum()) - both
+    return both / either if either else 0.0

@@ -1,0 +1,147 @@
+"""All objects of a sequence without a click: movies with known objects."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from napari_sam2.session import Session
+from napari_sam2.throughout import find_throughout
+
+SHAPE = (9, 96, 128)
+
+
+def movie(*paths: dict[int, tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Bright discs of 18 pixels, each from frame to its centre, on a noisy ground; and labels."""
+    y, x = np.indices(SHAPE[1:])
+    truth = np.zeros(SHAPE, np.int32)
+    for number, path in enumerate(paths, start=1):
+        for frame, (cy, cx) in path.items():
+            truth[frame, (y - cy) ** 2 + (x - cx) ** 2 < 81] = number
+    light = ndimage.gaussian_filter((truth > 0).astype(float), (0, 1, 1))
+    noise = np.random.default_rng(0).normal(0, 6, SHAPE)
+    return (30 + 120 * light + noise).astype(np.float32), truth
+
+
+def path(frames: range, start: tuple[float, float], step: tuple[float, float] = (0, 0)):
+    return {t: (start[0] + step[0] * t, start[1] + step[1] * t) for t in frames}
+
+
+def matched(session: Session, truth: np.ndarray) -> dict[int, list[int]]:
+    """True object -> objects that lie on half of it on half of its frames."""
+    found: dict[int, list[int]] = {}
+    for number in range(1, truth.max() + 1):
+        frames = np.flatnonzero((truth == number).any(axis=(1, 2)))
+        for object_id in session.objects:
+            masks = session.masks_of(object_id)
+            good = 0
+            for frame in frames:
+                own = truth[frame] == number
+                if frame in masks:
+                    mask = masks[frame].on_frame(own.shape)
+                    good += (mask & own).sum() > 0.5 * (mask | own).sum()
+            if good >= 0.5 * len(frames):
+                found.setdefault(number, []).append(object_id)
+    return found
+
+
+@pytest.fixture(scope="module")
+def scene() -> tuple[np.ndarray, np.ndarray]:
+    """One that stays, one that moves, one that comes on frame 2 and one that goes after 4."""
+    return movie(
+        path(range(9), (25, 25)),
+        path(range(9), (65, 30), (0, 3)),
+        path(range(2, 9), (25, 90), (1, 0)),
+        path(range(5), (75, 105)),
+    )
+
+
+def test_each_object_is_found_once_from_its_first_frame_to_its_last(scene):
+    image, truth = scene
+    session = Session(image, "nano")
+    steps: list[tuple[int, int]] = []
+    ids = find_throughout(
+        session, every=4, diameter=18, progress=lambda done, total: steps.append((done, total))
+    )
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert sorted(ids) == sorted(session.objects)
+    found = matched(session, truth)
+    assert sorted(found) == [1, 2, 3, 4]
+    assert all(len(own) == 1 for own in found.values())
+    (came,) = found[3]
+    masks = session.masks_of(came)
+    # Found on frame 4, followed back to frame 2, where it came.
+    own = truth[3] == 3
+    assert (masks[3].on_frame(own.shape) & own).sum() > 0.5 * own.sum()
+
+
+def test_one_step_of_undo_takes_all_back(scene):
+    session = Session(scene[0], "nano")
+    find_throughout(session, every=4, diameter=18)
+    assert session.labels.any()
+    assert session.history.undo_label == "Find throughout"
+    session.undo()
+    assert not session.objects and not session.labels.any()
+
+
+def test_what_is_known_is_not_found_again(scene):
+    image, truth = scene
+    session = Session(image, "nano")
+    mine = session.add_object("mine")
+    session.paint(mine, 0, truth[0] == 1)
+    ids = find_throughout(session, every=4, diameter=18)
+    assert mine not in ids and session.objects[mine].name == "mine"
+    assert matched(session, truth)[1] == [mine]
+
+
+def given(session: Session, number: int, masks: dict[int, np.ndarray]) -> int:
+    object_id = session.add_object(object_id=number)
+    for frame, mask in masks.items():
+        session.paint(object_id, frame, mask)
+    return object_id
+
+
+def test_two_that_are_one_wherever_both_are_become_one(scene):
+    from napari_sam2.throughout import _join
+
+    image, truth = scene
+    session = Session(image, "nano")
+    given(session, 1, {t: truth[t] == 1 for t in range(4)})
+    given(session, 2, {t: truth[t] == 1 for t in range(3, 9)})
+    given(session, 3, {t: truth[t] == 2 for t in range(9)})
+    _join(session, 0, 8, set())
+    assert sorted(session.objects) == [1, 3]
+    assert sorted(session.masks_of(1)) == list(range(9))
+
+
+def test_of_two_that_have_met_one_ends_there(scene):
+    from napari_sam2.throughout import _join
+
+    image, truth = scene
+    session = Session(image, "nano")
+    given(session, 1, {t: truth[t] == 1 for t in range(9)})
+    given(session, 2, {t: truth[t] == (2 if t < 5 else 1) for t in range(9)})
+    ended: set[int] = set()
+    _join(session, 0, 8, ended)
+    assert ended == {2}  # as sure as the other, and younger
+    assert all(session.masks_of(1)[t].on_frame(truth[t].shape).any() for t in range(9))
+    masks = session.masks_of(2)
+    assert [t for t in range(9) if t in masks and not masks[t].is_empty] == [0, 1, 2, 3, 4]
+
+
+def test_locked_objects_are_not_joined(scene):
+    from napari_sam2.throughout import _join
+
+    image, truth = scene
+    session = Session(image, "nano")
+    for number in (1, 2):
+        given(session, number, {t: truth[t] == 1 for t in range(9)})
+    session.edit_object(1, locked=True)
+    _join(session, 0, 8, set())
+    assert sorted(session.objects) == [1, 2]
+
+
+def test_a_wrong_step_is_said(scene):
+    with pytest.raises(ValueError, match="1 or more frames"):
+        find_throughout(Session(scene[0], "nano"), every=0)
