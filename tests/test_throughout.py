@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+import tifffile
 from scipy import ndimage
 
+from benchmarks.automatic import average_precision
+from napari_sam2.cli import main
+from napari_sam2.io import read_volume
 from napari_sam2.session import Session
-from napari_sam2.throughout import find_throughout
+from napari_sam2.throughout import _join, find_throughout
 
 SHAPE = (9, 96, 128)
 
@@ -103,8 +109,6 @@ def given(session: Session, number: int, masks: dict[int, np.ndarray]) -> int:
 
 
 def test_two_that_are_one_wherever_both_are_become_one(scene):
-    from napari_sam2.throughout import _join
-
     image, truth = scene
     session = Session(image, "nano")
     given(session, 1, {t: truth[t] == 1 for t in range(4)})
@@ -116,8 +120,6 @@ def test_two_that_are_one_wherever_both_are_become_one(scene):
 
 
 def test_of_two_that_have_met_one_ends_there(scene):
-    from napari_sam2.throughout import _join
-
     image, truth = scene
     session = Session(image, "nano")
     given(session, 1, {t: truth[t] == 1 for t in range(9)})
@@ -131,8 +133,6 @@ def test_of_two_that_have_met_one_ends_there(scene):
 
 
 def test_locked_objects_are_not_joined(scene):
-    from napari_sam2.throughout import _join
-
     image, truth = scene
     session = Session(image, "nano")
     for number in (1, 2):
@@ -145,3 +145,22 @@ def test_locked_objects_are_not_joined(scene):
 def test_a_wrong_step_is_said(scene):
     with pytest.raises(ValueError, match="1 or more frames"):
         find_throughout(Session(scene[0], "nano"), every=0)
+
+
+def test_the_command_finds_all_objects_of_a_movie(scene, tmp_path, capsys):
+    image, truth = scene
+    tifffile.imwrite(tmp_path / "movie.ome.tif", image, metadata={"axes": "TYX"})
+    out = tmp_path / "labels.tif"
+    command = ["find", str(tmp_path / "movie.ome.tif"), "-o", str(out), "--every", "4"]
+    assert main([*command, "--diameter", "18", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    labels = np.asarray(read_volume(out).array)
+    assert {one["id"] for one in said["objects"]} == set(np.unique(labels)) - {0}
+    assert average_precision(labels[0], truth[0], 0.5) > 0.6
+
+
+def test_the_command_says_what_is_wrong(tmp_path, capsys):
+    assert main(["find", "x.tif", "-o", str(tmp_path / "o.tif"), "--every", "0"]) == 2
+    assert "--every must be 1 or more" in capsys.readouterr().err
+    assert main(["find", str(tmp_path / "no.tif"), "-o", str(tmp_path / "o.tif")]) == 3
+    assert "no file" in capsys.readouterr().err
