@@ -229,6 +229,21 @@ def test_a_mark_on_a_rejected_slice_counts(session):
     assert not session.labels[5].any()
 
 
+def test_what_is_rejected_while_it_is_computed_stays_rejected(session):
+    session.add_points(1, [(3, 17, 16)])
+    task = session.task()
+    steps = session.compute_propagation(task)
+    session.accept(task, next(steps))
+    session.reject(1, [6])
+    for step in steps:
+        session.accept(task, step)
+    assert session.states(1)[6] == "rejected"
+    assert not session.labels[6].any()
+    session.update()
+    assert session.states(1)[6] == "auto"
+    assert session.stale(1) == []
+
+
 def test_a_rejected_slice_is_saved(session, volume, tmp_path):
     session.reject(1, [5])
     save_session(session, tmp_path / "a.sam2session")

@@ -30,7 +30,7 @@ ANYTHING_GOES: dict[str, Any] = {
 }
 """What a model of random weights finds must not be judged."""
 KEYS = [
-    *((key, NONE) for key in "IEBDLPNOYKGUSA12"),
+    *((key, NONE) for key in "IEBDLPNOYKRQGUSA12"),
     *((key, modifiers) for key in "Z" * 3 for modifiers in (CONTROL, CONTROL | SHIFT)),
     ("O", SHIFT),
     (Qt.Key.Key_Delete, NONE),
@@ -212,6 +212,19 @@ class Hands:
     def do_keep(self) -> None:
         self.on_a_slice()
         self.press(self.d.panel.approve, self.d.panel.lock, self.d.panel.unpaint)
+
+    def do_reject(self) -> None:
+        self.on_a_slice()
+        self.press(self.d.panel.reject)
+
+    def do_review(self) -> None:
+        """Go to a doubtful slice by the button, or to any by a click on the map of doubt."""
+        if self.rng.random() < 0.5:
+            self.press(self.d.panel.next_doubtful)
+            return
+        shown = self.d.panel.doubts
+        at = QPoint(int(self.rng.integers(shown.width())), int(self.rng.integers(shown.height())))
+        self.d.qtbot.mouseClick(shown, Qt.MouseButton.LeftButton, pos=at)
 
     def do_lock_object(self) -> None:
         self.click_cell(LOCK)

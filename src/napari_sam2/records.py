@@ -103,7 +103,7 @@ class Records:
             self.prompts.set(place, frame, None)
             self._tracked.set(place, frame, None)
             self.found.set(place, frame, Found(None, REJECTED))
-        return sorted(frames)
+        return sorted({*frames, *near})
 
     def clear(self, place: Place) -> list[int]:
         """Forget all of an object in a sequence. Returns the frames that had something."""

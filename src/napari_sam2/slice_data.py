@@ -87,7 +87,9 @@ class ObjectMask:
             return None
         inside = logits[area]
         half = np.where(inside > 0, np.clip(inside, _FAINTEST, _CERTAIN), 0).astype(np.float16)
-        return cls(area[0].start, area[1].start, half, CoarseLogits.of(low_res), float(iou))
+        mask = cls(area[0].start, area[1].start, half, CoarseLogits.of(low_res), float(iou))
+        _ = mask.summary  # once, and in the thread of the model
+        return mask
 
     @classmethod
     def given(cls, mask: ArrayLike) -> ObjectMask:

@@ -6,6 +6,7 @@ import time
 
 from qtpy.QtCore import QTimer
 
+from napari_sam2.review import evidence
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.facts import object_rows, slice_states
 from napari_sam2.widgets.slice_strip import APPROVED, LOCKED, PAINTED, SliceStates
@@ -13,6 +14,8 @@ from napari_sam2.widgets.slice_strip import APPROVED, LOCKED, PAINTED, SliceStat
 _REFRESH_MS = 30
 _REFRESH_SHARE = 0.2  # of the time may go into showing labels; a volume takes long in 3D
 _FACTS_MS = 300
+_DOUBTS_MS = 200
+_DOUBTS_SHARE = 0.05
 
 
 class Display:
@@ -23,9 +26,11 @@ class Display:
         self._panel = context.panel
         self._refresh = QTimer(context)
         self._facts = QTimer(context)
+        self._doubts = QTimer(context)
         for timer, action, interval in (
             (self._refresh, self._refresh_labels, _REFRESH_MS),
             (self._facts, self.show, _FACTS_MS),
+            (self._doubts, self._show_doubts, _DOUBTS_MS),
         ):
             timer.setSingleShot(True)
             timer.setInterval(interval)
@@ -35,6 +40,7 @@ class Display:
     def close(self) -> None:
         self._refresh.stop()
         self._facts.stop()
+        self._doubts.stop()
 
     def show(self) -> None:
         """Everything as it is now."""
@@ -47,18 +53,22 @@ class Display:
             work.show_colours()
         self.show_slice(new_states=True)
         self._show_controls()
+        if not self._doubts.isActive():
+            self._doubts.start()
 
     def show_slice(self, new_states: bool = False) -> None:
         """What is known of the selected object, and where the viewer is."""
         panel, work = self._panel, self._context.work
         if work is None or not panel.object_id:
             panel.strip.show_states(SliceStates(), 0)
+            panel.doubts.show_place(0, 0)
             panel.show_slice("")
             return
         frame, states = self._context.frame, panel.strip.states
         if new_states or len(states.flags) != len(work.session.view):
             states = slice_states(work.session, panel.object_id, work.masks.colour_of)
         panel.strip.show_states(states, frame)
+        panel.doubts.show_place(panel.object_id, frame)
         panel.show_slice(
             f"Slice {frame}: {states.text(frame)}",
             *(states.has(frame, flag) for flag in (APPROVED, LOCKED, PAINTED)),
@@ -98,6 +108,18 @@ class Display:
         work.masks.refresh()
         took = 1000 * (time.perf_counter() - begin)
         self._refresh.setInterval(max(_REFRESH_MS, round(took / _REFRESH_SHARE)))
+
+    def _show_doubts(self) -> None:
+        begin = time.perf_counter()
+        session = self._context.session
+        if session is None or len(session.view) < 2:
+            self._panel.doubts.show_evidence({}, {})
+        else:
+            known = {i: evidence(session, i) for i in session.objects}
+            names = {i: info.name for i, info in session.objects.items()}
+            self._panel.doubts.show_evidence(known, names)
+        took = 1000 * (time.perf_counter() - begin)
+        self._doubts.setInterval(max(_DOUBTS_MS, round(took / _DOUBTS_SHARE)))
 
     def _show_controls(self) -> None:
         panel, session = self._panel, self._context.session

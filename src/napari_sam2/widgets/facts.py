@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from napari_sam2.review import count_states
 from napari_sam2.session import Session
 from napari_sam2.widgets.object_table import ObjectRow
 from napari_sam2.widgets.slice_strip import (
@@ -15,9 +16,13 @@ from napari_sam2.widgets.slice_strip import (
     MASK,
     PAINTED,
     PROMPTED,
+    REJECTED,
     STALE,
     SliceStates,
 )
+
+_STATES = {"auto": "by the model", "prompted": "marked"}
+"""Words for people, of the states that need others."""
 
 Colours = Callable[[int], Any]
 """Object id -> RGB or RGBA, 0 to 1."""
@@ -29,7 +34,7 @@ def object_rows(session: Session, colour_of: Colours) -> list[ObjectRow]:
     rows = []
     for object_id in session.objects:
         facts = session.facts(object_id)
-        notes = []
+        notes = [_counts_text(session, object_id)]
         if facts.stale:
             notes.append(f"{facts.stale} of {facts.slices} slices are out of date: press Update.")
         if not facts.prompts and object_id in elsewhere:
@@ -45,7 +50,7 @@ def object_rows(session: Session, colour_of: Colours) -> list[ObjectRow]:
                 facts.score,
                 facts.info.hidden,
                 facts.info.locked,
-                " ".join(notes),
+                " ".join(filter(None, notes)),
             )
         )
     return rows
@@ -64,9 +69,18 @@ def slice_states(session: Session, object_id: int, colour_of: Colours) -> SliceS
         flags[frame] |= PROMPTED if said.mask is None else PAINTED
     for frame, how in session.kept(object_id).items():
         flags[frame] |= APPROVED if how == "approved" else LOCKED
+    for frame, state in session.states(object_id).items():
+        flags[frame] |= REJECTED if state == "rejected" else 0
     if session.objects[object_id].locked:
         flags |= LOCKED
     return SliceStates(flags, _rgb(colour_of(object_id)))
+
+
+def _counts_text(session: Session, object_id: int) -> str:
+    """How many slices are in which state; empty without any."""
+    counts = count_states(session, object_id)
+    text = ", ".join(f"{count} {_STATES.get(state, state)}" for state, count in counts.items())
+    return f"Slices: {text}." if text else ""
 
 
 def _rgb(colour: Any) -> tuple[float, ...]:

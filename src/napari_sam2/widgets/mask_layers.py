@@ -101,6 +101,22 @@ class MaskLayers:
         self._shown = ()
         self.colour()
 
+    def approved(self) -> Labels | None:
+        """A new layer of the approved masks alone; None without any. Nothing changes it later."""
+        labels = self.session.approved_labels()
+        if not labels.any():
+            return None
+        layer = new_labels_layer(self.image, labels, self._channel_axis)
+        layer.name = f"{self.image.name} approved"
+        objects = self.session.objects
+        names = [info.name for info in objects.values()]
+        layer.features = {"index": [0, *objects], "name": ["", *names]}
+        if METADATA_KEY in self.image.metadata:
+            layer.metadata[METADATA_KEY] = self.image.metadata[METADATA_KEY]
+        if self.layer is not None:
+            layer.colormap = self.layer.colormap
+        return layer
+
     def forget(self, layer: Layer | None = None) -> None:
         """Let go of a layer, by default of the one with all masks; it stays as it is."""
         for object_id, single in list(self.each.items()):

@@ -23,6 +23,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_sam2.widgets.doubt_map import DoubtMap
 from napari_sam2.widgets.icons import icon
 from napari_sam2.widgets.object_table import ObjectTable
 from napari_sam2.widgets.slice_strip import SliceStrip
@@ -118,6 +119,7 @@ class Panel(QWidget):
         }
 
         self.strip = SliceStrip()
+        self.doubts = DoubtMap()
         self.slice = QLabel()
         self.slice.setToolTip("The slice that the viewer shows, and its state for this object.")
         self.slice.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
@@ -125,6 +127,12 @@ class Panel(QWidget):
         self.lock = _button("Lock", "Keep the mask on this slice as it is.  Key: K")
         for button in (self.approve, self.lock):
             button.setCheckable(True)
+        self.reject = _button(
+            "Reject", "The mask is wrong here: clear it; Update finds it again.  Key: R"
+        )
+        self.next_doubtful = _button(
+            "Next doubtful slice", "Go where the masks are most likely wrong.  Key: Q"
+        )
         self.unpaint = _button("Unpaint", "Forget what was painted here; marks count again.")
         self.reach = _combo("Which slices to fill.", _REACHES)
         self.which = _combo("Which objects to follow.", _WHICH)
@@ -162,7 +170,7 @@ class Panel(QWidget):
         self.sources = [self.images, self.models, self.devices, self.windows, self.channels]
         self.tools = [self.new, self.from_labels, self.find_all, self.session, *self.modes.values()]
         self.changers = [self.delete, self.merge, self.targets]
-        self.keepers = [self.approve, self.lock]
+        self.keepers = [self.approve, self.lock, self.reject, self.next_doubtful]
         self.starters = [self.propagate, self.update_masks, self.reach, self.which]
         self._arrange()
         self.more.toggled.connect(self._show_options)
@@ -204,7 +212,9 @@ class Panel(QWidget):
         layout.addLayout(modes)
         layout.addWidget(_heading("3. Follow them through the slices"))
         layout.addWidget(self.strip)
+        layout.addWidget(self.doubts)
         layout.addWidget(self.slice)
+        layout.addLayout(_row((self.reject, 1), (self.next_doubtful, 2)))
         layout.addLayout(_row((self.approve, 1), (self.lock, 1), (self.unpaint, 1)))
         layout.addLayout(_row((self.reach, 1), (self.which, 1)))
         self.range = QWidget()
@@ -345,6 +355,7 @@ class Panel(QWidget):
         self.lock.setIcon(icon("lock", ink))
         self.objects.set_ink(ink)
         self.strip.set_ink(ink)
+        self.doubts.set_ink(ink)
 
     def _show_options(self, shown: bool) -> None:
         self.more.setArrowType(Qt.ArrowType.DownArrow if shown else Qt.ArrowType.RightArrow)

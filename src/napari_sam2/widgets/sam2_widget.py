@@ -26,6 +26,7 @@ from napari_sam2.widgets.model_choice import ModelChoice
 from napari_sam2.widgets.object_actions import ObjectActions
 from napari_sam2.widgets.panel import BOX, EXCLUDE, INCLUDE, LASSO, PAINT, SCRIBBLE, Panel
 from napari_sam2.widgets.propagation import Propagation
+from napari_sam2.widgets.reviewing import Reviewing
 from napari_sam2.widgets.runner import Runner
 from napari_sam2.widgets.worker import Worker
 from napari_sam2.widgets.workspace import Workspace
@@ -45,6 +46,8 @@ KEYS = {
     "O": "next object; Shift+O: the one before",
     "Y": "approve this slice: yes, it is right",
     "K": "keep this slice as it is: lock",
+    "R": "reject this slice: clear it, to be found again",
+    "Q": "questionable: the next doubtful slice",
     "G": "go: propagate",
     "U": "update what is out of date",
     "Ctrl+Z": "undo; Ctrl+Shift+Z: redo",
@@ -56,7 +59,8 @@ KEYS = {
 class SAM2Widget(QWidget):
     """Click on an object or draw a box around it, and follow it through the slices.
 
-    Its parts have a file each: `Marking`, `ObjectActions`, `Propagation`, `Images`, `Display`.
+    Its parts have a file each: `Marking`, `ObjectActions`, `Propagation`, `Reviewing`, `Images`,
+    `Display`.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class SAM2Widget(QWidget):
         self._finder: FindAll | None = None
         self._propagation = Propagation(self._context, self._marking)
         self._images = Images(self._context, self._marking, self._display)
+        self._reviewing = Reviewing(self._context, self._marking)
         self._runner.worker.is_held = lambda: self._context.is_held
         self._runner.make_ready()
         self._connect_panel()
@@ -187,6 +192,19 @@ class SAM2Widget(QWidget):
         """
         self._objects.keep_slice(how, kept)
 
+    def reject_slice(self) -> None:
+        """Say that the selected object's mask on this slice is wrong; `update_masks` finds it
+        again."""
+        self._reviewing.reject()
+
+    def next_doubtful(self) -> None:
+        """Go to the slice, and the object, where the masks are most likely wrong."""
+        self._reviewing.next_doubtful()
+
+    def copy_approved(self) -> None:
+        """Add a labels layer that holds the approved masks and no others."""
+        self._reviewing.copy_approved()
+
     def propagate(self) -> None:
         """Follow objects through the slices that are chosen, in the background."""
         self._propagation.start()
@@ -253,6 +271,8 @@ class SAM2Widget(QWidget):
             "Shift-O": partial(self.next_object, -1),
             "Y": partial(self.keep_slice, "approved"),
             "K": partial(self.keep_slice, "locked"),
+            "R": self.reject_slice,
+            "Q": self.next_doubtful,
             "G": self.propagate,
             "U": self.update_masks,
             "Control-Z": self.undo,
@@ -266,6 +286,8 @@ class SAM2Widget(QWidget):
             (panel.delete, self.delete_objects),
             (panel.merge, self.merge_objects),
             (panel.find_all, self.find_all),
+            (panel.reject, self.reject_slice),
+            (panel.next_doubtful, self.next_doubtful),
             (panel.propagate, self.propagate),
             (panel.update_masks, self.update_masks),
             (panel.stop, self.stop),

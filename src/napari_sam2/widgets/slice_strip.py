@@ -11,20 +11,21 @@ from qtpy.QtCore import QPointF, QRectF, QSize, Qt, Signal
 from qtpy.QtGui import QColor, QPainter, QPolygonF
 from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
 
-from napari_sam2.widgets.icons import GREEN
+from napari_sam2.widgets.icons import GREEN, RED
 
-MASK, STALE, PROMPTED, PAINTED, APPROVED, LOCKED = (1 << n for n in range(6))
+MASK, STALE, PROMPTED, PAINTED, APPROVED, LOCKED, REJECTED = (1 << n for n in range(7))
 _WORDS = {
     PROMPTED: "marked",
     PAINTED: "painted",
     APPROVED: "approved",
     LOCKED: "locked",
+    REJECTED: "rejected",
     STALE: "out of date",
 }
 _TIP = (
     "The selected object on every slice: filled where it has a mask, faint where that is out of "
-    "date, ▼ marked, ■ painted by hand, green below: approved, white below: locked. "
-    "Click to go to a slice."
+    "date, ▼ marked, ■ painted by hand, green below: approved, white below: locked, red "
+    "below: rejected. Click to go to a slice."
 )
 
 
@@ -33,7 +34,7 @@ class SliceStates:
     """What is known of one object on every slice."""
 
     flags: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
-    """(slices,) MASK, STALE, PROMPTED, PAINTED, APPROVED, LOCKED, added."""
+    """(slices,) MASK, STALE, PROMPTED, PAINTED, APPROVED, LOCKED, REJECTED, added."""
     colour: tuple[float, ...] = (0.5, 0.5, 0.5)
     """RGB, 0 to 1."""
 
@@ -113,7 +114,7 @@ class SliceStrip(QWidget):
             if flag & MASK:
                 area = QRectF(run.start * each, band.top(), len(run) * each, band.height())
                 painter.fillRect(area, faint if flag & STALE else full)
-        for bit, colour in ((APPROVED, GREEN), (LOCKED, self._ink)):
+        for bit, colour in ((APPROVED, GREEN), (LOCKED, self._ink), (REJECTED, RED)):
             for run, flag in _runs(flags & bit):
                 if flag:
                     line = QRectF(run.start * each, band.bottom() + 1, len(run) * each, 3)
