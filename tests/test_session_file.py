@@ -625,6 +625,28 @@ def test_the_command_replays_a_session(
     np.testing.assert_array_equal(read_volume(out).array, session.labels)
 
 
+def test_the_command_writes_approved_masks_alone(
+    scan: Path, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "labels.nii.gz"
+    volume = read_volume(scan)
+    session = Session(volume.array, small_model(), window=WINDOW, spacing=volume.spacing)
+    one, two = session.add_object("one"), session.add_object("two")
+    session.add_points(one, [(2, 16, 16)])
+    session.add_points(two, [(2, 26, 36)])
+    session.propagate()
+    session.keep(one, [3])
+    session.keep(two, [4], "locked")
+    save_session(session, path)  # its model is in no file: none is asked
+    arguments = ["replay", str(path), str(scan), "-o", str(out), "--only-approved"]
+    assert main(arguments) == 0
+    assert "object 1: " in capsys.readouterr().out
+    found = read_volume(out).array
+    np.testing.assert_array_equal(found, session.approved_labels())
+    np.testing.assert_array_equal(np.flatnonzero(found.any(axis=(1, 2))), [3])
+    assert main([*arguments, "--overwrite", "--all-slices"]) == 2
+
+
 def test_the_command_says_what_is_wrong(
     scan: Path, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

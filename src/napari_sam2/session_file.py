@@ -122,6 +122,7 @@ def replay(
     model: LazyModel | SAM2 | str | None = None,
     device: str = "auto",
     everywhere: bool = False,
+    only_approved: bool = False,
     changed_image: bool = False,
     progress: Callable[[Step], None] | None = None,
 ) -> NDArray[np.int32]:
@@ -131,14 +132,19 @@ def replay(
     shows when its masks are up to date. What is painted, approved or locked is taken as it is.
 
     everywhere: follow all objects through all slices instead.
+    only_approved: the approved masks alone, which are taken as they are; nothing is computed.
     progress: called after every slice; each sequence counts its own.
     Other arguments and errors as for `open_session`; ModelError where the model cannot be loaded.
 
     Returns labels in the shape of the image, without colours; 0 is background.
     """
     saved = read_session(path)
+    if only_approved and model is None:
+        model = "nano"  # none is asked
     session = _session(saved, image, model, device, None, False, changed_image)
     session.restore(saved.state, trust=False)
+    if only_approved:
+        return session.approved_labels()
     loaded(session.model)
     for key in dict.fromkeys(key for key, _ in saved.state.sequences):
         session.show(key)

@@ -23,7 +23,10 @@ def add_replay(commands: Any) -> None:
     )
     replay.add_argument("session", metavar="SESSION", help="a .sam2session file")
     help_ = "follow objects through all slices, not only where the session had looked for them"
-    replay.add_argument("--all-slices", action="store_true", help=help_)
+    extent = replay.add_mutually_exclusive_group()
+    extent.add_argument("--all-slices", action="store_true", help=help_)
+    help_ = "write approved masks alone, as they were saved; nothing is computed"
+    extent.add_argument("--only-approved", action="store_true", help=help_)
     help_ = "a name of `napari-sam2 models` or a checkpoint file (default: the session's)"
     replay.add_argument("--model", help=help_)
     help_ = "go on where the image has other pixels than when the session was saved"
@@ -60,6 +63,7 @@ def _replay(options: argparse.Namespace) -> int:
                 model=options.model,
                 device=options.device,
                 everywhere=options.all_slices,
+                only_approved=options.only_approved,
                 changed_image=options.changed_image,
                 progress=lambda step: bar.update(step.done, step.total),
             )
