@@ -14,6 +14,7 @@ from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
 from napari_sam2.review import Evidence
 
 _HEIGHT = 30
+_MARK = 3  # pixels at the left of the row of the selected object
 _TIP = (
     "How doubtful the masks are: a row for each object, slices from left to right. The redder, "
     "the more is likely wrong. Click to go there."
@@ -93,7 +94,7 @@ class DoubtMap(QWidget):
         painter.drawRect(QRectF(frame * each, 0, max(2.0, each), height - 1))
         if rows > 1 and object_id in self._known:
             row, each = list(self._known).index(object_id), height / rows
-            painter.drawRect(QRectF(0, row * each, width - 1, max(1.0, each - 1)))
+            painter.fillRect(QRectF(0, row * each, _MARK, max(2.0, each)), self._ink)
 
     def mousePressEvent(self, event: Any) -> None:
         """Qt's name."""
