@@ -9,6 +9,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -303,7 +304,7 @@ def _ids_in(labels: np.ndarray) -> set[int]:
 def _problem(
     target: Path, kind: _Kind, overwrite: bool, source: str | os.PathLike[str] | None
 ) -> str | None:
-    """Why `target` cannot be written, or None; tries it with another name in the same folder."""
+    """Why `target` cannot be written, or None; tries it with another file in the same folder."""
     parent = target.parent if kind.parent is None else kind.parent
     if not parent.exists():
         return f"there is no folder {parent}"
@@ -323,10 +324,8 @@ def _problem(
             return "it exists already; use --overwrite to replace it"
         if not os.access(target, os.W_OK):
             return "it is write-protected"
-    probe = parent.resolve() / f".{target.name[:100]}.{secrets.token_hex(4)}.probe"
-    probe.touch(exist_ok=False)
-    probe.unlink()
-    return None
+    with tempfile.TemporaryFile(dir=parent):  # on Linux without a name: nothing is left if killed
+        return None
 
 
 def _replace(new: Path, target: Path) -> None:
