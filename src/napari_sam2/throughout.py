@@ -62,16 +62,13 @@ def find_throughout(
             before = keys[index - 1] if index else 0
             if index:
                 _join(session, before, key, ended)
-                alive = _alive(session, key)
-                ended |= {i for i in session.objects if i not in alive and i not in ended}
-                added &= set(session.objects)
+                ended |= session.objects.keys() - _masks_on(session, key).keys()
             found = find_all(session, key, seeds, diameter=diameter, rules=rules)
             new = add_all(session, key, list(_unknown(session, key, found)))
             added |= set(new)
             if new and key > before:
                 session.propagate(objects=new, start=before + 1, stop=key)
                 _join(session, before, key, ended)
-                added &= set(session.objects)
             after = keys[index + 1] if index + 1 < len(keys) else len(session.view) - 1
             going = (session.prompted_objects & set(session.objects)) - ended
             if going and after > key:
@@ -79,18 +76,13 @@ def find_throughout(
             if progress is not None:
                 progress(index + 1, len(keys))
         _join(session, keys[-1], len(session.view) - 1, ended)
-        added &= set(session.objects)
-    return sorted(added)
+    return sorted(added & session.objects.keys())
 
 
 def _masks_on(session: Session, frame: int) -> dict[int, ObjectMask]:
     """What is found of each object on a frame; absent ones are left out."""
     masks = {i: session.masks_of(i).get(frame) for i in session.objects}
     return {i: mask for i, mask in masks.items() if mask is not None and not mask.is_empty}
-
-
-def _alive(session: Session, frame: int) -> set[int]:
-    return set(_masks_on(session, frame))
 
 
 def _unknown(session: Session, frame: int, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
@@ -171,5 +163,5 @@ def _iou(one: ObjectMask, other: ObjectMask) -> float:
         return inside
 
     both = int((part(one) & part(other)).sum())
-    either = int((one.logits > 0).sum()) + int((other.logits > 0).sum()) - both
+    either = one.summary[0] + other.summary[0] - both
     return both / either if either else 0.0

@@ -72,6 +72,14 @@ def add_choice_of_image(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--series", metavar="N|UID", help=help_)
 
 
+def add_model_and_window(parser: argparse.ArgumentParser) -> None:
+    """What looks at an image that nobody has looked at before, and how it sees it."""
+    help_ = "a name of `napari-sam2 models` or a checkpoint file (default: nano)"
+    parser.add_argument("--model", default="nano", help=help_)
+    help_ = "intensities shown as black and white, as -160,240 (default: 0.5 and 99.5 percentile)"
+    parser.add_argument("--window", metavar="LO,HI", help=help_)
+
+
 def add_output(parser: argparse.ArgumentParser) -> None:
     """What all commands have that write labels of one image."""
     add = parser.add_argument

@@ -12,6 +12,7 @@ from napari_sam2.cli.common import (
     OK,
     Bar,
     UserError,
+    add_model_and_window,
     add_output,
     clear_errors,
     pair,
@@ -48,10 +49,7 @@ def add_find(commands: Any) -> None:
     add("--every", type=int, default=10, metavar="N", help=help_)
     help_ = "look at square tiles of so many pixels, for objects that are small in a large frame"
     add("--tile", type=int, metavar="PIXELS", help=help_)
-    help_ = "a name of `napari-sam2 models` or a checkpoint file (default: nano)"
-    add("--model", default="nano", help=help_)
-    help_ = "intensities shown as black and white, as -160,240 (default: 0.5 and 99.5 percentile)"
-    add("--window", metavar="LO,HI", help=help_)
+    add_model_and_window(find)
     add_output(find)
     find.set_defaults(run=_find)
 

@@ -13,6 +13,7 @@ from napari_sam2.cli.common import (
     OK,
     Bar,
     UserError,
+    add_model_and_window,
     add_output,
     clear_errors,
     numbers,
@@ -61,10 +62,7 @@ def add_segment(commands: Any) -> None:
     add("--direction", choices=("both", "forward", "backward"), default="both", help=help_)
     help_ = "first and last slice to segment, along the axis (default: all)"
     add("--slices", metavar="FIRST,LAST", help=help_)
-    help_ = "a name of `napari-sam2 models` or a checkpoint file (default: nano)"
-    add("--model", default="nano", help=help_)
-    help_ = "intensities shown as black and white, as -160,240 (default: 0.5 and 99.5 percentile)"
-    add("--window", metavar="LO,HI", help=help_)
+    add_model_and_window(segment)
     add_output(segment)
     segment.set_defaults(run=_segment)
 
