@@ -142,6 +142,16 @@ def test_locked_objects_are_not_joined(scene):
     assert sorted(session.objects) == [1, 2]
 
 
+def test_objects_with_approved_slices_are_not_joined(scene):
+    image, truth = scene
+    session = Session(image, "nano")
+    given(session, 1, {t: truth[t] == 1 for t in range(9)})
+    given(session, 2, {t: truth[t] == (2 if t < 5 else 1) for t in range(9)})
+    session.keep(2, [7])
+    _join(session, 0, 8, set())
+    assert sorted(session.masks_of(2)) == list(range(9))
+
+
 def test_a_wrong_step_is_said(scene):
     with pytest.raises(ValueError, match="1 or more frames"):
         find_throughout(Session(scene[0], "nano"), every=0)

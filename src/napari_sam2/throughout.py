@@ -40,7 +40,8 @@ def find_throughout(
     if that holds since the later one began; else the one of which the model is less sure ends where
     they met.
 
-    Objects that were there before take part and are not changed where they are locked.
+    Objects that were there before take part; those that are locked, or have approved or locked
+    slices, are neither joined nor ended.
 
     Args:
         every: frames from one key frame to the next; objects that live shorter may be missed.
@@ -105,7 +106,7 @@ def _join(session: Session, first: int, last: int, ended: set[int]) -> None:
                 continue
             if not {one, other} <= session.objects.keys():  # joined on this frame
                 continue
-            if any(session.objects[i].locked for i in (one, other)):
+            if any(session.objects[i].locked or session.kept(i) for i in (one, other)):
                 continue
             if _iou(masks[one], masks[other]) < _SAME:
                 continue
