@@ -7,27 +7,24 @@ import json
 import numpy as np
 import pytest
 import tifffile
-from scipy import ndimage
 
 from benchmarks.automatic import average_precision
 from napari_sam2.cli import main
 from napari_sam2.io import read_volume
 from napari_sam2.session import Session
+from napari_sam2.synthetic_movies import Ellipse, draw_movie
 from napari_sam2.throughout import _join, find_throughout
 
 SHAPE = (9, 96, 128)
 
 
 def movie(*paths: dict[int, tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Bright discs of 18 pixels, each from frame to its centre, on a noisy ground; and labels."""
-    y, x = np.indices(SHAPE[1:])
-    truth = np.zeros(SHAPE, np.int32)
-    for number, path in enumerate(paths, start=1):
-        for frame, (cy, cx) in path.items():
-            truth[frame, (y - cy) ** 2 + (x - cx) ** 2 < 81] = number
-    light = ndimage.gaussian_filter((truth > 0).astype(float), (0, 1, 1))
-    noise = np.random.default_rng(0).normal(0, 6, SHAPE)
-    return (30 + 120 * light + noise).astype(np.float32), truth
+    """Cells of 18 pixels, each from frame to its centre; images and labels."""
+    shapes = [
+        {n: Ellipse(*path[t], 9, 9) for n, path in enumerate(paths, start=1) if t in path}
+        for t in range(SHAPE[0])
+    ]
+    return draw_movie(shapes, SHAPE[1:])
 
 
 def path(frames: range, start: tuple[float, float], step: tuple[float, float] = (0, 0)):
