@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam2_engine.model import SAM2, ModelConfig
+from sam2_engine.model import SAM2, VARIANTS, ModelConfig
 from sam2_engine.model.config import ConvStage, ConvTrunkConfig
 from sam2_engine.training.command import main
 from sam2_engine.training.data import BatchDataset, ClipSampler, Source, load_sources, window
@@ -438,6 +438,7 @@ def test_training_goes_on_from_a_trained_model(tmp_path) -> None:
     given = load_model("nano", device="cpu", dtype="float32").state_dict()
     change = max(float((state["model"][name] - value).abs().max()) for name, value in given.items())
     assert 0 < change < 1e-3
+    assert load_model(tmp_path / "checkpoint.pt", device="cpu").config == VARIANTS["nano"]
 
 
 def test_the_command_says_what_is_wrong(tmp_path, capsys) -> None:

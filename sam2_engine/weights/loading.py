@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -168,7 +169,7 @@ def read_checkpoint(path: Path) -> tuple[State, ModelConfig | None]:
     # A safetensors file starts with the length of its header, eight bytes, then JSON.
     if path.suffix == ".safetensors" or start[8:] == b"{":
         return _read_safetensors(path)
-    return _read_torch(path), None
+    return _read_torch(path)
 
 
 def _read_safetensors(path: Path) -> tuple[State, ModelConfig | None]:
@@ -183,7 +184,7 @@ def _read_safetensors(path: Path) -> tuple[State, ModelConfig | None]:
     if _CONFIG_KEY not in texts:
         return state, None
     try:
-        return state, _config_from_json(texts[_CONFIG_KEY])
+        return state, _config_from(json.loads(texts[_CONFIG_KEY]))
     except (TypeError, ValueError, KeyError) as error:
         raise WeightsError(
             f"{path} describes a model that this version of napari-sam2 does not know ({error}). "
@@ -191,7 +192,7 @@ def _read_safetensors(path: Path) -> tuple[State, ModelConfig | None]:
         ) from error
 
 
-def _read_torch(path: Path) -> State:
+def _read_torch(path: Path) -> tuple[State, ModelConfig | None]:
     with path.open("rb") as file:
         start = file.read(2)
     # PyTorch writes zip archives; before version 1.6 it wrote a series of pickles.
@@ -213,8 +214,12 @@ def _read_torch(path: Path) -> State:
             f"{path} is truncated, damaged or not a checkpoint ({first_line(error)}). "
             "Download or copy it again."
         ) from error
+    config = None
     # Official files and most training programs keep the weights under "model".
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        # Ours tell the architecture, too; what others keep under that name is not for us.
+        with contextlib.suppress(TypeError, ValueError, KeyError, AttributeError):
+            config = _config_from(content[_CONFIG_KEY])
         content = content["model"]
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f"{path} is not a SAM 2 checkpoint: it holds no weights by name.")
@@ -224,11 +229,11 @@ def _read_torch(path: Path) -> State:
             f"{path} is not a SAM 2 checkpoint: its entry {odd!r} is not a tensor. A training "
             'state is loaded if it keeps the weights under "model".'
         )
-    return dict(content)
+    return dict(content), config
 
 
-def _config_from_json(text: str) -> ModelConfig:
-    values = json.loads(text)
+def _config_from(described: Mapping[str, Any]) -> ModelConfig:
+    values = dict(described)
     trunk = {key: _tuples(value) for key, value in values.pop("trunk").items()}
     if "embed_dim" in trunk:
         return ModelConfig(trunk=HieraConfig(**trunk), **values)
