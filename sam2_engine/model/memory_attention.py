@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from sam2_engine.model.layers import Attention, Linear, in_parts, linear, uses_onednn
 from sam2_engine.model.position import axial_rotations, rotate
 
-_SCORES_AT_ONCE = 1 << 20  # of queries with keys; more of them fall out of the processor's cache
+_SCORES_AT_ONCE = 1 << 21  # of queries with keys for each thread; fewer make products slower,
+_MOST_SCORES_AT_ONCE = 1 << 22  # and more fall out of the processor's cache
 
 
 class RotaryAttention(Attention):
@@ -49,7 +50,8 @@ class RotaryAttention(Attention):
         then, which is less work where they are narrower than their projection, as memories are.
         """
         q = (q / math.sqrt(q.shape[2])).expand(len(k), -1, -1)
-        parts = math.ceil(q.shape[1] * k.shape[1] / _SCORES_AT_ONCE)
+        at_once = min(_SCORES_AT_ONCE * torch.get_num_threads(), _MOST_SCORES_AT_ONCE)
+        parts = math.ceil(q.shape[1] * k.shape[1] / at_once)
         averages = v.new_empty(len(k), q.shape[1], v.shape[2])
         for index, average in enumerate(averages):
             keys = self._keys(k[index : index + 1], turns, unplaced)[0]
