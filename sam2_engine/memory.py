@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import combinations
+from typing import Literal, NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_engine.model import ModelConfig
+
+MemorySelection = Literal["recent", "confident"]
+"""Which tracked frames are remembered: the last ones, as published, or the surest and most diverse.
+"""
+CONFIDENT_IOU = 0.5
+"""Predicted IoU from which a mask is remembered where only confident ones are."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,10 @@ class MemoryBank:
         self._features: dict[int, Tensor] = {}
         self._pointers: dict[int, Tensor] = {}
 
-    def add(self, frame: int, memory: Memory) -> None:
-        """Remember a tracked frame, and forget what no later frame can see."""
+    def add(self, frame: int, memory: Memory, confidence: float) -> None:
+        """Remember a tracked frame, whatever its confidence, and forget what no later frame can
+        see.
+        """
         self._features[frame] = memory.features
         self._pointers[frame] = memory.pointer
         for kept, limit in (
@@ -72,7 +82,7 @@ class MemoryBank:
 
     def recall(self, frame: int) -> Recall:
         """What a frame sees: prompted frames, recent frames oldest first, then pointers."""
-        selected = self._nearest_prompted(frame)
+        selected = _nearest(self._prompted, frame, self._max_prompted)
 
         def recent(age: int, kept: Mapping[int, Tensor], field: str) -> Tensor | None:
             t = frame - self._step * age
@@ -101,13 +111,68 @@ class MemoryBank:
                 pointers.append((pointer, age / scale))
         return Recall(memories, pointers)
 
-    def _nearest_prompted(self, frame: int) -> list[int]:
-        """The nearest before, the nearest at or after, then by distance."""
-        frames = sorted(self._prompted)
-        limit = self._max_prompted
-        if limit is None or len(frames) <= limit:
-            return frames
-        before = [t for t in frames if t < frame][-1:]
-        after = [t for t in frames if t >= frame][:1]
-        rest = sorted(set(frames) - {*before, *after}, key=lambda t: (abs(t - frame), t))
-        return sorted((before + after + rest)[:limit])
+
+class ConfidentMemoryBank:
+    """Memories of one object where frames need not resemble their neighbours.
+
+    It holds the object's prompted frames and, of the tracked ones, as many as ``MemoryBank`` keeps
+    recent: only those whose mask is confident, and of the two that are most alike the more
+    confident one. So the bank sorts itself by confidence and variety instead of by time, after
+    Medical SAM 2 (Zhu et al., arXiv 2408.00874, section 3.2).
+    """
+
+    def __init__(
+        self, config: ModelConfig, prompted: Mapping[int, Memory], max_prompted: int | None
+    ) -> None:
+        """prompted, max_prompted: as for ``MemoryBank``."""
+        self._prompted = prompted
+        self._max_prompted = max_prompted
+        self._prompted_index = config.num_memories - 1
+        self._size = config.num_memories - 1
+        self._scale = max(config.max_pointers - 1, 1)
+        self._kept: list[tuple[Memory, float]] = []  # with their confidence, the newest last
+
+    def add(self, frame: int, memory: Memory, confidence: float) -> None:
+        """Remember a tracked frame if it is confident, and forget one where there are too many.
+
+        Args:
+            confidence: predicted IoU, 0 where the object is judged absent.
+        """
+        if confidence < CONFIDENT_IOU:
+            return
+        self._kept.append((memory, confidence))
+        if len(self._kept) > self._size:
+            first, second = max(combinations(range(len(self._kept)), 2), key=self._likeness)
+            is_surer = self._kept[first][1] > self._kept[second][1]
+            del self._kept[second if is_surer else first]
+
+    def recall(self, frame: int) -> Recall:
+        """What a frame sees: prompted frames, then kept ones, numbered by their rank from the
+        newest, since time may mean nothing.
+        """
+        selected = _nearest(self._prompted, frame, self._max_prompted)
+        memories = [(self._prompted[t].features, self._prompted_index) for t in selected]
+        pointers = [(self._prompted[t].pointer, 1 / self._scale) for t in selected]
+        ages = range(len(self._kept), 0, -1)
+        ranked = list(zip(ages, (memory for memory, _ in self._kept), strict=True))
+        memories += [(memory.features, age - 1) for age, memory in ranked]
+        pointers += [(memory.pointer, age / self._scale) for age, memory in reversed(ranked)]
+        return Recall(memories, pointers)
+
+    def _likeness(self, pair: tuple[int, int]) -> float:
+        """The cosine of the angle between two memories."""
+        first, second = (self._kept[index][0].features.flatten().float() for index in pair)
+        return float(F.cosine_similarity(first, second, dim=0))
+
+
+def _nearest(prompted: Mapping[int, Memory], frame: int, limit: int | None) -> list[int]:
+    """Prompted frames that a frame sees: the nearest before it, the nearest at or after it, then by
+    distance.
+    """
+    frames = sorted(prompted)
+    if limit is None or len(frames) <= limit:
+        return frames
+    before = [t for t in frames if t < frame][-1:]
+    after = [t for t in frames if t >= frame][:1]
+    rest = sorted(set(frames) - {*before, *after}, key=lambda t: (abs(t - frame), t))
+    return sorted((before + after + rest)[:limit])

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,13 @@ from torch import Tensor
 from sam2_engine.features import FeatureCache, FeatureStore
 from sam2_engine.frames import Fit, Frames, FrameSource, Geometry, Windows
 from sam2_engine.holes import fill_small_holes
-from sam2_engine.memory import Memory, MemoryBank
+from sam2_engine.memory import (
+    CONFIDENT_IOU,
+    ConfidentMemoryBank,
+    Memory,
+    MemoryBank,
+    MemorySelection,
+)
 from sam2_engine.model import SAM2, Decoded, ImageFeatures
 from sam2_engine.prompts import Prompt
 
@@ -145,7 +151,7 @@ class _Runner:
     sweep: _Sweep
     state: tuple[Any, ...]
     """What its memories follow from; a paused runner goes on only while this is the same."""
-    bank: MemoryBank
+    bank: MemoryBank | ConfidentMemoryBank
     next: int
     """The frame that comes next."""
     last: Tensor
@@ -209,6 +215,7 @@ class SequencePredictor:
         pixel_size: tuple[float, float] = (1.0, 1.0),
         max_prompted_frames: int | Literal["adjacent"] | None = 8,
         end_after: int | None = None,
+        memory: MemorySelection = "recent",
         cache_bytes: int = 1 << 30,
         cache_dtype: torch.dtype | None = None,
         store: FeatureStore | None = None,
@@ -229,6 +236,9 @@ class SequencePredictor:
                 changes no frame beyond the prompted frames next to it.
             end_after: once an object has not been found on so many frames in a row, it is taken
                 to have ended, and is absent from the frames beyond without being looked for.
+            memory: "recent" as published: a tracked frame sees the last few before it. "confident":
+                it sees those that the model was sure of and that differ most, so that frames need
+                not be in any order; a mask that is not confident leads nowhere.
             cache_bytes: budget for image features.
             cache_dtype: what they are rounded to, such as torch.float16 to keep twice as many;
                 by default none.
@@ -248,6 +258,9 @@ class SequencePredictor:
         self._adjacent = max_prompted_frames == "adjacent"
         self._max_prompted = None if max_prompted_frames == "adjacent" else max_prompted_frames
         self._end_after = end_after
+        if memory not in get_args(MemorySelection):
+            raise ValueError(f'memory must be "recent" or "confident", not {memory!r}.')
+        self._is_selective = memory == "confident"
         self._fill_holes = fill_holes
         self._refine_clicks = refine_clicks
         self._prompts: dict[int, dict[int, Prompt]] = {}
@@ -473,8 +486,11 @@ class SequencePredictor:
         memories = {
             frame: self._prompted_frame(frame).memories[sweep.object_id] for frame in sweep.sees
         }
-        bank = MemoryBank(
-            self.model.config, len(self), sweep.frames.step, memories, self._max_prompted
+        config, most = self.model.config, self._max_prompted
+        bank = (
+            ConfidentMemoryBank(config, memories, most)
+            if self._is_selective
+            else MemoryBank(config, len(self), sweep.frames.step, memories, most)
         )
         origin = self._prompted_frame(sweep.origin).answers[sweep.object_id]
         return _Runner(sweep, state, bank, sweep.frames[0], origin.low_res, wanted[-1])
@@ -524,13 +540,21 @@ class SequencePredictor:
                 members, self._split(decoded), memories, strict=True
             ):
                 answers[runner.sweep.object_id] = answer
-                runner.bank.add(frame, memory)
-                runner.last = answer.low_res
+                confidence = self._confidence(answer)
+                runner.bank.add(frame, memory, confidence)
+                if not self._is_selective or confidence >= CONFIDENT_IOU:
+                    runner.last = answer.low_res
                 runner.next += runner.sweep.frames.step
                 if self._end_after is not None:
                     is_found = bool((answer.low_res > 0).any())
                     runner.absent = 0 if is_found else runner.absent + 1
         return answers
+
+    def _confidence(self, answer: _Answer) -> float:
+        """Predicted IoU, 0 of an absent object; read from the device only where it is needed."""
+        if not self._is_selective or float(answer.object_score) <= 0:
+            return 0.0
+        return float(answer.iou)
 
     def _has_ended(self, runner: _Runner) -> bool:
         return self._end_after is not None and runner.absent >= self._end_after

@@ -5,17 +5,22 @@ from __future__ import annotations
 import gc
 import itertools
 import random
+from dataclasses import replace
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
+from images import DATA, needs_data
 from models import device_model, small_model
 
 from sam2_engine.frames import FrameSource, Geometry, sample_window
 from sam2_engine.holes import fill_small_holes
+from sam2_engine.memory import CONFIDENT_IOU, ConfidentMemoryBank, Memory, MemorySelection
 from sam2_engine.model.prompt_encoder import draw_prompts
 from sam2_engine.sequence import FrameResult, SequencePredictor
+from sam2_engine.weights import load_model
 
 LENGTH, HEIGHT, WIDTH = 12, 60, 80
 
@@ -304,6 +309,72 @@ def test_adjacent_prompts_reach_no_further_than_their_neighbours() -> None:
     second = collect(p.propagate())
     changed = {t for t in range(LENGTH) if not np.array_equal(first[t, 1], second[t, 1])}
     assert changed and min(changed) > 4 and {7, 8, 9} <= changed
+
+
+def test_confident_memories_do_not_depend_on_the_order_of_calls() -> None:
+    def asked(**options: Any) -> dict[tuple[int, int], np.ndarray]:
+        p = predictor(draws=True, memory="confident", **options)
+        for frame in (0, 9):
+            p.set_prompts(1, frame, points=[(25, 20 + frame)])
+        found = collect(p.propagate(start=4, stop=7))
+        stopped = p.propagate()
+        next(stopped)
+        stopped.close()
+        list(p.propagate(direction="backward"))
+        return found | collect(p.propagate())
+
+    fresh = predictor(draws=True, memory="confident")
+    for frame in (9, 0):
+        fresh.set_prompts(1, frame, points=[(25, 20 + frame)])
+    same(asked(), collect(fresh.propagate()))
+    with pytest.raises(ValueError, match="recent"):
+        predictor(memory="best")
+
+
+def memory(*values: float) -> Memory:
+    return Memory(torch.tensor([values]), torch.zeros(1, 64))
+
+
+def test_a_confident_bank_keeps_what_is_sure_and_differs() -> None:
+    config = replace(small_model().config, num_memories=3)
+    bank = ConfidentMemoryBank(config, {0: memory(1, 1)}, None)
+    east, north, nearly_north = memory(1, 0), memory(0, 1), memory(0.1, 1)
+    bank.add(1, memory(-1, 0), confidence=CONFIDENT_IOU - 0.01)
+    bank.add(2, north, confidence=0.9)
+    bank.add(3, east, confidence=0.6)
+    bank.add(4, nearly_north, confidence=0.8)  # like the surer one on frame 2
+    kept = [features.tolist() for features, _ in bank.recall(5).memories]
+    assert kept == [[[1, 1]], [[0, 1]], [[1, 0]]]
+    bank.add(5, memory(0, 2), confidence=0.95)
+    kept = [features.tolist() for features, _ in bank.recall(6).memories]
+    assert kept == [[[1, 1]], [[1, 0]], [[0, 2]]]
+    recalled = bank.recall(6)
+    assert [index for _, index in recalled.memories] == [2, 1, 0]
+    assert len(recalled.pointers) == 3
+
+
+@needs_data
+def test_one_prompted_image_segments_a_set_of_images_in_no_order() -> None:
+    folder = DATA / "dev" / "hippocampus"
+    scores: dict[MemorySelection, list[float]] = {"recent": [], "confident": []}
+    for number in ("034", "038", "042"):
+        image, labels = (
+            np.asarray(nibabel.load(folder / f"hippocampus_{number}{end}.nii.gz").dataobj).T
+            for end in ("", "_labels")
+        )
+        truth = labels == 1
+        order = np.random.default_rng(0).permutation(np.flatnonzero(truth.any(axis=(1, 2))))
+        image, truth = image[order], truth[order]
+        largest = int(truth.sum(axis=(1, 2)).argmax())
+        rows, columns = np.nonzero(truth[largest])
+        for selection, found in scores.items():
+            p = SequencePredictor(load_model("nano"), image, memory=selection)
+            p.set_prompts(1, largest, box=(rows.min(), columns.min(), rows.max(), columns.max()))
+            masks = np.zeros(truth.shape, bool)
+            for result in p.propagate():
+                masks[result.frame] = result.mask(1)
+            found.append(2 * (masks & truth).sum() / (masks.sum() + truth.sum()))
+    assert np.mean(scores["confident"]) > np.mean(scores["recent"]) + 0.1, scores
 
 
 def test_an_object_that_has_ended_is_not_looked_for_any_more() -> None:

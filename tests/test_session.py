@@ -528,6 +528,20 @@ def test_an_object_ends_where_it_is_not_seen_for_some_slices(volume, monkeypatch
     assert session.stale(one) == [1, 2, 3, 4]
 
 
+def test_masks_follow_from_which_slices_are_remembered(volume):
+    session = Session(volume, small_model(), window=(0, 250))
+    session.add_points(session.add_object(), [(0, 14, 16)])
+    session.propagate()
+    session.memory = "confident"
+    assert session.stale(1) == [0, 1, 2, 3, 4]
+    session.propagate()
+    fresh = Session(volume, small_model(), window=(0, 250), memory="confident")
+    fresh.add_points(fresh.add_object(), [(0, 14, 16)])
+    fresh.propagate()
+    assert_same(session.labels, fresh.labels)
+    assert session.stale(1) == []
+
+
 # -- what a person keeps -----------------------------------------------------------------------
 
 

@@ -677,6 +677,8 @@ def test_the_last_choices_are_remembered(desk):
     d = desk()
     d.panel.end_after.setValue(4)
     assert d.session.end_after == 4
+    choose(d.panel.memory, "confident")
+    assert d.session.memory == "confident"
     assert choices.load()["end_after"] == 4
     choices.FILE.write_text("{ broken")
     assert choices.load() == {}

@@ -16,6 +16,7 @@ from napari_sam2.session import Direction, Session
 from napari_sam2.tasks import LazyModel
 
 if TYPE_CHECKING:
+    from sam2_engine.memory import MemorySelection
     from sam2_engine.model import SAM2
 
 Box = tuple[float, tuple[float, float, float, float]]
@@ -56,6 +57,7 @@ def segment(
     model: str | PathLike[str] | SAM2 = "nano",
     device: str = "auto",
     window: tuple[float, float] | None = None,
+    memory: MemorySelection = "recent",
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Segment objects through a volume or time-lapse, from prompts on a few of its slices.
@@ -79,6 +81,7 @@ def segment(
         "auto", "cpu", "cuda" or "mps".
     window: the intensities shown as black and white; by default the 0.5 and 99.5 percentiles of the
         volume.
+    memory: as for `Session`; "confident" for slices in no order.
     progress: called as progress(done, total) after every slice.
 
     Returns labels (z, y, x) in the smallest unsigned integer type that holds the ids; 0 is
@@ -112,7 +115,13 @@ def segment(
     labels = np.zeros(array.shape[:3], np.min_scalar_type(max(i for i, _ in prompts)))
     spacing = volume.spacing if isinstance(volume, Volume) else None
     session = Session(
-        array, network, window=window, rgb=array.ndim == 4, spacing=spacing, labels=labels
+        array,
+        network,
+        window=window,
+        rgb=array.ndim == 4,
+        spacing=spacing,
+        labels=labels,
+        memory=memory,
     )
     session.show(SequenceKey.along(axis, 3))
     for (object_id, frame), prompt in sorted(prompts.items(), key=lambda item: item[0]):

@@ -46,6 +46,7 @@ from napari_sam2.tasks import Engine, LazyModel, Source, Step, Task, basis
 from napari_sam2.windows import window_for
 
 if TYPE_CHECKING:
+    from sam2_engine.memory import MemorySelection
     from sam2_engine.model import SAM2
 
 Direction = Literal["both", "forward", "backward"]
@@ -97,6 +98,7 @@ class Session:
         labels: Any = None,
         overwrite: bool = False,
         end_after: int | None = None,
+        memory: MemorySelection = "recent",
     ) -> None:
         """
         Args:
@@ -111,6 +113,8 @@ class Session:
             labels, overwrite: as for `write_to`; by default a new array.
             end_after: slices in a row without an object after which it is taken to have ended;
                 None to look for it to the last slice.
+            memory: which slices are remembered on the way, as for `SequencePredictor`: the
+                "recent" ones, or the "confident" ones, wherever they lie.
 
         Raises ValueError where image or labels cannot be used; the message says why.
         """
@@ -127,6 +131,8 @@ class Session:
         """Change it at any time; masks that follow from another one are out of date."""
         self.end_after = end_after
         """Change it at any time, as `model`."""
+        self.memory: MemorySelection = memory
+        """Change it at any time, as `model`."""
         self.history = History()
         self._views = {self.view.key: self.view}
         self._records = Records(self.history)
@@ -135,7 +141,7 @@ class Session:
         self._unwritten: dict[tuple[SequenceKey, int], None] = {}  # in the order in which they come
         self._first: int | None = None  # the only frame that is written at once
         self._last_id = 0
-        self._last_source = Source(self.model, self.window, self.end_after)
+        self._last_source = Source(self.model, self.window, self.end_after, self.memory)
         self._engine = Engine()
 
     # -- objects -------------------------------------------------------------------------------
@@ -607,6 +613,7 @@ class Session:
                 self.view.key,
                 self.window,
                 self.end_after,
+                self.memory,
                 self._last_id,
             )
 
@@ -621,7 +628,8 @@ class Session:
         self._output.clear()
         for output in self._single.values():
             output.clear()
-        self.window, self.end_after, self._last_id = state.window, state.end_after, state.last_id
+        self.window, self.end_after, self.memory = state.window, state.end_after, state.memory
+        self._last_id = state.last_id
         self._output.claim(state.objects)
         with self.history.lock:
             self._records.load(state.objects, state.sequences, self._source, trust)
@@ -923,7 +931,7 @@ class Session:
 
     @property
     def _source(self) -> Source:
-        source = Source(self.model, self.window, self.end_after)
+        source = Source(self.model, self.window, self.end_after, self.memory)
         if source != self._last_source:
             self._last_source = source
         return self._last_source  # the same object: it is compared often, and then quickly

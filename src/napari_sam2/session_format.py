@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,9 @@ from napari_sam2.slice_data import (
     SessionState,
     SlicePrompts,
 )
+
+if TYPE_CHECKING:
+    from sam2_engine.memory import MemorySelection
 
 V = TypeVar("V")
 _FORMAT, _VERSION = "napari-sam2 session", 1
@@ -254,6 +257,7 @@ def _to_json(saved: SavedSession, names: Mapping[Place, list[str]]) -> dict[str,
         "model": {"name": saved.model, "checksum": saved.checksum},
         "window": state.window,
         "end_after": state.end_after,
+        "memory": state.memory,
         "last_id": state.last_id,
         "shown": _key_json(state.shown),
         "objects": [
@@ -411,6 +415,7 @@ def _from_json(content: Mapping[str, Any], file: zipfile.ZipFile) -> SavedSessio
         shown=_view(reference, content["shown"]).key,
         window=_window(content["window"]),
         end_after=None if end_after is None else _whole(end_after, 1),
+        memory=_memory(content.get("memory", "recent")),
         last_id=_whole(content["last_id"], max(objects, default=0)),
     )
     model = content["model"]
@@ -597,6 +602,13 @@ def _whole(value: Any, least: int = 0) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{value!r} should be a whole number from {least}.")
     return value
+
+
+def _memory(value: Any) -> MemorySelection:
+    if value not in ("recent", "confident"):
+        raise ValueError(f"{value!r} should be recent or confident.")
+    selection: MemorySelection = value
+    return selection
 
 
 def _sign(label: Any) -> int:

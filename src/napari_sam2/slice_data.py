@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from napari_sam2.sequence_view import SequenceKey, Windows
+
+if TYPE_CHECKING:
+    from sam2_engine.memory import MemorySelection
 
 Box = tuple[float, float, float, float]
 Keep = Literal["approved", "locked"]
@@ -347,6 +350,7 @@ class SessionState:
     shown: SequenceKey
     window: Windows | None
     end_after: int | None
+    memory: MemorySelection
     last_id: int
     """The largest id that an object ever had."""
 

@@ -19,6 +19,7 @@ from napari_sam2.slice_data import Basis, ObjectMask, SlicePrompts
 
 if TYPE_CHECKING:
     from sam2_engine.frames import Geometry
+    from sam2_engine.memory import MemorySelection
     from sam2_engine.model import SAM2
     from sam2_engine.sequence import SequencePredictor
 
@@ -94,6 +95,8 @@ class Source:
     window: Windows | None
     end_after: int | None
     """Frames in a row without an object after which it is taken to have ended."""
+    memory: MemorySelection = "recent"
+    """Which tracked frames are remembered, as for `SequencePredictor`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +199,7 @@ class Engine:
             refine_clicks=True,
             max_prompted_frames="adjacent",
             end_after=source.end_after,
+            memory=source.memory,
             store=feature_files(source.model),
         )
         preview = SequencePredictor(
@@ -206,7 +210,8 @@ class Engine:
             pixel_size=task.view.pixel_size,
             refine_clicks=True,
         )
-        if known and known == (task.view, replace(source, end_after=known[1].end_after)):
+        alike = known and replace(source, end_after=known[1].end_after, memory=known[1].memory)
+        if known and known == (task.view, alike):
             tracker.features = self._tracker.features  # of the same frames, model and window
         preview.features = tracker.features
         self._tracker, self._preview = tracker, preview

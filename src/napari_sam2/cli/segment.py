@@ -62,6 +62,11 @@ def add_segment(commands: Any) -> None:
     add("--direction", choices=("both", "forward", "backward"), default="both", help=help_)
     help_ = "first and last slice to segment, along the axis (default: all)"
     add("--slices", metavar="FIRST,LAST", help=help_)
+    help_ = (
+        "which slices are remembered on the way: the recent ones (default), or the confident ones, "
+        "which suits images in no order"
+    )
+    add("--memory", choices=("recent", "confident"), default="recent", help=help_)
     add_model_and_window(segment)
     add_output(segment)
     segment.set_defaults(run=_segment)
@@ -110,6 +115,7 @@ def _segment(options: argparse.Namespace) -> int:
                 model=options.model,
                 device=options.device,
                 window=window,
+                memory=options.memory,
                 progress=bar.update,
             )
         finally:

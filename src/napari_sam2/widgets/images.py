@@ -41,6 +41,7 @@ class Images(QObject):
         panel.images.currentIndexChanged.connect(self._on_chosen)
         panel.end_after.setValue(int(choices.load().get("end_after", _END_AFTER)))
         panel.end_after.valueChanged.connect(self._on_end_after)
+        panel.memory.activated.connect(self._on_memory)
         context.models.changed.connect(self._on_model_changed)
 
     def choose(self, image: napari.layers.Image) -> None:
@@ -136,6 +137,7 @@ class Images(QObject):
             self._context.models.model,
             channels=look.channels,
             end_after=self._context.panel.end_after.value() or None,
+            memory=self._context.panel.memory.currentData(),
         )
 
     def replace(
@@ -200,6 +202,11 @@ class Images(QObject):
         choices.remember(end_after=count)
         for work in self.known.values():
             work.session.end_after = count or None
+        self._context.changed.emit()
+
+    def _on_memory(self, *_: object) -> None:
+        for work in self.known.values():
+            work.session.memory = self._context.panel.memory.currentData()
         self._context.changed.emit()
 
     def _on_model_changed(self) -> None:

@@ -58,6 +58,7 @@ class Options:
         targets += [(layer.name, layer) for layer in self._labels_layers(work)]
         chosen: object = NEW_LAYER if work.masks.is_own else work.labels
         panel.show_choices(panel.targets, targets, ONE_EACH if work.masks.has_each else chosen)
+        panel.memory.setCurrentIndex(panel.memory.findData(work.session.memory))
         panel.overwrite.setChecked(work.session.overwrite)
 
     def fill_axes(self, *_: object) -> None:

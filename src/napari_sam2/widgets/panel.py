@@ -34,6 +34,13 @@ HERE, BETWEEN, RANGE = "here", "between", "range"
 NEW_LAYER, ONE_EACH = "new layer", "one each"
 ALL_OBJECTS, SELECTED_OBJECTS = "all", "selected"
 
+_MEMORIES = {
+    "recent": ("the last slices", "As published: for volumes and time-lapses."),
+    "confident": (
+        "confident slices",
+        "For a set of images in no order, from marks on one of them.",
+    ),
+}
 _DEVICES = {
     "auto": ("automatic", "The graphics card if there is one, else the processor."),
     "cpu": ("processor (CPU)", "Works everywhere; slow with the larger models."),
@@ -96,6 +103,11 @@ class Panel(QWidget):
         self.end_after.setSuffix(" empty slices")
         self.end_after.setToolTip(
             "An object that is not found on so many slices in a row is taken to have ended."
+        )
+        self.memory = _combo(
+            "Which slices are remembered while objects are followed: the last few, or those that "
+            "the model is sure of, wherever they lie. The second suits images in no order.",
+            _MEMORIES,
         )
         self.overwrite = QCheckBox("Overwrite other labels")
         self.overwrite.setToolTip(
@@ -192,6 +204,7 @@ class Panel(QWidget):
             "Colours": self.channels,
             "Write to": self.targets,
             "Ends after": self.end_after,
+            "Remembers": self.memory,
             "": self.overwrite,
         }
         form = _form(rows)
