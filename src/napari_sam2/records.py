@@ -15,6 +15,7 @@ from napari_sam2.slice_data import (
     Basis,
     Found,
     Kept,
+    Life,
     ObjectInfo,
     ObjectMask,
     ObjectState,
@@ -24,7 +25,7 @@ from napari_sam2.slice_data import (
 )
 from napari_sam2.tasks import Source, basis
 
-_ALL = "objects"  # the one place of the table of objects
+_ALL = "objects"  # the one place of each table that has a row for an object
 
 
 class Records:
@@ -43,6 +44,9 @@ class Records:
         """What the model has found."""
         self._tracked: Cells[Found] = Cells(history)
         """What was found on frames that got prompts afterwards: what these correct."""
+        self._lives: Cells[Life] = Cells(history)  # all at frame 0
+        self._parents: Cells[int] = Cells(history)
+        self._no_divisions: Cells[frozenset[int]] = Cells(history)
 
     # -- objects -------------------------------------------------------------------------------
 
@@ -58,6 +62,76 @@ class Records:
     def is_object(self, cells: Cells[Any]) -> bool:
         """Whether cells of a change are those of the objects."""
         return cells is self._objects
+
+    def is_lineage(self, cells: Cells[Any]) -> bool:
+        """Whether cells of a change say who descends from whom."""
+        return cells is self._parents or cells is self._no_divisions
+
+    # -- lives and lineages --------------------------------------------------------------------
+
+    def life(self, place: Place) -> Life:
+        """The frames on which an object can be."""
+        return self._lives.get(place, 0) or Life()
+
+    def set_life(self, place: Place, life: Life) -> None:
+        """Change it, where no mask lies outside; what the model has found outside is dropped."""
+        if life == self.life(place):
+            return
+        self._lives.set(place, 0, None if life == Life() else life)
+        for table in (self.found, self._tracked):
+            for frame in [frame for frame in table.at(place) if not life.has(frame)]:
+                table.set(place, frame, None)
+
+    def join_lives(self, into: Place, other: Place) -> None:
+        """Of one object that was two: from the earlier beginning to the later end."""
+        if not (self.masks(other) or self.prompts.at(other)):
+            return
+        one, two = self.life(into), self.life(other)
+        ends = (one.last, two.last)
+        last = None if None in ends else max(end for end in ends if end is not None)
+        self.set_life(into, Life(min(one.first, two.first), last))
+
+    @property
+    def parents(self) -> Mapping[int, int]:
+        """Daughter -> parent."""
+        return self._parents.at(_ALL)
+
+    def set_parents(self, parents: Mapping[int, int]) -> None:
+        """All of them; those that are not named have none."""
+        for daughter in self.parents.keys() | parents.keys():
+            if self.parents.get(daughter) != parents.get(daughter):
+                self._parents.set(_ALL, daughter, parents.get(daughter))
+
+    @property
+    def no_divisions(self) -> Mapping[int, frozenset[int]]:
+        """Object -> frames on which a person says that it does not divide."""
+        return self._no_divisions.at(_ALL)
+
+    def set_no_divisions(self, object_id: int, frames: frozenset[int]) -> None:
+        self._no_divisions.set(_ALL, object_id, frames or None)
+
+    def move(self, place: Place, to: Place, first: int) -> list[int]:
+        """Give all that is known of an object from a frame on to another place.
+
+        Returns the frames whose masks may have changed.
+        """
+        frames = [frame for frame in self.masks(place) if frame >= first]
+        tables: tuple[Cells[Any], ...] = (self.prompts, self.kept, self.found, self._tracked)
+        for table in tables:
+            for frame, value in list(table.at(place).items()):
+                if frame >= first:
+                    table.set(to, frame, value)
+                    table.set(place, frame, None)
+        return frames
+
+    def drop(self, place: Place, first: int) -> list[int]:
+        """Forget all of an object from a frame on. Returns the frames that had a mask."""
+        frames = [frame for frame in self.masks(place) if frame >= first]
+        tables: tuple[Cells[Any], ...] = (self.prompts, self.kept, self.found, self._tracked)
+        for table in tables:
+            for frame in [frame for frame in table.at(place) if frame >= first]:
+                table.set(place, frame, None)
+        return frames
 
     # -- what is said --------------------------------------------------------------------------
 
@@ -107,6 +181,7 @@ class Records:
 
     def clear(self, place: Place) -> list[int]:
         """Forget all of an object in a sequence. Returns the frames that had something."""
+        self.set_life(place, Life())
         return self._clear(place, self.found, self._tracked, self.kept, self.prompts)
 
     def merge(self, frame: int, into: Place, other: Place) -> None:
@@ -197,15 +272,19 @@ class Records:
         return self.is_fixed(place, frame) or (said is not None and said.mask is not None)
 
     def is_fixed(self, place: Place, frame: int) -> bool:
-        """Whether an object is locked, or its mask on a frame approved or locked."""
+        """Whether an object is locked, its mask on a frame approved or locked, or its life over."""
         info = self.objects.get(place[1])
-        return (info is not None and info.locked) or self.kept.get(place, frame) is not None
+        is_locked = info is not None and info.locked
+        return (
+            is_locked or self.kept.get(place, frame) is not None or not self.life(place).has(frame)
+        )
 
     # -- saving --------------------------------------------------------------------------------
 
     def snapshot(self, source: Source) -> dict[Place, ObjectState]:
         """All but the objects themselves, by sequence and object."""
         tables: tuple[Cells[Any], ...] = (self.prompts, self.kept, self.found, self._tracked)
+        tables = (*tables, self._lives)
         states = {}
         for place in sorted({place for table in tables for place in table.places}, key=repr):
             found, is_current = self.found.at(place), self._currency(place, source)
@@ -216,6 +295,7 @@ class Records:
                 current=frozenset(frame for frame in found if is_current(frame)),
                 rejected=frozenset(f for f, one in found.items() if one.basis == REJECTED),
                 tracked={frame: one.mask for frame, one in self._tracked.at(place).items()},
+                life=self.life(place),
             )
         return states
 
@@ -225,17 +305,26 @@ class Records:
         states: Mapping[Place, ObjectState],
         source: Source,
         trust: bool,
+        parents: Mapping[int, int],
+        no_divisions: Mapping[int, frozenset[int]],
     ) -> None:
         """Take over what was saved in place of all there is, without a note in the history.
 
         trust: whether masks that were up to date are up to date now.
         """
         tables: tuple[Cells[Any], ...] = (self._objects, self.prompts, self.kept, self.found)
-        for table in (*tables, self._tracked):
+        tables = (*tables, self._tracked, self._lives, self._parents, self._no_divisions)
+        for table in tables:
             table.clear()
+        for daughter, parent in parents.items():
+            self._parents.put(_ALL, daughter, parent)
+        for object_id, rejected in no_divisions.items():
+            self._no_divisions.put(_ALL, object_id, rejected)
         for object_id, info in objects.items():
             self._objects.put(_ALL, object_id, info)
         for place, state in states.items():
+            if state.life != Life():
+                self._lives.put(place, 0, state.life)
             for frame, said in state.prompts.items():
                 self.prompts.put(place, frame, said)
             for frame, kept in state.kept.items():

@@ -70,8 +70,12 @@ def evidence(session: Session, object_id: int) -> Evidence:
 
     Milliseconds, but for masks that are looked at for the first time.
     """
-    states = session.states(object_id)
-    return evidence_of(session.masks_of(object_id), states, len(session.view))
+    states, life = session.states(object_id), session.life(object_id)
+    known = evidence_of(session.masks_of(object_id), states, len(session.view))
+    known.is_open[: life.first] = False
+    if life.last is not None:
+        known.is_open[life.last + 1 :] = False
+    return known
 
 
 def evidence_of(

@@ -22,11 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_sam2.io.volume import WriteError
+from napari_sam2.lineage import has_circle
 from napari_sam2.sequence_view import Channels, SequenceKey, SequenceView, Windows
 from napari_sam2.session import Session
 from napari_sam2.slice_data import (
     CoarseLogits,
     Kept,
+    Life,
     ObjectInfo,
     ObjectMask,
     ObjectState,
@@ -235,6 +237,7 @@ def _to_json(saved: SavedSession, names: Mapping[Place, list[str]]) -> dict[str,
             "kept": [
                 {"slice": frame, "how": kept.how} for frame, kept in sorted(known.kept.items())
             ],
+            "life": list(known.life),
         }
         sequences.setdefault(key, []).append(one)
     return {
@@ -269,6 +272,14 @@ def _to_json(saved: SavedSession, names: Mapping[Place, list[str]]) -> dict[str,
                 "locked": info.locked,
             }
             for object_id, info in state.objects.items()
+        ],
+        "parents": [
+            {"daughter": daughter, "parent": parent}
+            for daughter, parent in sorted(state.parents.items())
+        ],
+        "no_divisions": [
+            {"object": object_id, "slices": sorted(frames)}
+            for object_id, frames in sorted(state.no_divisions.items())
         ],
         "sequences": [_key_json(key) | {"objects": objects} for key, objects in sequences.items()],
     }
@@ -417,6 +428,11 @@ def _from_json(content: Mapping[str, Any], file: zipfile.ZipFile) -> SavedSessio
         end_after=None if end_after is None else _whole(end_after, 1),
         memory=_memory(content.get("memory", "recent")),
         last_id=_whole(content["last_id"], max(objects, default=0)),
+        parents=_parents(content.get("parents", ()), objects),
+        no_divisions={
+            _whole(one["object"], 1): frozenset(map(_whole, one["slices"]))
+            for one in content.get("no_divisions", ())
+        },
     )
     model = content["model"]
     return SavedSession(
@@ -427,6 +443,14 @@ def _from_json(content: Mapping[str, Any], file: zipfile.ZipFile) -> SavedSessio
         saved=str(content["saved"]),
         state=state,
     )
+
+
+def _parents(links: Any, objects: Mapping[int, ObjectInfo]) -> dict[int, int]:
+    """Daughter -> parent; older files have none."""
+    parents = {_whole(one["daughter"], 1): _whole(one["parent"], 1) for one in links}
+    if not {*parents, *parents.values()} <= objects.keys() or has_circle(parents):
+        raise ValueError("Daughters and parents do not go together.")
+    return parents
 
 
 def _view(reference: ImageReference, key: Mapping[str, Any]) -> SequenceView:
@@ -550,7 +574,16 @@ def _state(one: Mapping[str, Any], blocks: Sequence[_Arrays], num_frames: int) -
         current=frozenset(f for block in blocks for f in block.frames("current_slices")),
         rejected=frozenset(f for block in blocks for f in block.rejected()),
         tracked={**tracked, **dict.fromkeys(absent("tracked"))},
+        life=_life(one.get("life", [0, None]), num_frames),
     )
+
+
+def _life(life: Any, num_frames: int) -> Life:
+    first, last = life
+    found = Life(_whole(first), None if last is None else _whole(last))
+    if not found.has(found.first) or found.first >= num_frames:
+        raise ValueError("An object's life lies outside the image.")
+    return found
 
 
 def _said(

@@ -27,6 +27,7 @@ _CERTAIN = 1000.0  # the logit of a pixel that a person has given
 _STEP = 0.25  # between the coarse logits that are kept, which fit in a byte
 _MARGIN = 8  # coarse pixels kept around an object
 _FAR = -16.0  # the coarse logit further away
+_SPECK = 0.05  # of a mask's area: smaller parts are no pieces of it
 
 
 class Scribble(NamedTuple):
@@ -158,6 +159,27 @@ class ObjectMask:
     def nbytes(self) -> int:
         return self.logits.nbytes + (0 if self.coarse is None else self.coarse.steps.nbytes)
 
+    @cached_property
+    def pieces(self) -> tuple[ObjectMask, ...]:
+        """The connected parts that are more than specks, as given masks, the largest first."""
+        from scipy.ndimage import find_objects, label
+
+        numbers, count = label(self.logits > 0)
+        if count < 2:
+            return (self,)
+        sizes = np.bincount(numbers.ravel())[1:]
+        boxes = find_objects(numbers)
+        found = []
+        for place in np.argsort(-sizes, kind="stable").tolist():
+            if sizes[place] < _SPECK * sizes.sum():
+                break
+            rows, columns = boxes[place]
+            part = numbers[rows, columns] == place + 1
+            logits = np.where(part, np.float16(_CERTAIN), np.float16(0))
+            top, left = self.top + rows.start, self.left + columns.start
+            found.append(ObjectMask(top, left, logits, None, self.iou))
+        return tuple(found)
+
     def meets(self, other: ObjectMask) -> bool:
         """Whether the bounding boxes overlap."""
         return all(
@@ -263,6 +285,21 @@ class SlicePrompts:
         return sum(a.nbytes for a in arrays) + corrects + (self.mask.nbytes if self.mask else 0)
 
 
+class Life(NamedTuple):
+    """The frames on which an object can be; on others it is not, and is not looked for."""
+
+    first: int = 0
+    last: int | None = None
+    """None: it may be there to the end."""
+
+    def has(self, frame: int) -> bool:
+        """Whether the object can be on a frame."""
+        return self.first <= frame and (self.last is None or frame <= self.last)
+
+
+_WHOLE = Life()
+
+
 @dataclass(frozen=True, eq=False)
 class Kept:
     """A mask that a person has approved or locked: nothing writes it, and others follow from it."""
@@ -339,6 +376,7 @@ class ObjectState:
     """The frames of `found` whose masks a person has rejected."""
     tracked: Mapping[int, ObjectMask | None]
     """What was found on frames that got prompts afterwards."""
+    life: Life = _WHOLE
 
 
 @dataclass(frozen=True)
@@ -353,6 +391,10 @@ class SessionState:
     memory: MemorySelection
     last_id: int
     """The largest id that an object ever had."""
+    parents: Mapping[int, int] = field(default_factory=dict)
+    """Daughter -> parent."""
+    no_divisions: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    """Object -> frames of proposals that a person has rejected."""
 
 
 def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice] | None:

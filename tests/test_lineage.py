@@ -1,0 +1,332 @@
+"""Tracks and lineages in a session: cut, split, join, divide; undone, saved, and found again."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from models import small_model
+
+from napari_sam2 import lineage
+from napari_sam2.lineage import LineageError
+from napari_sam2.session import LockedError, Session
+from napari_sam2.session_file import SessionFileError, open_session, read_session, save_session
+from napari_sam2.synthetic_movies import Ellipse, draw_movie
+
+SIZE = (64, 96)
+FRAMES = 8
+
+
+def scene() -> tuple[np.ndarray, np.ndarray]:
+    """Cell 1 divides after frame 3 into 2 and 3; 4 stays."""
+    shapes = []
+    for t in range(FRAMES):
+        cells = {4: Ellipse(45, 70, 8, 8)}
+        if t < 4:
+            cells[1] = Ellipse(25, 30, 8 + t, 8)
+        else:
+            cells[2], cells[3] = Ellipse(25 - 2 * t, 30, 6, 6), Ellipse(25 + 2 * t, 30, 6, 6)
+        shapes.append(cells)
+    return draw_movie(shapes, SIZE)
+
+
+IMAGES, TRUTH = scene()
+
+
+def followed(session: Session, numbers: list[int], *, as_one: int | None = None) -> int:
+    """An object with the masks of true cells, as the model would have found them from frame 0."""
+    object_id = session.add_object(object_id=as_one)
+    for t in range(FRAMES):
+        mask = np.isin(TRUTH[t], numbers)
+        if mask.any():
+            session.paint(object_id, t, mask)
+    return object_id
+
+
+@pytest.fixture
+def session() -> Session:
+    """Objects 1 to 4 as the true cells, without a lineage."""
+    session = Session(IMAGES, small_model(), window=(0, 200))
+    for number in (1, 2, 3, 4):
+        followed(session, [number], as_one=number)
+    return session
+
+
+# -- graphs --------------------------------------------------------------------------------------
+
+
+def test_a_graph_is_read():
+    parents = {2: 1, 3: 1, 5: 3, 6: 3}
+    assert lineage.divisions(parents) == {1: (2, 3), 3: (5, 6)}
+    assert list(lineage.ancestors(parents, 6)) == [3, 1]
+    assert [lineage.generation(parents, i) for i in (1, 2, 6, 9)] == [0, 1, 2, 0]
+    assert not lineage.has_circle(parents) and not lineage.has_circle({})
+    assert lineage.has_circle({1: 2, 2: 1}) and lineage.has_circle({1: 1})
+    assert lineage.has_circle({4: 1, 1: 2, 2: 3, 3: 1})
+
+
+def test_merging_two_objects_never_makes_a_circle():
+    assert lineage.merged({2: 1, 3: 1}, 2, 3) == {2: 1}
+    assert lineage.merged({2: 1, 3: 1}, 1, 3) == {2: 1}
+    assert lineage.merged({2: 1, 5: 3, 6: 3}, 2, 3) == {2: 1, 5: 2, 6: 2}
+    assert lineage.merged({2: 1, 3: 2}, 1, 3) == {2: 1}
+    assert lineage.merged({2: 1, 3: 2}, 3, 1) == {3: 2}
+    assert lineage.merged({3: 7}, 2, 3) == {2: 7}
+
+
+def test_each_pixel_goes_to_the_nearest_piece():
+    mask = np.zeros((20, 30), bool)
+    mask[8:12, 5:25] = True
+    left, right = np.zeros_like(mask), np.zeros_like(mask)
+    left[8:12, 5:10], right[8:12, 20:25] = True, True
+    one, two = lineage.split_mask(mask, [left, right])
+    np.testing.assert_array_equal(one | two, mask)
+    assert not (one & two).any()
+    assert np.flatnonzero(one.any(axis=0)).tolist() == list(range(5, 15))
+
+
+# -- divisions -----------------------------------------------------------------------------------
+
+
+def test_a_division_is_set_undone_and_taken_back(session):
+    session.set_division(1, [2, 3])
+    assert session.parents == {2: 1, 3: 1}
+    assert session.life(1).last == 3 and session.life(2).first == 4
+    assert session.undo() == "Division"
+    assert session.parents == {} and session.life(1).last is None
+    session.redo()
+    session.remove_division(1)
+    assert session.parents == {} and session.life(1).last is None and session.life(3).first == 0
+    session.undo()
+    assert session.parents == {2: 1, 3: 1} and session.life(1).last == 3
+
+
+@pytest.mark.parametrize(
+    ("parent", "daughters", "what"),
+    [
+        (1, [2], "two daughters or more"),
+        (1, [1, 2], "own parent"),
+        (2, [1, 3], "is still there on slice 7"),
+        (4, [2, 3], "Cut Object 4 on slice 4 first"),
+    ],
+)
+def test_what_is_no_division_is_refused(session, parent, daughters, what):
+    with pytest.raises(LineageError, match=what):
+        session.set_division(parent, daughters)
+    assert session.parents == {} and session.life(parent).last is None
+
+
+def test_nobody_descends_from_itself(session):
+    session.set_division(1, [2, 3])
+    granddaughter = session.cut_object(2, 6)
+    session.set_parent(granddaughter, 2)
+    with pytest.raises(LineageError, match="Object 5 descends from Object 1"):
+        session.set_parent(1, granddaughter)
+
+
+def test_what_is_locked_or_has_no_mask_is_no_daughter(session):
+    session.edit_object(2, locked=True)
+    with pytest.raises(LockedError, match="locked"):
+        session.set_division(1, [2, 3])
+    empty = session.add_object()
+    with pytest.raises(LineageError, match="no mask here yet"):
+        session.set_parent(empty, 1)
+    with pytest.raises(ValueError, match="no object 99"):
+        session.set_parent(99, 1)
+
+
+def test_a_daughter_gets_another_parent(session):
+    session.set_division(1, [2, 3])
+    end = session.cut_object(4, 3)
+    session.set_parent(3, 4)
+    assert session.parents == {2: 1, 3: 4} and session.life(1).last == 3
+    session.set_parent(2, None)
+    assert session.parents == {3: 4} and session.life(1).last is None
+    assert end in session.objects
+
+
+def test_an_object_is_not_followed_beyond_its_division(session):
+    session.set_division(1, [2, 3])
+    with pytest.raises(LockedError, match="does not reach to slice 5"):
+        session.add_points(1, [(5, 25, 30)])
+    session.unpaint(1, 3)
+    assert session.task([1]).wanted[1] == {3}
+    session.propagate(objects=[1])
+    assert max(session.masks_of(1)) <= 3
+    labels = session.labels.copy()
+    mine = np.array(session.labels[6])
+    mine[40:45, 10:20] = 1
+    session.labels[6] = mine
+    assert session.take_painting(6) == []  # nobody paints what has ended
+    np.testing.assert_array_equal(session.labels, labels)
+
+
+def test_a_deleted_object_leaves_the_graph(session):
+    session.set_division(1, [2, 3])
+    session.remove_object(3)
+    assert session.parents == {2: 1}
+    session.undo()
+    assert session.parents == {2: 1, 3: 1}
+    session.remove_object(1)
+    assert session.parents == {}
+
+
+# -- cut, split, join ----------------------------------------------------------------------------
+
+
+def test_a_track_is_cut_and_joined_again(session):
+    before = session.labels.copy()
+    new = session.cut_object(4, 5)
+    np.testing.assert_array_equal(session.labels, np.where((before == 4) & late(5), new, before))
+    assert max(session.masks_of(4)) == 4 and min(session.masks_of(new)) == 5
+    assert session.life(4) == (0, 4) and session.life(new) == (5, None)
+    assert session.undo() == "Cut track"
+    np.testing.assert_array_equal(session.labels, before)
+    session.redo()
+    assert session.join_objects(new, 4) == 4
+    np.testing.assert_array_equal(session.labels, before)
+    assert session.life(4) == (0, None) and new not in session.objects
+
+
+def late(frame: int) -> np.ndarray:
+    return np.arange(FRAMES)[:, None, None] >= frame
+
+
+def test_both_parts_of_a_cut_track_have_a_prompt():
+    session = Session(IMAGES, small_model(), window=(0, 200))
+    session.add_object()
+    session.add_box(1, 2, (35, 60, 55, 80))
+    session.propagate()
+    assert sorted(session.masks_of(1)) == list(range(FRAMES))
+    masks = session.masks_of(1)
+    new = session.cut_object(1, 2)  # the box belongs to the second part
+    assert session.states(1)[1] == "painted" and session.states(new)[2] == "prompted"
+    assert session.masks_of(1)[1] is masks[1] and session.masks_of(new)[5] is masks[5]
+    session.propagate()
+    assert max(session.masks_of(1)) <= 1 and min(session.masks_of(new)) >= 2
+    fresh = Session(IMAGES, small_model(), window=(0, 200))
+    fresh.restore(session.snapshot(), trust=False)
+    fresh.propagate()
+    np.testing.assert_array_equal(fresh.labels, session.labels)
+
+
+def test_a_track_is_cut_only_between_its_masks(session):
+    for frame in (0, 4, 7):
+        with pytest.raises(LineageError, match="can be cut on slices 1 to 3"):
+            session.cut_object(1, frame)
+    session.edit_object(1, locked=True)
+    with pytest.raises(LockedError):
+        session.cut_object(1, 2)
+
+
+def test_the_later_part_of_a_cut_track_has_the_daughters(session):
+    session.set_division(1, [2, 3])
+    new = session.cut_object(1, 2)
+    assert session.parents == {2: new, 3: new}
+    session.join_objects(1, new)
+    assert session.parents == {2: 1, 3: 1}
+
+
+def test_a_mask_in_two_pieces_becomes_two_daughters():
+    session = Session(IMAGES, small_model(), window=(0, 200))
+    followed(session, [1, 2, 3])
+    followed(session, [4])
+    one, two = session.split_object(1, 4)
+    assert session.parents == {one: 1, two: 1}
+    for t in range(4, FRAMES):
+        found = {int(np.unique(session.labels[t][TRUTH[t] == n])[0]) for n in (2, 3)}
+        assert found == {one, two}
+    np.testing.assert_array_equal(session.labels[:4] == 1, TRUTH[:4] == 1)
+    assert session.states(one)[4] == "painted" and session.states(one)[5] == "auto"
+    assert session.stale(one) == [5, 6, 7]
+    assert session.undo() == "Division"
+    assert sorted(session.objects) == [1, 2] and max(session.masks_of(1)) == 7
+
+
+def test_what_cannot_be_split_is_said(session):
+    with pytest.raises(LineageError, match="in one piece"):
+        session.split_object(4, 5)
+    with pytest.raises(LineageError, match="begins on slice 0"):
+        session.split_object(4, 0)
+    session.keep(4, [6])
+    with pytest.raises(LockedError, match="approved on slice 6"):
+        session.split_object(4, 5)
+    session.set_division(1, [2, 3])
+    with pytest.raises(LineageError, match="divides already"):
+        session.split_object(1, 2)
+
+
+def test_what_is_no_one_track_is_not_joined(session):
+    with pytest.raises(LineageError, match="both there on slice 0"):
+        session.join_objects(1, 4)
+    with pytest.raises(LineageError, match="to itself"):
+        session.join_objects(1, 1)
+    session.set_division(1, [2, 3])
+    with pytest.raises(LineageError, match="Object 1 divides"):
+        session.join_objects(1, 2)
+    session.set_parent(3, None)
+    assert session.join_objects(2, 1) == 1  # its only daughter goes on with it
+    assert session.parents == {} and sorted(session.masks_of(1)) == list(range(FRAMES))
+
+
+def test_merging_keeps_the_graph_whole(session):
+    session.set_division(1, [2, 3])
+    session.merge_objects(2, 3)
+    assert session.parents == {2: 1}
+    session.undo()
+    assert session.parents == {2: 1, 3: 1}
+
+
+# -- on disk -------------------------------------------------------------------------------------
+
+
+def test_a_lineage_comes_back_from_a_file(session, tmp_path: Path):
+    session.set_division(1, [2, 3])
+    session.reject_division(4, 5)
+    session.reject_division(4, 2)
+    path = tmp_path / "tracks.sam2session"
+    save_session(session, path)
+    again = open_session(path, IMAGES, model=small_model())
+    assert again.parents == {2: 1, 3: 1}
+    assert again.no_divisions == {4: frozenset({2, 5})}
+    assert again.life(1) == (0, 3) and again.life(2) == (4, None)
+    np.testing.assert_array_equal(again.labels, session.labels)
+
+
+def test_a_file_without_lineages_opens(session, tmp_path: Path):
+    changed(
+        session, tmp_path, lambda content: [content.pop("parents"), content.pop("no_divisions")]
+    )
+    again = open_session(tmp_path / "changed.sam2session", IMAGES, model=small_model())
+    assert again.parents == {} and sorted(again.objects) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "links",
+    [[{"daughter": 2, "parent": 9}], [{"daughter": 1, "parent": 2}, {"daughter": 2, "parent": 1}]],
+)
+def test_a_file_with_a_senseless_lineage_is_refused(session, tmp_path: Path, links):
+    changed(session, tmp_path, lambda content: content.update(parents=links))
+    with pytest.raises(SessionFileError, match="damaged"):
+        read_session(tmp_path / "changed.sam2session")
+
+
+def changed(session: Session, folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Save a session, and beside it, as changed.sam2session, with another session.json."""
+    save_session(session, folder / "as_it_was.sam2session")
+    with (
+        zipfile.ZipFile(folder / "as_it_was.sam2session") as old,
+        zipfile.ZipFile(folder / "changed.sam2session", "w") as new,
+    ):
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "session.json":
+                loaded = json.loads(content)
+                change(loaded)
+                content = json.dumps(loaded).encode()
+            new.writestr(name, content)
