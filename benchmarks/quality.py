@@ -1,7 +1,7 @@
 """How well objects of real images are segmented from few prompts, beside a classical method.
 
     python -m benchmarks.quality --data DIR [--split dev] [--model NAME_OR_PATH] [--limit N]
-                                 [--json FILE] [--jobs N]
+                                 [--memory recent|confident] [--json FILE] [--jobs N]
 
 The protocol is described in docs/benchmarks.md.
 """
@@ -27,6 +27,7 @@ from scipy import ndimage
 
 from benchmarks import cases, classical, report
 from benchmarks.cases import Item, Target, first_frame, grey_frames, read_case, read_items
+from sam2_engine.memory import MemorySelection
 from sam2_engine.model import SAM2
 from sam2_engine.sequence import SequencePredictor
 from sam2_engine.weights import load_model
@@ -35,11 +36,14 @@ Mask = NDArray[np.bool_]  # (H, W)
 Masks = NDArray[np.bool_]  # (N, H, W)
 Point = tuple[int, int]  # y, x
 
+NO_MEMORY = "box, no memory"
 PROMPTS = {
-    "volume": ("click", "mask", "box", "box+3"),
-    "timelapse": ("box", "mask"),
+    "volume": ("click", "mask", NO_MEMORY, "box", "box+3"),
+    "timelapse": (NO_MEMORY, "box", "mask"),
     "image": ("click", "box"),
 }
+IN_ORDER = ("click", "box", NO_MEMORY, "mask", "box+3")  # of the table
+_MODEL_ALONE = (NO_MEMORY, "box+3")  # prompts that the classical method does not take
 MAX_CORRECTIONS = 3
 CACHE_BYTES = 4 << 30  # features of a whole volume, so that each frame is encoded and timed once
 
@@ -143,11 +147,18 @@ def prompt_frame(kind: str, truth: Masks) -> int:
 class ModelRun:
     """The objects of one item in one predictor; object i has the id i + 1."""
 
-    def __init__(self, model: SAM2, frames: NDArray[Any], kind: str, truths: Sequence[Masks]):
+    def __init__(
+        self,
+        model: SAM2,
+        frames: NDArray[Any],
+        kind: str,
+        truths: Sequence[Masks],
+        memory: MemorySelection = "recent",
+    ) -> None:
         self.kind = kind
         self.truths = truths
         self.predictor = SequencePredictor(
-            model, frames, cache_bytes=CACHE_BYTES, refine_clicks=True
+            model, frames, cache_bytes=CACHE_BYTES, refine_clicks=True, memory=memory
         )
         self.masks = [np.zeros(truth.shape, np.bool_) for truth in truths]
         self.low_res: dict[tuple[int, int], NDArray[np.float32]] = {}  # by object and frame
@@ -167,6 +178,10 @@ class ModelRun:
             self._correct()
             return self.box_seconds + time.perf_counter() - started
         self.predictor.clear_prompts()
+        if prompt == NO_MEMORY:
+            for index in range(len(self.truths)):
+                self._hand_on_boxes(index)
+            return self.encoding_seconds + time.perf_counter() - started
         for index, truth in enumerate(self.truths):
             frame = prompt_frame(self.kind, truth)
             self.predictor.set_prompts(index + 1, frame, **first_prompt(prompt, truth[frame]))
@@ -191,6 +206,27 @@ class ModelRun:
             ):
                 self.masks[object_id - 1][result.frame] = mask
                 self.low_res[object_id - 1, result.frame] = low_res
+
+    def _hand_on_boxes(self, index: int) -> None:
+        """Each slice by itself, from the box around the mask of the slice before, until that is
+        empty: what tools do that have SAM and no memory.
+        """
+        truth, masks = self.truths[index], self.masks[index]
+        masks[:] = False
+        origin = prompt_frame(self.kind, truth)
+        ways = [range(origin, len(truth))]
+        if self.kind == "volume":
+            ways.append(range(origin, -1, -1))
+        for frames in ways:
+            box = tight_box(truth[origin])
+            for frame in frames:
+                self.predictor.set_prompts(index + 1, frame, box=box)
+                mask = self.predictor.predict(frame, [index + 1]).mask(index + 1)
+                self.predictor.clear_prompts(index + 1)
+                masks[frame] = mask
+                if not mask.any():
+                    break
+                box = tight_box(mask)
 
     def _correct(self) -> None:
         """Up to three rounds of a corrective click for each object, then tracking anew."""
@@ -243,18 +279,20 @@ class ItemScores:
     seconds_per_frame: float
 
 
-def score_item(model: SAM2, item: Item, classically: bool = True) -> list[ItemScores]:
+def score_item(
+    model: SAM2, item: Item, classically: bool = True, memory: MemorySelection = "recent"
+) -> list[ItemScores]:
     """All prompts of one item, by the model and, if wanted, by the classical method."""
     frames, targets = read_case(item)
     truths = [target.truth for target in targets]
-    run = ModelRun(model, frames, item.kind, truths)
+    run = ModelRun(model, frames, item.kind, truths, memory)
     grey = grey_frames(frames)
     results = []
     for prompt in PROMPTS[item.kind]:
         seconds = run.run(prompt)
         results.append(_scored(item, "model", prompt, targets, run.masks, seconds))
-        if prompt == "box+3" or not classically:
-            continue  # the classical method takes no corrections
+        if prompt in _MODEL_ALONE or not classically:
+            continue
         started = time.perf_counter()
         masks = [classical_masks(grey, item.kind, prompt, truth) for truth in truths]
         seconds = time.perf_counter() - started
@@ -263,17 +301,22 @@ def score_item(model: SAM2, item: Item, classically: bool = True) -> list[ItemSc
 
 
 def score_items(
-    items: Sequence[Item], model: str, device: str, jobs: int, classically: bool = True
+    items: Sequence[Item],
+    model: str,
+    device: str,
+    jobs: int,
+    classically: bool = True,
+    memory: MemorySelection = "recent",
 ) -> Iterator[list[ItemScores]]:
     """Each item's scores as they come, computed in `jobs` processes that share the cores."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     if jobs == 1:
         loaded = load_model(model, device=device)
-        yield from (score_item(loaded, item, classically) for item in items)
+        yield from (score_item(loaded, item, classically, memory) for item in items)
         return
     context = multiprocessing.get_context("spawn")
     with context.Pool(jobs, _start_worker, (model, device, threads)) as pool:
-        yield from pool.imap_unordered(partial(_score_in_worker, classically), items)
+        yield from pool.imap_unordered(partial(_score_in_worker, classically, memory), items)
 
 
 _worker_model: SAM2 | None = None
@@ -285,9 +328,9 @@ def _start_worker(model: str, device: str, threads: int) -> None:
     _worker_model = load_model(model, device=device)
 
 
-def _score_in_worker(classically: bool, item: Item) -> list[ItemScores]:
+def _score_in_worker(classically: bool, memory: MemorySelection, item: Item) -> list[ItemScores]:
     assert _worker_model is not None
-    return score_item(_worker_model, item, classically)
+    return score_item(_worker_model, item, classically, memory)
 
 
 def classical_masks(grey: NDArray[np.float32], kind: str, prompt: str, truth: Masks) -> Masks:
@@ -332,7 +375,7 @@ def make_rows(results: Sequence[ItemScores]) -> list[dict[str, Any]]:
         several = sorted(parts[dataset]) if "union" in parts[dataset] else []
         for part in ["all", *several]:
             for method in ("model", "classical"):
-                for prompt in ("click", "box", "mask", "box+3"):
+                for prompt in IN_ORDER:
                     chosen = [
                         result
                         for result in results
@@ -409,7 +452,7 @@ def as_table(rows: Sequence[dict[str, Any]], summary: dict[str, dict[str, float]
         if "share" in model:
             shares = [model["share"], other.get("share")]
             lines.append([name, prompt, "frames with IoU >= 0.5", *shares, model["n"], None, None])
-    for prompt in ("click", "box", "mask", "box+3"):
+    for prompt in IN_ORDER:
         if prompt in summary:
             means = [summary[prompt].get(method) for method in ("model", "classical")]
             lines.append(["**mean over data sets**", prompt, "", *means, None, None, None])
@@ -432,6 +475,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases.add_arguments(parser)
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the cores")
     parser.add_argument(
+        "--memory",
+        choices=("recent", "confident"),
+        default="recent",
+        help="which tracked frames are remembered (default: recent, as published)",
+    )
+    parser.add_argument(
         "--classical",
         type=Path,
         metavar="FILE",
@@ -445,7 +494,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_items(chosen.classical, known, items)
     started = begun = time.perf_counter()
     results: list[ItemScores] = []
-    for scored in score_items(items, chosen.model, chosen.device, chosen.jobs, not known):
+    for scored in score_items(
+        items, chosen.model, chosen.device, chosen.jobs, not known, chosen.memory
+    ):
         results += scored
         seconds = time.perf_counter() - begun
         begun = time.perf_counter()
@@ -457,7 +508,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     summary = summarise(rows)
     seconds = time.perf_counter() - started
     print(as_table(rows, summary))
-    print(f"\n{len(items)} items in {seconds:.0f} s, model {chosen.model}.")
+    print(
+        f"\n{len(items)} items in {seconds:.0f} s, model {chosen.model}, {chosen.memory} memories."
+    )
     if chosen.json:
         report.write_json(
             chosen.json,
@@ -466,6 +519,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "summary": summary,
                 "seconds": seconds,
                 "model": chosen.model,
+                "memory": chosen.memory,
                 "device": chosen.device,
                 "jobs": chosen.jobs,
                 "command": report.command("benchmarks.quality", arguments),

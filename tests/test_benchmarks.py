@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from models import small_model
 
 from benchmarks import (
     against_official,
@@ -277,9 +278,9 @@ def test_quality_end_to_end(
     by_dataset = {
         dataset: [p for d, m, p in rows if d == dataset and m == "model"] for dataset, _, _ in rows
     }
-    volume = ["click", "box", "mask", "box+3"]
+    volume = ["click", "box", "box, no memory", "mask", "box+3"]
     assert by_dataset == {
-        "cells": ["box", "mask"],
+        "cells": ["box", "box, no memory", "mask"],
         "grains": volume,
         "nuclei": ["click", "box"],
         **{
@@ -293,7 +294,7 @@ def test_quality_end_to_end(
         assert row["seconds_per_frame"] > 0
         assert row["model"] == "tiny"
         assert ("share" in row) == (row["dataset"] == "cells")
-        assert method == "model" or prompt != "box+3"
+        assert method == "model" or prompt not in ("box+3", "box, no memory")
     assert rows["organ MR", "model", "box"]["n"] == 4  # two labels of two volumes
     assert rows["organ MR (union)", "model", "box"]["n"] == 2
     assert rows["cells", "model", "mask"]["n"] == 2
@@ -301,7 +302,7 @@ def test_quality_end_to_end(
     assert rows["cells", "model", "mask"]["share"] >= 0.25
     assert rows["nuclei", "classical", "box"]["score"] > 0.7
 
-    assert set(content["summary"]) == {"click", "box", "mask", "box+3"}
+    assert set(content["summary"]) == {*volume}
     means = [rows[d, "model", "box"]["score"] for d in ("grains", "nuclei", "organ CT", "organ MR")]
     assert content["summary"]["box"]["model"] == pytest.approx(np.mean(means))
     assert content["machine"]["cores"] and "--split mine" in content["command"]
@@ -340,6 +341,32 @@ def test_corrections_add_to_the_prompted_slice_and_refine_others(model: SAM2) ->
     assert prompts[2].points.tolist() == [[3, 5], [9, 10]]
     assert prompts[2].labels.tolist() == [0, 1]
     assert np.array_equal(prompts[2].mask_input, run.low_res[0, 2])
+
+
+def test_without_memory_each_slice_follows_from_the_box_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = small_model()
+    frames = np.random.default_rng(0).normal(size=(5, 32, 32))
+    truth = rectangle((5, 32, 32), slice(2, 3), slice(8, 20), slice(8, 20))
+    run = quality.ModelRun(model, frames, "volume", [truth])
+    boxes: list[tuple[int, tuple[int, ...]]] = []
+    set_prompts = run.predictor.set_prompts
+    monkeypatch.setattr(
+        run.predictor,
+        "set_prompts",
+        lambda i, frame, box: boxes.append((frame, box)) or set_prompts(i, frame, box=box),
+    )
+    monkeypatch.setattr(model, "attend_to_memory", lambda *a: pytest.fail("a memory was used"))
+    run.run("box, no memory")
+    masks = run.masks[0]
+    assert boxes[0] == (2, (8, 8, 19, 19))
+    for frame, box in boxes:
+        before = frame - 1 if frame > 2 else frame + 1
+        if frame != 2:
+            assert box == quality.tight_box(masks[before])
+    assert {frame for frame, _ in boxes} >= {1, 2, 3}
+    assert not run.predictor.prompts
 
 
 def test_objects_do_not_change_each_other(model: SAM2) -> None:
