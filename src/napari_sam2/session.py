@@ -698,13 +698,14 @@ class Session:
     def split_object(
         self, object_id: int, frame: int, pieces: Sequence[ArrayLike] | None = None
     ) -> list[int]:
-        """Let an object divide on a frame on which its mask has fallen into pieces.
+        """Let an object divide on a frame on which its mask is in pieces.
 
         Each piece becomes a new object, a daughter, with its mask on the frame as a prompt. On the
         frames behind, each pixel of the masks goes to the piece that was nearest on the frame
         before, until `update` or `propagate` finds them anew.
 
-        pieces: (H, W) each, nonzero on a daughter; by default the connected parts of the mask.
+        pieces: (H, W) each, nonzero on a daughter; by default the two largest pieces of the
+            mask, which may hang together by a thin neck.
 
         Returns ids of the daughters. Raises LineageError: there are no two pieces, the object does
         not begin before the frame, or it divides later. LockedError where it is locked, or has
@@ -723,7 +724,7 @@ class Session:
             if at >= frame:
                 self._check_unlocked(object_id, at)
         masks = {at: mask for at, mask in self.masks_of(object_id).items() if at >= frame}
-        given = self._pieces(masks.get(frame)) if pieces is None else pieces
+        given = self._pieces(masks.get(frame))[:2] if pieces is None else pieces
         parts = [np.asarray(piece) != 0 for piece in given]
         if len(parts) < 2 or not all(part.any() for part in parts):
             raise LineageError(
@@ -843,7 +844,7 @@ class Session:
         )
 
     def _pieces(self, mask: ObjectMask | None) -> list[NDArray[np.bool_]]:
-        """The connected parts of a mask that are more than specks, (H, W) each, largest first."""
+        """The pieces of a mask, (H, W) each, the largest first."""
         if mask is None:
             return []
         return [piece.on_frame(self.view.frame_shape) for piece in mask.pieces]

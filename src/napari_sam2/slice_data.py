@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from napari_sam2.lineage import split_mask
 from napari_sam2.sequence_view import SequenceKey, Windows
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ _STEP = 0.25  # between the coarse logits that are kept, which fit in a byte
 _MARGIN = 8  # coarse pixels kept around an object
 _FAR = -16.0  # the coarse logit further away
 _SPECK = 0.05  # of a mask's area: smaller parts are no pieces of it
+_NECK = 0.6  # of a piece's half width: where a mask is thinner, its pieces part
 
 
 class Scribble(NamedTuple):
@@ -161,24 +163,26 @@ class ObjectMask:
 
     @cached_property
     def pieces(self) -> tuple[ObjectMask, ...]:
-        """The connected parts that are more than specks, as given masks, the largest first."""
-        from scipy.ndimage import find_objects, label
+        """Its parts, as given masks, the largest first: what hangs together by a thin neck at most.
 
-        numbers, count = label(self.logits > 0)
+        Two cells side by side have two, an ellipse has one. Specks are left out.
+        """
+        from scipy.ndimage import distance_transform_edt, label
+
+        on = np.pad(self.logits > 0, 1)
+        depth, (numbers, count) = distance_transform_edt(on), label(on)
+        deepest = np.array([0, *(depth[numbers == n].max() for n in range(1, count + 1))])
+        cores, count = label(depth > _NECK * deepest[numbers])
         if count < 2:
             return (self,)
-        sizes = np.bincount(numbers.ravel())[1:]
-        boxes = find_objects(numbers)
-        found = []
-        for place in np.argsort(-sizes, kind="stable").tolist():
-            if sizes[place] < _SPECK * sizes.sum():
-                break
-            rows, columns = boxes[place]
-            part = numbers[rows, columns] == place + 1
-            logits = np.where(part, np.float16(_CERTAIN), np.float16(0))
-            top, left = self.top + rows.start, self.left + columns.start
-            found.append(ObjectMask(top, left, logits, None, self.iou))
-        return tuple(found)
+        parts = split_mask(on, [cores == n for n in range(1, count + 1)])
+        parts.sort(key=np.count_nonzero, reverse=True)
+        least = _SPECK * np.count_nonzero(on)
+        return tuple(
+            replace(given, top=self.top + given.top - 1, left=self.left + given.left - 1)
+            for given in map(ObjectMask.given, parts)
+            if np.count_nonzero(given.logits) >= least
+        )
 
     def meets(self, other: ObjectMask) -> bool:
         """Whether the bounding boxes overlap."""
