@@ -194,7 +194,7 @@ class OfficialTracker:
         for t in range(frame - 15 * step, frame, step):
             output = self.tracked[obj].get(t)
             if output is not None and output.maskmem is not None:
-                bank.add(t, Memory(output.maskmem, output.obj_ptr))
+                bank.add(t, Memory(output.maskmem, output.obj_ptr), confidence=1.0)
         return self.model.attend_to_memory(features, *self.model.memory_tokens(*bank.recall(frame)))
 
     def _memory(self, frame: int, output: Output, binarise: bool) -> Tensor:

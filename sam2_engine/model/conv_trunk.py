@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sam2_engine.model.config import ConvTrunkConfig
+from sam2_engine.model.layers import PointwiseConv
 
 
-def _conv(
-    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1
-) -> nn.Conv2d:
+def _conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups)
 
 
@@ -26,9 +25,9 @@ class InvertedResidual(nn.Module):
         inner = inputs * widen
         layers: list[nn.Module] = []
         if widen > 1:
-            layers += [_conv(inputs, inner), nn.ReLU6()]
-        layers += [_conv(inner, inner, kernel, stride, groups=inner), nn.ReLU6()]
-        layers += [_conv(inner, outputs)]
+            layers += [PointwiseConv(inputs, inner), nn.ReLU6(inplace=True)]
+        layers += [_conv(inner, inner, kernel, stride, groups=inner), nn.ReLU6(inplace=True)]
+        layers += [PointwiseConv(inner, outputs)]
         self.layers = nn.Sequential(*layers)
         self.shortcut = stride == 1 and inputs == outputs
 
@@ -43,7 +42,7 @@ class ConvTrunk(nn.Module):
     def __init__(self, config: ConvTrunkConfig) -> None:
         super().__init__()
         channels = config.stem_channels
-        self.stem = nn.Sequential(_conv(3, channels, 3, stride=2), nn.ReLU6())
+        self.stem = nn.Sequential(_conv(3, channels, 3, stride=2), nn.ReLU6(inplace=True))
         self.stages = nn.ModuleList()
         for stage in config.stages:
             blocks = []

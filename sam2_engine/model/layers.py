@@ -13,6 +13,7 @@ from torch.nn import functional as F
 Activation = Literal["none", "relu", "gelu"]
 _ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 _VALUES_AT_ONCE = 1 << 20
+_FEW_CHANNELS = 8
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_linear_pointwise"
 )
@@ -79,6 +80,16 @@ def pointwise(x: Tensor, conv: nn.Conv2d, after: nn.Conv2d | None = None) -> Ten
     return linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
+class PointwiseConv(nn.Conv2d):
+    """A 1x1 convolution, which is a product of matrices."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pointwise(x, self) if uses_onednn(x) else super().forward(x)
+
+
 class LayerNorm2d(nn.Module):
     """Layer norm over the channels of (B, C, H, W)."""
 
@@ -89,10 +100,19 @@ class LayerNorm2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] < _FEW_CHANNELS and uses_onednn(x):
+            return self._by_plane(x)
         normed = F.layer_norm(
             x.permute(0, 2, 3, 1), (x.shape[1],), self.weight, self.bias, self.eps
         )
         return normed.permute(0, 3, 1, 2)
+
+    def _by_plane(self, x: Tensor) -> Tensor:
+        """The same by whole planes (H, W): torch's layer norm is slow for a few values each."""
+        centred = x - x.mean(dim=1, keepdim=True)
+        variance = centred.square().mean(dim=1, keepdim=True)
+        normed = centred.mul_((variance + self.eps).rsqrt_())
+        return torch.addcmul(self.bias[:, None, None], normed, self.weight[:, None, None])
 
 
 class MLP(nn.Module):

@@ -58,7 +58,9 @@ class RotaryAttention(Attention):
             values = v[index].t().contiguous()
             pieces = zip(q[index].chunk(parts), average.chunk(parts), strict=True)
             for queries, out in pieces:
-                out.copy_(linear(linear(queries, keys).softmax(dim=-1), values))
+                scores = linear(queries, keys)
+                torch.softmax(scores, dim=-1, out=scores)
+                out.copy_(linear(scores, values))
         weight = self.out_proj.weight @ self.v_proj.weight
         bias = torch.addmv(self.out_proj.bias, self.out_proj.weight, self.v_proj.bias)
         return linear(averages, weight, bias)
@@ -120,6 +122,8 @@ class MemoryAttention(nn.Module):
         """
         x = image + 0.1 * image_pos
         placed = memory + memory_pos
+        if uses_onednn(memory):  # one channel after the other, as every layer multiplies with it
+            memory = memory.transpose(1, 2).contiguous().transpose(1, 2)
         for layer in self.layers:
             x = layer(x, memory, placed, num_pointers)
         return self.norm(x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sam2_engine.model.layers import LayerNorm2d, Linear, in_parts, pointwise
+from sam2_engine.model.layers import LayerNorm2d, Linear, PointwiseConv, in_parts, pointwise
 
 
 class MaskDownsampler(nn.Module):
@@ -20,7 +20,7 @@ class MaskDownsampler(nn.Module):
             self.encoder.append(LayerNorm2d(channels * 4))
             self.encoder.append(nn.GELU())
             channels *= 4
-        self.encoder.append(nn.Conv2d(channels, outputs, kernel_size=1))
+        self.encoder.append(PointwiseConv(channels, outputs))
 
     def forward(self, mask: Tensor) -> Tensor:
         return self.encoder(mask)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sam2_engine.model.layers import LayerNorm2d
+from sam2_engine.model.layers import LayerNorm2d, PointwiseConv
 
 
 class RandomFourierPosition(nn.Module):
@@ -53,7 +53,7 @@ class PromptEncoder(nn.Module):
             nn.Conv2d(mask_channels // 4, mask_channels, kernel_size=2, stride=2),
             LayerNorm2d(mask_channels),
             nn.GELU(),
-            nn.Conv2d(mask_channels, d_model, kernel_size=1),
+            PointwiseConv(mask_channels, d_model),
         )
 
     def embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
