@@ -43,11 +43,12 @@ class FeatureCache:
         self._dtype = dtype
         self._computed_in = torch.float32
         self._features: OrderedDict[int, ImageFeatures] = OrderedDict()
+        self._frame_bytes = 0
         self.budget = budget
         self.nbytes = 0
         """Bytes held now; never above the budget."""
         self.encoded = 0
-        """How often features have been asked of `encode`."""
+        """How many frames have been encoded, or looked up in a store."""
 
     def __contains__(self, frame: int) -> bool:
         return frame in self._features
@@ -57,11 +58,18 @@ class FeatureCache:
         if frame in self._features:
             self._features.move_to_end(frame)
             return _as(self._features[frame], self._computed_in)
-        features = self._encode(frame)
+        return self.keep(frame, self._encode(frame))
+
+    def holds(self, count: int) -> bool:
+        """Whether so many frames, as large as those before, can be kept at once."""
+        return 0 < count * self._frame_bytes <= self.budget
+
+    def keep(self, frame: int, features: ImageFeatures) -> ImageFeatures:
+        """Keep features (batch of 1) of a frame that is not known yet; returns them rounded."""
         self.encoded += 1
         self._computed_in = features.stride16.dtype
         kept = _as(features, self._dtype or self._computed_in)
-        size = _nbytes(kept)
+        self._frame_bytes = size = _nbytes(kept)
         if size <= self.budget:
             while self.nbytes + size > self.budget:
                 self.nbytes -= _nbytes(self._features.popitem(last=False)[1])

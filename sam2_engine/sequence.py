@@ -41,6 +41,8 @@ _STEPS = {"both": (_FORWARD, _BACKWARD), "forward": (_FORWARD,), "backward": (_B
 _MASK_INPUT_LIMIT = 32.0
 _BEYOND = -8.0  # the logit where an object may not lie
 _OBJECTS_AT_ONCE = 32  # more of them in one batch take more memory and are no quicker
+_MOST_FRAMES_AT_ONCE = 4  # encoded together
+_PIXELS_AT_ONCE = 2 * 512 * 512  # of them on a processor, where more are no quicker and one waits
 _ABSENT = -1024.0  # the published logit of an object that is not there
 
 
@@ -255,6 +257,7 @@ class SequencePredictor:
         self.features = FeatureCache(
             partial(_encode, model, self.source, store), cache_bytes, cache_dtype
         )
+        self._store = store
         self._adjacent = max_prompted_frames == "adjacent"
         self._max_prompted = None if max_prompted_frames == "adjacent" else max_prompted_frames
         self._end_after = end_after
@@ -516,6 +519,7 @@ class SequencePredictor:
         runners = [runner for runner in runners if not self._has_ended(runner)]
         if not runners:
             return answers
+        self._encode_ahead(frame, runners)
         features = self.features[frame]
         groups: dict[tuple[int, int], list[tuple[_Runner, Tensor, Tensor]]] = defaultdict(list)
         for runner in runners:
@@ -549,6 +553,27 @@ class SequencePredictor:
                     is_found = bool((answer.low_res > 0).any())
                     runner.absent = 0 if is_found else runner.absent + 1
         return answers
+
+    def _encode_ahead(self, frame: int, runners: Sequence[_Runner]) -> None:
+        """Encode some of the next frames together with this one, which is quicker where frames are
+        small for the machine.
+        """
+        if frame in self.features:
+            return
+        model, step = self.model, runners[0].sweep.frames.step
+        count = _MOST_FRAMES_AT_ONCE
+        if model.device.type == "cpu":
+            count = min(count, _PIXELS_AT_ONCE // model.image_size**2)
+        ahead: set[int] = set()
+        for runner in runners:  # as far as an object cannot have ended before
+            until = count if self._end_after is None else self._end_after - runner.absent
+            ahead.update(runner.ahead[: min(count, until)])
+        following = [t for t in range(frame, frame + count * step, step) if t in ahead]
+        missing = [t for t in following if t not in self.features]
+        if len(missing) > 1 and self.features.holds(len(missing) + 1):
+            encoded = _encode_together(model, self.source, self._store, missing)
+            for t, features in zip(missing, encoded, strict=True):
+                self.features.keep(t, features)
 
     def _confidence(self, answer: _Answer) -> float:
         """Predicted IoU, 0 of an absent object; read from the device only where it is needed."""
@@ -734,15 +759,36 @@ def _portions(members: list[T]) -> Iterator[list[T]]:
         yield members[start : start + _OBJECTS_AT_ONCE]
 
 
-@torch.inference_mode()
 def _encode(
     model: SAM2, source: FrameSource, store: FeatureStore | None, frame: int
 ) -> ImageFeatures:
-    image = source[frame]
-    known = None if store is None else store.get(image)
-    if known is not None:
-        return ImageFeatures(*(level.to(model.device, model.dtype) for level in known))
-    features = model.encode_image(image[None].to(model.device))
-    if store is not None:
-        store.put(image, features)
-    return features
+    return _encode_together(model, source, store, [frame])[0]
+
+
+@torch.inference_mode()
+def _encode_together(
+    model: SAM2, source: FrameSource, store: FeatureStore | None, frames: Sequence[int]
+) -> list[ImageFeatures]:
+    """Features of each frame, a batch of 1, from the store or encoded in one batch."""
+    images = [source[frame] for frame in frames]
+    stored = [None if store is None else store.get(image) for image in images]
+    unknown = [image for image, known in zip(images, stored, strict=True) if known is None]
+    if unknown:
+        batch = torch.stack(unknown)
+        if model.device.type == "cuda":  # from pinned memory, while the card goes on computing
+            batch = batch.pin_memory()
+        batched = model.encode_image(batch.to(model.device, non_blocking=True))
+    encoded: list[ImageFeatures] = []
+    taken = 0
+    for image, known in zip(images, stored, strict=True):
+        if known is not None:
+            known = ImageFeatures(*(level.to(model.device, model.dtype) for level in known))
+        else:
+            known = batched.select(taken)
+            if len(unknown) > 1:  # a part would hold on to the whole
+                known = ImageFeatures(*(level.clone() for level in known))
+            taken += 1
+            if store is not None:
+                store.put(image, known)
+        encoded.append(known)
+    return encoded

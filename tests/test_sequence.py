@@ -18,6 +18,7 @@ from models import device_model, small_model
 from sam2_engine.frames import FrameSource, Geometry, sample_window
 from sam2_engine.holes import fill_small_holes
 from sam2_engine.memory import CONFIDENT_IOU, ConfidentMemoryBank, Memory, MemorySelection
+from sam2_engine.model import SAM2
 from sam2_engine.model.prompt_encoder import draw_prompts
 from sam2_engine.sequence import FrameResult, SequencePredictor
 from sam2_engine.weights import load_model
@@ -462,6 +463,28 @@ def tensor_bytes() -> int:
         if isinstance(o, torch.Tensor)
     }
     return sum(storages.values())
+
+
+def test_frames_encoded_together_give_the_same_masks_as_one_by_one(monkeypatch) -> None:
+    batches: list[int] = []
+    encode = SAM2.encode_image
+
+    def counting(model: SAM2, images: torch.Tensor) -> Any:
+        batches.append(len(images))
+        return encode(model, images)
+
+    monkeypatch.setattr(SAM2, "encode_image", counting)
+    found = []
+    for cache_bytes in (1 << 30, 0):  # without room for frames to come, they are not encoded yet
+        p = predictor(cache_bytes=cache_bytes)
+        p.set_prompts(1, 3, points=[(25, 22)])
+        found.append(collect(p.propagate()))
+        assert p.features.nbytes <= cache_bytes
+    assert max(batches[: LENGTH // 2]) > 1
+    assert sum(batches) >= 2 * LENGTH and set(batches[-LENGTH:]) == {1}
+    assert found[0].keys() == found[1].keys()
+    for key, low_res in found[0].items():
+        np.testing.assert_allclose(low_res, found[1][key], atol=1e-4, err_msg=str(key))
 
 
 def test_frames_are_encoded_once_for_all_objects_and_passes() -> None:
