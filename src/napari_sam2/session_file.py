@@ -138,21 +138,47 @@ def replay(
 
     Returns labels in the shape of the image, without colours; 0 is background.
     """
+    if only_approved:
+        saved = read_session(path)
+        known = "nano" if model is None else model  # none is asked
+        session = _session(saved, image, known, device, None, False, changed_image)
+        session.restore(saved.state, trust=False)
+        return session.approved_labels()
+    session = replay_session(
+        path,
+        image,
+        model=model,
+        device=device,
+        everywhere=everywhere,
+        changed_image=changed_image,
+        progress=progress,
+    )
+    labels: NDArray[np.int32] = session.labels
+    return labels
+
+
+def replay_session(
+    path: str | os.PathLike[str],
+    image: Any = None,
+    *,
+    model: LazyModel | SAM2 | str | None = None,
+    device: str = "auto",
+    everywhere: bool = False,
+    changed_image: bool = False,
+    progress: Callable[[Step], None] | None = None,
+) -> Session:
+    """As `replay`, but all of the session, with lineages and masks of their own."""
     saved = read_session(path)
-    if only_approved and model is None:
-        model = "nano"  # none is asked
     session = _session(saved, image, model, device, None, False, changed_image)
     session.restore(saved.state, trust=False)
-    if only_approved:
-        return session.approved_labels()
     loaded(session.model)
     for key in dict.fromkeys(key for key, _ in saved.state.sequences):
         session.show(key)
         if session.task().wanted:
             compute = session.propagate if everywhere else session.update
             compute(progress=progress)
-    labels: NDArray[np.int32] = session.labels
-    return labels
+    session.show(saved.state.shown)
+    return session
 
 
 def _session(
@@ -259,9 +285,9 @@ def fitted(array: NDArray[Any], reference: ImageReference) -> NDArray[Any]:
 
 def _is_available(model: str) -> bool:
     """Whether a model can be loaded or downloaded."""
-    from sam2_engine.weights.registry import MODELS
+    from sam2_engine.weights import model_info
 
-    return model in MODELS or Path(model).expanduser().is_file()
+    return model_info(model) is not None or Path(model).expanduser().is_file()
 
 
 def _shapes(view: SequenceView) -> tuple[int, tuple[int, ...]]:

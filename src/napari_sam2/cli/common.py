@@ -99,6 +99,12 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     add("-q", "--quiet", action="store_true", help=help_)
 
 
+def add_tracks(parser: argparse.ArgumentParser) -> None:
+    """What commands have that know who descends from whom."""
+    help_ = "write where each object is over time, and its parent: a table (.csv) or .geff"
+    parser.add_argument("--tracks", metavar="FILE", help=help_)
+
+
 class Bar:
     """The progress bar; it appears, after the reader's notes, when the first slice is done."""
 

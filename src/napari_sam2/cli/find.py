@@ -14,15 +14,17 @@ from napari_sam2.cli.common import (
     UserError,
     add_model_and_window,
     add_output,
+    add_tracks,
     clear_errors,
     pair,
 )
-from napari_sam2.cli.results import check_measures, tell, write_measures
+from napari_sam2.cli.results import check_measures, check_tracks, tell, write_measures
 
 _EXAMPLES = """\
 examples:
   napari-sam2 find nuclei.tif -o nuclei_labels.tif --diameter 18
   napari-sam2 find movie.ome.tif -o movie_01_RES --every 5 --diameter 25
+  napari-sam2 find movie.ome.tif -o movie_01_RES --divisions --tracks movie.csv
 """
 
 
@@ -49,6 +51,11 @@ def add_find(commands: Any) -> None:
     add("--every", type=int, default=10, metavar="N", help=help_)
     help_ = "look at square tiles of so many pixels, for objects that are small in a large frame"
     add("--tile", type=int, metavar="PIXELS", help=help_)
+    help_ = (
+        "take over all divisions that the masks speak for: a cell becomes a parent and daughters"
+    )
+    add("--divisions", action="store_true", help=help_)
+    add_tracks(find)
     add_model_and_window(find)
     add_output(find)
     find.set_defaults(run=_find)
@@ -64,11 +71,13 @@ def _find(options: argparse.Namespace) -> int:
         if value is not None and not value >= 1:
             raise UserError(BAD_COMMAND, f"{name} must be 1 or more, not {value:g}")
 
+    from napari_sam2.divisions import accept_division, propose_divisions
     from napari_sam2.io import check_target, read_volume, write_labels
     from napari_sam2.segmentation import loaded
     from napari_sam2.session import Session
     from napari_sam2.tasks import LazyModel
     from napari_sam2.throughout import find_throughout
+    from napari_sam2.tracks import write_tracks
     from sam2_engine.automatic import Rules
 
     started = time.perf_counter()
@@ -76,6 +85,7 @@ def _find(options: argparse.Namespace) -> int:
     with clear_errors():
         check_target(options.output, overwrite=options.overwrite, source=options.image)
         check_measures(options)
+        check_tracks(options)
         volume = read_volume(
             options.image, volume=options.volume, channel=options.channel, series=options.series
         )
@@ -100,8 +110,21 @@ def _find(options: argparse.Namespace) -> int:
             )
         finally:
             bar.close()
-        write_labels(options.output, session.labels, volume, overwrite=options.overwrite)
+        proposals = propose_divisions(session) if options.divisions else []
+        for proposal in proposals:
+            accept_division(session, proposal)
+        write_labels(
+            options.output,
+            session.labels,
+            volume,
+            overwrite=options.overwrite,
+            parents=session.parents,
+        )
         write_measures(options, session.labels, volume)
+        if options.tracks:
+            is_time = volume.axes.startswith("t")
+            write_tracks(options.tracks, session, overwrite=options.overwrite, is_time=is_time)
     seconds = time.perf_counter() - started
-    tell(options, session.labels, volume, set(session.objects), seconds)
+    found = {"divisions": len(proposals)} if options.divisions else {}
+    tell(options, session.labels, volume, set(session.objects), seconds, more=found)
     return OK

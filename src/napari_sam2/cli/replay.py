@@ -6,8 +6,17 @@ import argparse
 import time
 from typing import Any
 
-from napari_sam2.cli.common import EXIT_CODES, OK, Bar, add_output, clear_errors
-from napari_sam2.cli.results import check_measures, tell, write_measures
+from napari_sam2.cli.common import (
+    BAD_COMMAND,
+    EXIT_CODES,
+    OK,
+    Bar,
+    UserError,
+    add_output,
+    add_tracks,
+    clear_errors,
+)
+from napari_sam2.cli.results import check_measures, check_tracks, tell, write_measures
 
 
 def add_replay(commands: Any) -> None:
@@ -31,6 +40,7 @@ def add_replay(commands: Any) -> None:
     replay.add_argument("--model", help=help_)
     help_ = "go on where the image has other pixels than when the session was saved"
     replay.add_argument("--changed-image", action="store_true", help=help_)
+    add_tracks(replay)
     add_output(replay)
     replay.set_defaults(run=_replay)
 
@@ -38,13 +48,17 @@ def add_replay(commands: Any) -> None:
 def _replay(options: argparse.Namespace) -> int:
     from napari_sam2.io import check_target, write_labels
     from napari_sam2.saved_image import SessionImage, read_session_image
-    from napari_sam2.session_file import read_session, replay
+    from napari_sam2.session_file import read_session, replay, replay_session
+    from napari_sam2.tracks import write_tracks
 
+    if options.tracks and options.only_approved:
+        raise UserError(BAD_COMMAND, "--tracks needs all masks, so not with --only-approved")
     started = time.perf_counter()
     bar = Bar(options.quiet)
     with clear_errors():
         check_target(options.output, overwrite=options.overwrite, source=options.image)
         check_measures(options)
+        check_tracks(options)
         saved = read_session(options.session)
         volume = read_session_image(
             options.image,
@@ -57,16 +71,19 @@ def _replay(options: argparse.Namespace) -> int:
         image = SessionImage(volume, saved.image)
         bar.notes = volume.notes
         try:
-            found = replay(
-                options.session,
-                image.array,
-                model=options.model,
-                device=options.device,
-                everywhere=options.all_slices,
-                only_approved=options.only_approved,
-                changed_image=options.changed_image,
-                progress=lambda step: bar.update(step.done, step.total),
-            )
+            how: dict[str, Any] = {
+                "model": options.model,
+                "device": options.device,
+                "changed_image": options.changed_image,
+                "progress": lambda step: bar.update(step.done, step.total),
+            }
+            if options.only_approved:
+                found = replay(options.session, image.array, only_approved=True, **how)
+            else:
+                session = replay_session(
+                    options.session, image.array, everywhere=options.all_slices, **how
+                )
+                found = session.labels
         finally:
             bar.close()
         labels = image.labels(found)
@@ -80,7 +97,11 @@ def _replay(options: argparse.Namespace) -> int:
             overwrite=options.overwrite,
             names=names,
             colours=colours,
+            parents=saved.state.parents,
         )
         write_measures(options, labels, volume, names)
+        if options.tracks:
+            is_time = volume.axes.startswith("t")
+            write_tracks(options.tracks, session, overwrite=options.overwrite, is_time=is_time)
     tell(options, labels, volume, objects.keys(), time.perf_counter() - started, names)
     return OK

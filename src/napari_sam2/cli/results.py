@@ -21,8 +21,12 @@ def tell(
     wanted: Set[int],
     seconds: float,
     names: Mapping[int, str] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Print how much of each object was found: a line for people, or JSON."""
+    """Print how much of each object was found: a line for people, or JSON.
+
+    more: what else JSON says.
+    """
     from napari_sam2.batch_worker import found_objects
 
     facts: list[dict[str, Any]] = []
@@ -32,6 +36,7 @@ def tell(
         facts.append(fact | {"size": found.size if unit else None, "unit": unit})
     if options.json:
         said = {"output": str(options.output), "seconds": seconds, "objects": facts}
+        said |= more or {}
         print(json.dumps(said | {"notes": list(volume.notes)}, indent=2))
     elif not options.quiet:
         texts = []
@@ -53,6 +58,14 @@ def check_measures(options: argparse.Namespace) -> None:
         raise WriteError(f"{path} cannot be written: there is no folder {path.parent}.")
     if path.is_dir() or (path.exists() and not options.overwrite):
         raise WriteError(f"{path} exists already; use --overwrite to replace it.")
+
+
+def check_tracks(options: argparse.Namespace) -> None:
+    """The same of the file of tracks. Raises: WriteError."""
+    from napari_sam2.tracks import check_tracks_target
+
+    if options.tracks:
+        check_tracks_target(options.tracks, options.overwrite)
 
 
 def write_measures(

@@ -48,6 +48,7 @@ def write_labels(
     overwrite: bool = False,
     names: Mapping[int, str] | None = None,
     colours: Mapping[int, RGB] | None = None,
+    parents: Mapping[int, int] | None = None,
     format: Format | None = None,
 ) -> None:
     """Write a labels array so that it overlays the image it was made on.
@@ -62,6 +63,7 @@ def write_labels(
     like: the volume that `labels` belong to; gives affine, spacing, units, axes and DICOM files.
     names, colours: of the objects by id, colours as red, green and blue from 0 to 1. Kept by NIfTI,
         OME-TIFF, OME-Zarr, NRRD and DICOM SEG.
+    parents: of objects that come from a division, by id. Kept by the Cell Tracking Challenge's.
     format: "ctc" for a folder of another name.
 
     The file or folder is written beside the target under another name and then renamed, so an older
@@ -72,7 +74,7 @@ def write_labels(
     """
     target = check_target(path, overwrite=overwrite, format=format)
     placed = _placed(np.asarray(labels), like)
-    legend = make_legend(_ids_in(placed.array), names or {}, colours or {})
+    legend = make_legend(_ids_in(placed.array), names or {}, colours or {}, parents)
     kind = _kind(target, format)
     assert kind is not None
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part{kind.suffix}")

@@ -22,8 +22,11 @@ def write_ctc(folder: Path, labels: Volume, legend: Legend) -> None:
     The format knows no gaps: an object that comes back after frames without it goes on under a new
     label, whose parent is the old one. Names, colours and the pixel size are lost.
 
-    Raises: WriteError for labels without time, and where there are more than 65535 of them.
+    Raises: WriteError for labels without time, where there are more than 65535 of them, and where a
+    parent is still there when a daughter has begun.
     """
+    parents = {entry.id: entry.parent for entry in legend if entry.parent is not None}
+    names = {entry.id: entry.name for entry in legend}
     if not labels.axes.startswith("t"):
         raise WriteError(
             "A Cell Tracking Challenge folder holds a time-lapse, and these labels have no time; "
@@ -31,15 +34,24 @@ def write_ctc(folder: Path, labels: Volume, legend: Legend) -> None:
         )
     tracks: list[list[int]] = []  # label, first frame, last frame, parent
     open_tracks: dict[int, list[int]] = {}  # by the object's id
+    divided: set[int] = set()  # objects whose daughters have begun
     last = max(int(np.max(labels.array)), 0)
     folder.mkdir()
     digits = max(3, len(str(len(labels.array) - 1)))
     for frame, picture in enumerate(labels.array):
         written = np.array(picture, np.uint32)
-        for object_id in np.unique(picture[picture > 0]).tolist():
+        present = np.unique(picture[picture > 0]).tolist()
+        divided |= {parents[i] for i in present if i in parents and i not in open_tracks}
+        for object_id in present:
+            if object_id in divided:
+                raise WriteError(
+                    f"{names[object_id]} is still there on frame {frame}, but has daughters by "
+                    "then; cut it there, or take the division back."
+                )
             track = open_tracks.get(object_id)
             if track is None:
-                track = [object_id, frame, frame, 0]
+                parent = open_tracks.get(parents.get(object_id, 0))
+                track = [object_id, frame, frame, 0 if parent is None else parent[0]]
             elif track[2] < frame - 1:
                 last += 1
                 track = [last, frame, frame, track[0]]

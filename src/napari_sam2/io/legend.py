@@ -18,6 +18,8 @@ class LegendEntry:
     """Its value in the array."""
     name: str
     colour: RGB | None = None
+    parent: int | None = None
+    """The id of the object that divided into this one and others."""
 
     @property
     def bytes(self) -> tuple[int, int, int] | None:
@@ -32,11 +34,18 @@ Legend = tuple[LegendEntry, ...]
 """In the order of the ids."""
 
 
-def make_legend(ids: Iterable[int], names: Mapping[int, str], colours: Mapping[int, RGB]) -> Legend:
+def make_legend(
+    ids: Iterable[int],
+    names: Mapping[int, str],
+    colours: Mapping[int, RGB],
+    parents: Mapping[int, int] | None = None,
+) -> Legend:
     """An entry for every id that occurs or has a name; names are made fit for one line of text."""
+    known = parents or {}
     wanted = sorted({int(i) for i in ids} | {int(i) for i in names} - {0})
     return tuple(
-        LegendEntry(i, _one_line(names.get(i, "")) or f"Object {i}", colours.get(i)) for i in wanted
+        LegendEntry(i, _one_line(names.get(i, "")) or f"Object {i}", colours.get(i), known.get(i))
+        for i in wanted
     )
 
 

@@ -44,7 +44,16 @@ def write_layer(path: str, data: Any, meta: dict[str, Any], *, suffix: str) -> l
     array = np.asarray(labels)
     if not Path(path).suffix and not path.endswith(suffix):
         path += suffix
-    write_labels(path, array, like, overwrite=True, names=_names(meta), colours=_colours(meta))
+    session = session_of(meta.get("metadata", {}))
+    write_labels(
+        path,
+        array,
+        like,
+        overwrite=True,
+        names=_names(meta),
+        colours=_colours(meta),
+        parents=None if session is None else session.parents,
+    )
     return [path]
 
 
