@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sam2_engine.model.layers import Attention, Linear, in_parts, linear, uses_onednn
-from sam2_engine.model.position import axial_rotations, rotate
+from sam2_engine.model.position import axial_rotations, rotate, rotate_in_place
 
 _SCORES_AT_ONCE = 1 << 21  # of queries with keys for each thread; fewer make products slower,
 _MOST_SCORES_AT_ONCE = 1 << 22  # and more fall out of the processor's cache
@@ -17,14 +17,17 @@ _MOST_SCORES_AT_ONCE = 1 << 22  # and more fall out of the processor's cache
 class RotaryAttention(Attention):
     """Attention whose queries and keys are turned by their place in the image."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, unplaced: int = 0) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, unplaced: int = 0, pool: int = 1
+    ) -> Tensor:
         """Attend; the last ``unplaced`` keys have no place in the image and are not turned.
 
-        Queries (1, tokens, channels) serve all objects of a larger batch of keys.
+        Queries (1, tokens, channels) serve all objects of a larger batch of keys. Keys stand for
+        pool x pool places each.
         """
-        side = math.isqrt(q.shape[1])
-        turns = axial_rotations(self.q_proj.out_features // self.heads, side, side, q.device)
-        q = self._turn(self.q_proj(q), turns)
+        side, width = math.isqrt(q.shape[1]), self.q_proj.out_features // self.heads
+        q = self._turn(self.q_proj(q), axial_rotations(width, side, side, q.device))
+        turns = axial_rotations(width, side, side, q.device, pool)
         if self.heads == 1 and uses_onednn(q):
             return self._attend_narrow(q, k, v, turns, unplaced)
         return self.attend(q.expand(len(k), -1, -1), self._keys(k, turns, unplaced), self.v_proj(v))
@@ -32,6 +35,9 @@ class RotaryAttention(Attention):
     def _keys(self, k: Tensor, turns: Tensor, unplaced: int) -> Tensor:
         k = self.k_proj(k)
         placed = k.shape[1] - unplaced
+        if self.heads == 1 and uses_onednn(k):
+            rotate_in_place(k[:, :placed], turns)
+            return k
         turned = self._turn(k[:, :placed], turns)
         return torch.cat((turned, k[:, placed:]), dim=1) if unplaced else turned
 
@@ -79,10 +85,12 @@ class MemoryAttentionLayer(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.norm3 = nn.LayerNorm(channels)
 
-    def forward(self, x: Tensor, memory: Tensor, placed: Tensor, num_pointers: int) -> Tensor:
+    def forward(
+        self, x: Tensor, memory: Tensor, placed: Tensor, num_pointers: int, pool: int
+    ) -> Tensor:
         normed = self.norm1(x)
         x = x + self.self_attn(normed, normed, normed)
-        x = x + self.cross_attn_image(self.norm2(x), placed, memory, num_pointers)
+        x = x + self.cross_attn_image(self.norm2(x), placed, memory, num_pointers, pool)
         return x + in_parts(self._feed_forward, x.flatten(0, 1)).view_as(x)
 
     def _feed_forward(self, tokens: Tensor) -> Tensor:
@@ -106,6 +114,7 @@ class MemoryAttention(nn.Module):
         memory: Tensor,
         memory_pos: Tensor,
         num_pointers: int,
+        pool: int = 1,
     ) -> Tensor:
         """Condition the image on the memories.
 
@@ -113,9 +122,11 @@ class MemoryAttention(nn.Module):
             image: (B, HW, C) stride-16 features of the current frame; (1, HW, C) where all B
                 objects are on one frame, for which less has to be computed.
             image_pos: (1, HW, C) sine encoding.
-            memory: (B, N, memory_dim) tokens: whole memory maps of HW tokens each, then pointers.
+            memory: (B, N, memory_dim) tokens: whole memory maps of HW / pool^2 tokens each, then
+                pointers.
             memory_pos: (B or 1, N, memory_dim) their place in space and time.
             num_pointers: how many of the N tokens, at the end, are pointer tokens.
+            pool: how many places of a memory map, along each side, one token stands for.
 
         Returns:
             (B, HW, C).
@@ -125,5 +136,5 @@ class MemoryAttention(nn.Module):
         if uses_onednn(memory):  # one channel after the other, as every layer multiplies with it
             memory = memory.transpose(1, 2).contiguous().transpose(1, 2)
         for layer in self.layers:
-            x = layer(x, memory, placed, num_pointers)
+            x = layer(x, memory, placed, num_pointers, pool)
         return self.norm(x)

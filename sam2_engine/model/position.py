@@ -46,21 +46,29 @@ def sine_encoding_1d(positions: Tensor, channels: int) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def axial_rotations(channels: int, height: int, width: int, device: torch.device) -> Tensor:
+def axial_rotations(
+    channels: int, height: int, width: int, device: torch.device, pool: int = 1
+) -> Tensor:
     """Rotary encoding of a grid (Su et al., 2021; axial as in Heo et al., 2024).
 
     The first half of the channel pairs turns with the column, the second with the row.
 
+    Args:
+        pool: how many cells of the grid, along each side, one token stands for; it turns as their
+            centre does.
+
     Returns:
-        (height * width, channels / 2) complex numbers of length 1.
+        (height * width / pool^2, channels / 2) complex numbers of length 1.
     """
     with torch.inference_mode(False), torch.no_grad():
         exponent = torch.arange(0, channels, 4, device=device)[: channels // 4].float() / channels
         frequency = 1.0 / _TEMPERATURE**exponent
+        height, width = height // pool, width // pool
         index = torch.arange(height * width, device=device, dtype=torch.float32)
-        columns = torch.outer(index % width, frequency)
-        rows = torch.outer(torch.div(index, width, rounding_mode="floor"), frequency)
-        angle = torch.cat((columns, rows), dim=1)
+        offset = (pool - 1) / 2
+        column = pool * (index % width) + offset
+        row = pool * torch.div(index, width, rounding_mode="floor") + offset
+        angle = torch.cat((torch.outer(column, frequency), torch.outer(row, frequency)), dim=1)
         return torch.polar(torch.ones_like(angle), angle)
 
 
@@ -72,3 +80,9 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     turned = pairs.unflatten(-2, (-1, len(turns))) * turns
     return torch.view_as_real(turned).flatten(-4, -3).flatten(-2).to(x.dtype)
+
+
+def rotate_in_place(x: Tensor, turns: Tensor) -> None:
+    """The same, in x itself, which is float32."""
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    pairs.unflatten(-2, (-1, len(turns))).mul_(turns)
