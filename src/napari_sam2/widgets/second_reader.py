@@ -1,0 +1,488 @@
+"""The window "Second reader": another person's masks beside one's own, difference by difference."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+import napari.layers
+import numpy as np
+from napari.utils.colormaps import DirectLabelColormap
+from numpy.typing import NDArray
+from qtpy.QtCore import QRectF, QSize, Qt, QTimer, Signal
+from qtpy.QtGui import QColor, QPainter
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QComboBox,
+    QFileDialog,
+    QGridLayout,
+    QHBoxLayout,
+    QHeaderView,
+    QLabel,
+    QPushButton,
+    QSizePolicy,
+    QTableWidget,
+    QTableWidgetItem,
+    QToolTip,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_sam2.prompt_layers import new_labels_layer, object_rgb
+from napari_sam2.second_reader import ONLY_MINE, ONLY_THEIRS, OTHER_OBJECT, SecondReading
+from napari_sam2.session import Session
+from napari_sam2.widgets.context import Context
+from napari_sam2.widgets.marking import Marking
+from napari_sam2.widgets.mask_layers import check_grid
+from napari_sam2.widgets.workspace import Workspace
+
+_FILTER = "Masks (*.sam2session *.nii *.nii.gz *.tif *.tiff *.nrrd *.dcm);;All files (*)"
+_FROM_FILE = "a file …"
+_HEADS = {
+    "Yours": "Your objects; below them those that only they have.",
+    "Theirs": "Their object that belongs to it: of the same name, or the one that it lies on.",
+    "Dice": "2 x shared pixels / (your pixels + theirs), over all slices; 1 is full agreement.",
+    "Slices": "Slices that differ and are not settled yet.",
+}
+_COLOURS: dict[int | None, str] = {
+    ONLY_MINE: "#ffff00",
+    ONLY_THEIRS: "#0050ff",
+    OTHER_OBJECT: "#ff00ff",
+}
+_LEGEND = "yellow: only yours · blue: only theirs · pink: both, but another object"
+_PAUSE_MS = 100
+
+
+class DifferenceStrip(QWidget):
+    """Slices from left to right, with a bar for the pixels that differ on each."""
+
+    go_to = Signal(int)
+    """A slice that the person wants to see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.differing: NDArray[np.int64] = np.zeros(0, np.int64)
+        """(slices,) pixels that differ and are not settled."""
+        self.dice: NDArray[np.float64] = np.zeros(0)
+        self._current = 0
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.setMouseTracking(True)
+        self.setCursor(Qt.CursorShape.PointingHandCursor)
+
+    def sizeHint(self) -> QSize:
+        """Qt's name."""
+        return QSize(200, 40)
+
+    def show_slices(
+        self, differing: NDArray[np.int64], dice: NDArray[np.float64], current: int
+    ) -> None:
+        """Show an object's slices, and which one the viewer shows."""
+        self.differing, self.dice, self._current = differing, dice, current
+        self.update()
+
+    def slice_at(self, x: float) -> int:
+        """The slice that lies at a horizontal position, in pixels."""
+        count = len(self.differing)
+        return int(np.clip(x / max(1, self.width()) * count, 0, max(0, count - 1)))
+
+    def paintEvent(self, event: Any) -> None:
+        """Qt's name."""
+        painter = QPainter(self)
+        width, height = self.width(), self.height()
+        ink = self.palette().text().color()
+        ground = QColor(ink)
+        ground.setAlpha(40)
+        painter.fillRect(0, 0, width, height, ground)
+        if not len(self.differing):
+            return
+        each = width / len(self.differing)
+        highest = max(1, int(self.differing.max()))
+        for frame in np.flatnonzero(self.differing).tolist():
+            bar = max(2.0, (height - 2) * float(self.differing[frame]) / highest)
+            area = QRectF(frame * each, height - bar, max(1.0, each), bar)
+            painter.fillRect(area, QColor(240, 120, 40))
+        painter.setPen(ink)
+        painter.drawRect(QRectF(self._current * each, 0, max(2.0, each), height - 1))
+
+    def mousePressEvent(self, event: Any) -> None:
+        """Qt's name."""
+        if len(self.differing):
+            self.go_to.emit(self.slice_at(event.position().x()))
+
+    def mouseMoveEvent(self, event: Any) -> None:
+        """Qt's name."""
+        if not len(self.differing):
+            return
+        frame = self.slice_at(event.position().x())
+        if event.buttons() & Qt.MouseButton.LeftButton:
+            self.go_to.emit(frame)
+        dice = self.dice[frame]
+        text = "no mask" if np.isnan(dice) else f"Dice {dice:.2f}"
+        text = f"Slice {frame}: {text}, {self.differing[frame]} pixels to settle"
+        QToolTip.showText(event.globalPosition().toPoint(), text, self)
+
+
+class SecondReader(QWidget):
+    """Shows where another person's masks differ, and takes theirs or approves yours."""
+
+    def __init__(self, context: Context, marking: Marking) -> None:
+        super().__init__(context.panel, Qt.WindowType.Tool)
+        self.setWindowTitle("Second reader")
+        self._context = context
+        self._marking = marking
+        self.reading: SecondReading | None = None
+        """What is compared; None before masks are chosen."""
+        self.theirs: napari.layers.Labels | None = None
+        """Their masks, as outlines."""
+        self.differences: napari.layers.Labels | None = None
+        """Where the two differ."""
+        self._changed: dict[str, Any] = {}  # indices of slices
+        self._seen: set[tuple[int, int]] = set()
+
+        self.source = QComboBox()
+        self.source.setToolTip("Where the other person's masks are: a labels layer, or a file.")
+        self.table = QTableWidget(0, len(_HEADS))
+        self.strip = DifferenceStrip()
+        self.next_button = QPushButton("Next difference")
+        self.next_button.setToolTip("Go where the most pixels differ that are not settled yet.")
+        self.mine_button = QPushButton("Mine, here")
+        self.mine_button.setToolTip("Your mask on this slice is right: approve it.")
+        self.theirs_button = QPushButton("Theirs, here")
+        self.theirs_button.setToolTip("Take their mask on this slice, and approve it.")
+        self.all_button = QPushButton("Theirs, all slices")
+        self.all_button.setToolTip("Take their masks on all slices that are not settled.")
+        self.add_button = QPushButton("Add theirs")
+        self.add_button.setToolTip("Make an object that only they have yours, too.")
+        self.status = QLabel("Choose whose masks to compare yours with.")
+        self.status.setWordWrap(True)
+        self._lay_out()
+
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(_PAUSE_MS)
+        self._timer.timeout.connect(self._show)
+        self.source.activated.connect(self._on_source)
+        self.table.itemSelectionChanged.connect(self._on_row)
+        self.strip.go_to.connect(self._on_slice)
+        for button, action in (
+            (self.next_button, self.next_difference),
+            (self.mine_button, self.accept_mine),
+            (self.theirs_button, partial(self.accept_theirs, here=True)),
+            (self.all_button, partial(self.accept_theirs, here=False)),
+            (self.add_button, self.add),
+        ):
+            button.clicked.connect(partial(_call, action))
+        context.changed.connect(self._later)
+        self._show_state()
+
+    # -- for people, scripts and tests ---------------------------------------------------------
+
+    def open(self) -> None:
+        """Show the window, with the labels layers that there are now."""
+        self._list_sources()
+        self.show()
+        self.raise_()
+
+    def compare(self, other: napari.layers.Labels | str | os.PathLike[str]) -> None:
+        """Compare with a labels layer or a file, which is read in the background."""
+        work = self._context.work
+        if work is None:
+            self.status.setText("Open an image first, and a session of it.")
+            return
+        self._marking.take_over_strokes()
+        if isinstance(other, napari.layers.Labels):
+            layer = other
+            self.source.setCurrentIndex(max(0, self.source.findData(layer)))
+            if not self._context.attempt(
+                lambda: check_grid(work.image, layer, work.session.view.shape)
+            ):
+                self.status.setText(self._context.panel.status.text())
+                return
+            read = partial(_read_array, work.session, np.asarray(layer.data), layer.name)
+        else:
+            read = partial(_read_file, work.session, other)
+        self.status.setText("Comparing …")
+        self._context.runner.request(read, partial(self._on_read, work))
+
+    def clear(self) -> None:
+        """Forget the other masks, and take their layers away."""
+        if self.reading is not None:
+            self.reading.session.masks_changed.disconnect(self._on_masks)
+        for layer in (self.theirs, self.differences):
+            if layer is not None and layer in self._context.viewer.layers:
+                self._context.viewer.layers.remove(layer)
+        self.reading = self.theirs = self.differences = None
+        self._changed.clear()
+        self._seen.clear()
+        self._show()
+
+    def next_difference(self) -> None:
+        """Go to the largest difference that is not settled, of all objects."""
+        if self.reading is None:
+            return
+        place = self.reading.next_difference(self._seen)
+        if place is None:  # all were looked at; those that are left come again
+            self._seen.clear()
+            place = self.reading.next_difference()
+        if place is None:
+            self.status.setText("All is settled: yours and theirs agree, or you have decided.")
+            return
+        self._seen.add(place)
+        self._context.panel.object_id, frame = place
+        self._context.go_to(frame)
+        self._show()
+
+    def accept_mine(self) -> None:
+        """Approve your mask of the selected object on the slice that is shown."""
+        self._decide(lambda reading, own: reading.accept_mine(own, [self._context.frame]))
+
+    def accept_theirs(self, here: bool = True) -> None:
+        """Take their mask of the selected object on this slice, or on all that are not settled."""
+        frames = [self._context.frame] if here else None
+        self._decide(lambda reading, own: reading.accept_theirs(own, frames))
+
+    def add(self) -> None:
+        """Make the object of theirs that is selected in the table yours, too."""
+        reading, their_id = self.reading, self._their_only()
+        if reading is not None and their_id is not None:
+            added: list[int] = []
+            if self._context.attempt(lambda: added.append(reading.add(their_id))):
+                self._context.changed.emit()
+                self._context.panel.object_id = added[0]
+            self._show()
+
+    def shut_down(self) -> None:
+        """Let go of the session; the layers stay."""
+        self._timer.stop()
+        if self.reading is not None:
+            self.reading.session.masks_changed.disconnect(self._on_masks)
+            self.reading = None
+
+    # -- what is shown -------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        """All anew: what has changed in the layer, the table, and the strip."""
+        reading = self.reading
+        if reading is not None and reading.session is not self._context.session:
+            self.clear()  # another image, or another session of it
+            return
+        if reading is not None and self.differences is not None and self._changed:
+            for index in self._changed.values():
+                self.differences.data[index] = reading.differences(index)
+            self._changed.clear()
+            self.differences.refresh()
+        if self.isVisible():
+            self._show_rows()
+        self._show_strip()
+        self._show_state()
+
+    def _show_rows(self) -> None:
+        reading, rows = self.reading, []
+        if reading is not None:
+            for own, info in reading.session.objects.items():
+                agreement = reading.agreement(own)
+                dice, open_ = agreement.total_dice, reading.open_differences(own)
+                their_name = reading.names.get(reading.pairs.get(own, 0), "–")
+                text = "–" if dice is None else f"{dice:.3f}"
+                rows.append((own, info.name, their_name, text, str(np.count_nonzero(open_))))
+            rows += [(-i, "–", reading.names[i], "–", "") for i in reading.only_theirs]
+        self.table.blockSignals(True)
+        self.table.setRowCount(len(rows))
+        for row, (key, *texts) in enumerate(rows):
+            for column, text in enumerate(texts):
+                item = QTableWidgetItem(text)
+                item.setData(Qt.ItemDataRole.UserRole, key)
+                if column > 1:
+                    item.setTextAlignment(
+                        Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
+                    )
+                self.table.setItem(row, column, item)
+            if key == self._context.panel.object_id:
+                self.table.selectRow(row)
+        self.table.blockSignals(False)
+
+    def _show_strip(self) -> None:
+        reading, own = self.reading, self._context.panel.object_id
+        if reading is None or own not in reading.session.objects:
+            self.strip.show_slices(np.zeros(0, np.int64), np.zeros(0), 0)
+            return
+        dice = reading.agreement(own).dice
+        self.strip.show_slices(reading.open_differences(own), dice, self._context.frame)
+
+    def _show_state(self) -> None:
+        has_object = self.reading is not None and bool(self._context.panel.object_id)
+        for button in (self.mine_button, self.theirs_button, self.all_button):
+            button.setEnabled(has_object)
+        self.next_button.setEnabled(self.reading is not None)
+        self.add_button.setEnabled(self._their_only() is not None)
+
+    def _list_sources(self) -> None:
+        self.source.blockSignals(True)
+        self.source.clear()
+        self.source.addItem("choose …", None)
+        self.source.addItem(_FROM_FILE, _FROM_FILE)
+        for layer in self._context.viewer.layers:
+            own = layer in (self.theirs, self.differences, self._context.labels)
+            if isinstance(layer, napari.layers.Labels) and not own:
+                self.source.addItem(layer.name, layer)
+        self.source.blockSignals(False)
+
+    def _their_only(self) -> int | None:
+        """The object in the row that is selected, if only they have it."""
+        items = self.table.selectedItems()
+        key = items[0].data(Qt.ItemDataRole.UserRole) if items else 0
+        return -key if key < 0 else None
+
+    def _lay_out(self) -> None:
+        top = QHBoxLayout()
+        top.addWidget(QLabel("Compare with"))
+        top.addWidget(self.source, 1)
+        head, rows = self.table.horizontalHeader(), self.table.verticalHeader()
+        assert head is not None and rows is not None
+        for column, (text, tip) in enumerate(_HEADS.items()):
+            item = QTableWidgetItem(text)
+            item.setToolTip(tip)
+            self.table.setHorizontalHeaderItem(column, item)
+            modes = QHeaderView.ResizeMode
+            head.setSectionResizeMode(
+                column, modes.Stretch if column < 2 else modes.ResizeToContents
+            )
+        rows.hide()
+        self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+        self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        buttons = QGridLayout()
+        buttons.addWidget(self.next_button, 0, 0, 1, 2)
+        buttons.addWidget(self.mine_button, 1, 0)
+        buttons.addWidget(self.theirs_button, 1, 1)
+        buttons.addWidget(self.all_button, 2, 0)
+        buttons.addWidget(self.add_button, 2, 1)
+        legend = QLabel(_LEGEND)
+        legend.setWordWrap(True)
+        layout = QVBoxLayout(self)
+        layout.addLayout(top)
+        layout.addWidget(self.table, 1)
+        layout.addWidget(self.strip)
+        layout.addLayout(buttons)
+        layout.addWidget(legend)
+        layout.addWidget(self.status)
+
+    def sizeHint(self) -> QSize:
+        """Qt's name."""
+        return QSize(380, 420)
+
+    def showEvent(self, event: Any) -> None:
+        """Qt's name."""
+        super().showEvent(event)
+        self._show()
+
+    # -- what happens --------------------------------------------------------------------------
+
+    def _decide(self, action: Any) -> None:
+        reading, own = self.reading, self._context.panel.object_id
+        if reading is None or own not in reading.session.objects:
+            return
+        self._marking.take_over_strokes()
+        if self._context.attempt(lambda: action(reading, own)):
+            self.status.setText(f"{self._context.name()}: settled. Undo takes it back.")
+        else:
+            self.status.setText(self._context.panel.status.text())
+        self._context.changed.emit()
+        self._show()
+
+    def _on_source(self, row: int) -> None:
+        chosen = self.source.itemData(row)
+        if chosen == _FROM_FILE:
+            chosen = QFileDialog.getOpenFileName(self, "Another person's masks", "", _FILTER)[0]
+        if chosen:
+            self.compare(chosen)
+
+    def _on_read(
+        self, work: Workspace, result: tuple[SecondReading, NDArray[np.uint8]] | Exception
+    ) -> None:
+        if work is not self._context.work:
+            return
+        self.clear()
+        if isinstance(result, Exception):
+            self.status.setText(self._context.tell(result))
+            return
+        self.reading, found = result
+        view = work.session.view
+        axis = None if view.channels is None else view.channels.axis
+        self.theirs = new_labels_layer(work.image, self.reading.labels, axis)
+        self.theirs.name = f"theirs: {self.reading.reader}"
+        colours: dict[int | None, Any] = {None: "white", 0: "transparent"}
+        colours |= {their_id: object_rgb(own) for own, their_id in self.reading.pairs.items()}
+        self.theirs.colormap = DirectLabelColormap(color_dict=colours)
+        self.theirs.contour = 1
+        self.theirs.opacity = 1.0
+        self.differences = new_labels_layer(work.image, found, axis)
+        self.differences.name = "differences"
+        colours = {None: "transparent", 0: "transparent", **_COLOURS}
+        self.differences.colormap = DirectLabelColormap(color_dict=colours)
+        layers = self._context.viewer.layers
+        active = layers.selection.active
+        for layer in (self.differences, self.theirs):
+            self._context.viewer.add_layer(layer)
+            layer.editable = False
+        layers.selection.active = active
+        work.session.masks_changed.connect(self._on_masks)
+        mine, other = len(self.reading.only_mine), len(self.reading.only_theirs)
+        self.status.setText(
+            f"{len(self.reading.pairs)} objects are compared; {mine} only you have, {other} only "
+            "they. Theirs are outlines in the viewer."
+        )
+        self._show()
+
+    def _on_masks(self, index: Any) -> None:
+        self._changed[str(index)] = index
+        self._later()
+
+    def _later(self) -> None:
+        if self.reading is not None and not self._timer.isActive():
+            self._timer.start()
+
+    def _on_row(self) -> None:
+        items = self.table.selectedItems()
+        key = items[0].data(Qt.ItemDataRole.UserRole) if items else 0
+        if key > 0:
+            self._context.panel.object_id = key
+        self._show_strip()
+        self._show_state()
+
+    def _on_slice(self, frame: int) -> None:
+        self._context.go_to(frame)
+        self._show_strip()
+
+
+def _read_file(
+    session: Session, path: str | os.PathLike[str]
+) -> tuple[SecondReading, NDArray[np.uint8]] | Exception:
+    try:
+        return _with_picture(SecondReading.open(session, path))
+    except (ValueError, OSError) as error:
+        return error
+
+
+def _read_array(
+    session: Session, labels: NDArray[Any], reader: str
+) -> tuple[SecondReading, NDArray[np.uint8]] | Exception:
+    try:
+        return _with_picture(SecondReading(session, labels, reader=reader))
+    except ValueError as error:
+        return error
+
+
+def _with_picture(reading: SecondReading) -> tuple[SecondReading, NDArray[np.uint8]]:
+    """With all differences, slice by slice."""
+    view = reading.session.view
+    found = np.zeros(view.shape, np.uint8)
+    for index in np.ndindex(*view.shape[:-2]):
+        found[index] = reading.differences(index)
+    return reading, found
+
+
+def _call(action: Any, *_: object) -> None:
+    """Without Qt's argument of whether it is checked."""
+    action()
