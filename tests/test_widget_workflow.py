@@ -10,6 +10,7 @@ from qtpy.QtCore import QEvent, QPoint, Qt
 from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QApplication, QColorDialog, QDialogButtonBox, QLineEdit
 
+from napari_sam2.feature_files import SETTING, allowed_gigabytes
 from napari_sam2.io import read_labels
 from napari_sam2.session import Session
 from napari_sam2.widgets import choices
@@ -671,6 +672,19 @@ def test_a_labels_layer_that_does_not_fit_is_refused(desk):
     choose(d.panel.targets, moved)
     assert "does not lie on the image" in d.status
     assert d.widget.labels_layer is not moved
+
+
+def test_features_are_kept_on_disk_where_one_chooses_so(desk, monkeypatch):
+    monkeypatch.setenv(SETTING, "0")  # put back after the test
+    monkeypatch.delenv(SETTING)
+    d = desk()
+    assert d.panel.on_disk.currentText() == "nothing" and allowed_gigabytes() == 0
+    choose(d.panel.on_disk, 20)
+    assert allowed_gigabytes() == 20
+    monkeypatch.delenv(SETTING)  # as on the next day
+    assert desk().panel.on_disk.currentData() == 20 and allowed_gigabytes() == 20
+    monkeypatch.setenv(SETTING, "7")
+    assert desk().panel.on_disk.currentData() == 7, "the environment is asked first"
 
 
 def test_the_last_choices_are_remembered(desk):

@@ -1,8 +1,8 @@
 """Image features on disk, for the next session on the same images.
 
-Off unless SAM2_FEATURE_CACHE_GB says how many gigabytes they may take. A file holds the features of
-one image, and is named after all that they follow from: the image as the model sees it, which is
-its pixels, its intensity window and the model's size, and the model's weights.
+Off unless SAM2_FEATURE_CACHE_GB, or the widget, says how many gigabytes they may take. A file holds
+the features of one image, and is named after all that they follow from: the image as the model sees
+it, which is its pixels, its intensity window and the model's size, and the model's weights.
 """
 
 from __future__ import annotations
@@ -115,16 +115,29 @@ class FeatureFiles:
         return self._folder / f"{name.hexdigest()}.safetensors"
 
 
-def feature_files(model: LazyModel) -> FeatureFiles | None:
-    """The store that the setting asks for; None where it asks for none.
+def allowed_gigabytes() -> float:
+    """How many gigabytes of features may lie on disk; 0 where none are kept.
 
     Raises ValueError where the setting is not a number of gigabytes.
     """
     text = os.environ.get(SETTING, "0")
     try:
-        gigabytes = float(text)
+        return max(float(text), 0.0)
     except ValueError:
         raise ValueError(f"{SETTING} is a number of gigabytes, not {text!r}.") from None
+
+
+def allow_gigabytes(gigabytes: float) -> None:
+    """Let predictors that are made from now on, in this process, keep so many; 0: none."""
+    os.environ[SETTING] = f"{gigabytes:g}"
+
+
+def feature_files(model: LazyModel) -> FeatureFiles | None:
+    """The store that the setting asks for; None where it asks for none.
+
+    Raises ValueError where the setting is not a number of gigabytes.
+    """
+    gigabytes = allowed_gigabytes()
     if not gigabytes > 0 or not model.checksum:
         return None
     loaded = model.get()  # where and how precisely it computes shows in the features, too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import napari.layers
 from qtpy.QtCore import QTimer
 
+from napari_sam2.feature_files import SETTING, allow_gigabytes, allowed_gigabytes
 from napari_sam2.sequence_view import Channels, Windows, image_shape
 from napari_sam2.session import default_name
 from napari_sam2.slice_data import ObjectInfo
+from napari_sam2.widgets import choices
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.panel import NEW_LAYER, ONE_EACH
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from napari_sam2.widgets.images import Images
 
 _WINDOW_MS = 400
+_GIGABYTES = (5, 20, 100)
+"""Of image features on disk, to choose from."""
 _MOST_CHANNELS = 4  # an axis with more is hardly one of channels, unless its label says so
 
 
@@ -43,6 +48,8 @@ class Options:
         panel.channels.activated.connect(self._on_look_chosen)
         panel.targets.activated.connect(self._on_target_chosen)
         panel.overwrite.clicked.connect(self._on_overwrite)
+        self._fill_disk()
+        panel.on_disk.activated.connect(self._on_disk_chosen)
 
     def fill(self) -> None:
         """Show what there is to choose from, and what is chosen."""
@@ -113,6 +120,26 @@ class Options:
                 "The intensities have changed, and with them what SAM 2 sees. "
                 "Press Update to bring the masks up to date."
             )
+
+    # -- disk ----------------------------------------------------------------------------------
+
+    def _fill_disk(self) -> None:
+        """What was chosen last, unless the environment says how much."""
+        try:
+            if SETTING not in os.environ:
+                allow_gigabytes(float(choices.load().get("gigabytes_on_disk", 0)))
+            allowed = allowed_gigabytes()
+        except (TypeError, ValueError):  # no number; what uses the setting says so
+            allowed = 0.0
+        sizes = sorted({*_GIGABYTES, allowed} - {0})
+        entries: list[tuple[str, object]] = [("nothing", 0)]
+        entries += [(f"image features, {size:g} GB", size) for size in sizes]
+        self._context.panel.show_choices(self._context.panel.on_disk, entries, allowed)
+
+    def _on_disk_chosen(self, *_: object) -> None:
+        gigabytes = self._context.panel.on_disk.currentData()
+        allow_gigabytes(gigabytes)
+        choices.remember(gigabytes_on_disk=gigabytes)
 
     # -- colours -------------------------------------------------------------------------------
 

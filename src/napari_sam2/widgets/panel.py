@@ -109,6 +109,10 @@ class Panel(QWidget):
             "the model is sure of, wherever they lie. The second suits images in no order.",
             _MEMORIES,
         )
+        self.on_disk = _combo(
+            "How much disk space image features may take, so that images which SAM 2 has seen need "
+            "not be looked at anew another day. From the next image or model on."
+        )
         self.overwrite = QCheckBox("Overwrite other labels")
         self.overwrite.setToolTip(
             "Whether masks may cover labels in the layer that are not objects of this table."
@@ -205,6 +209,7 @@ class Panel(QWidget):
             "Write to": self.targets,
             "Ends after": self.end_after,
             "Remembers": self.memory,
+            "Keeps on disk": self.on_disk,
             "": self.overwrite,
         }
         form = _form(rows)
