@@ -45,6 +45,28 @@ class Proposal:
     """For people."""
 
 
+@dataclass(frozen=True)
+class Known:
+    """What divisions are proposed from: values that never change, for another thread."""
+
+    tracks: Mapping[int, Mapping[int, ObjectMask]]
+    """Object -> frame -> mask, of all that may divide or be a daughter."""
+    parents: Mapping[int, int]
+    no_divisions: Mapping[int, frozenset[int]]
+    shape: tuple[int, int]
+    """Of a frame."""
+
+    @classmethod
+    def of(cls, session: Session) -> Known:
+        """Quick, unlike `propose`."""
+        tracks = {
+            i: masks
+            for i, info in session.objects.items()
+            if not info.locked and (masks := session.masks_of(i))
+        }
+        return cls(tracks, session.parents, session.no_divisions, session.view.frame_shape)
+
+
 def propose_divisions(session: Session, least: float = LEAST) -> list[Proposal]:
     """Divisions that the masks of the sequence that is shown speak for, the likeliest first.
 
@@ -53,24 +75,24 @@ def propose_divisions(session: Session, least: float = LEAST) -> list[Proposal]:
 
     least: the smallest score, 0 to 1.
     """
-    tracks = {
-        i: masks
-        for i in session.objects
-        if (masks := session.masks_of(i)) and not session.objects[i].locked
-    }
-    parents, no_divisions = session.parents, session.no_divisions
+    return propose(Known.of(session), least)
+
+
+def propose(known: Known, least: float = LEAST) -> list[Proposal]:
+    """As `propose_divisions`."""
+    tracks, parents = known.tracks, known.parents
     is_divided = divisions(parents)
     begins = {i: min(masks) for i, masks in tracks.items() if i not in parents and min(masks) > 0}
     found: list[Proposal] = []
     for parent, masks in tracks.items():
         if parent not in is_divided:
             found += _splits(parent, masks)
-            found += _newcomers(parent, tracks, begins, session.view.frame_shape)
+            found += _newcomers(parent, tracks, begins, known.shape)
     found = [
         one
         for one in found
         if one.score >= least
-        and all(abs(one.frame - at) > _GAP for at in no_divisions.get(one.parent, ()))
+        and all(abs(one.frame - at) > _GAP for at in known.no_divisions.get(one.parent, ()))
     ]
     found.sort(key=lambda one: (-one.score, one.frame, one.parent))
     return list(_each_once(found))

@@ -130,6 +130,10 @@ class Panel(QWidget):
             "Find all objects here …", "Look for objects on this slice, and choose of them."
         )
 
+        self.tracks = _button(
+            "Tracks …", "Lineages: where cells divide, and tracks cut, joined and written."
+        )
+
         self.modes = {
             mode: _mode_button(text, tip, key) for mode, (text, tip, key) in _MODES.items()
         }
@@ -220,7 +224,7 @@ class Panel(QWidget):
         layout.addWidget(self.objects)
         buttons = (self.new, self.delete, self.merge, self.from_labels)
         layout.addLayout(_row(*((button, 1) for button in buttons)))
-        layout.addWidget(self.find_all)
+        layout.addLayout(_row((self.find_all, 2), (self.tracks, 1)))
         layout.addWidget(_heading("2. Mark them, on any slice"))
         modes = QGridLayout()
         modes.setSpacing(4)

@@ -28,6 +28,8 @@ from napari_sam2.widgets.panel import BOX, EXCLUDE, INCLUDE, LASSO, PAINT, SCRIB
 from napari_sam2.widgets.propagation import Propagation
 from napari_sam2.widgets.reviewing import Reviewing
 from napari_sam2.widgets.runner import Runner
+from napari_sam2.widgets.second_reader import SecondReader
+from napari_sam2.widgets.tracks_window import TracksWindow
 from napari_sam2.widgets.worker import Worker
 from napari_sam2.widgets.workspace import Workspace
 
@@ -85,6 +87,8 @@ class SAM2Widget(QWidget):
         self._marking = Marking(self._context, self._keys())
         self._objects = ObjectActions(self._context, self._marking)
         self._finder: FindAll | None = None
+        self._tracks: TracksWindow | None = None
+        self._second_reader: SecondReader | None = None
         self._propagation = Propagation(self._context, self._marking)
         self._images = Images(self._context, self._marking, self._display)
         self._reviewing = Reviewing(self._context, self._marking)
@@ -143,6 +147,20 @@ class SAM2Widget(QWidget):
             self._finder = FindAll(self._context, self._marking)
         return self._finder
 
+    @property
+    def second_reader(self) -> SecondReader:
+        """The window that compares with another person's masks; made when it is first wanted."""
+        if self._second_reader is None:
+            self._second_reader = SecondReader(self._context, self._marking)
+        return self._second_reader
+
+    @property
+    def tracks(self) -> TracksWindow:
+        """The window of tracks and lineages; made when it is first wanted."""
+        if self._tracks is None:
+            self._tracks = TracksWindow(self._context, self._marking)
+        return self._tracks
+
     def choose_image(self, image: napari.layers.Image) -> None:
         """Work on an image layer of the viewer."""
         self._images.choose(image)
@@ -185,6 +203,10 @@ class SAM2Widget(QWidget):
         """Open the window in which all objects of the slice that is shown are found."""
         self.finder.open()
 
+    def show_tracks(self) -> None:
+        """Open the window of tracks and lineages."""
+        self.tracks.open()
+
     def keep_slice(self, how: Keep, kept: bool | None = None) -> None:
         """Approve ("approved") or lock ("locked") the slice that is shown, or take that back.
 
@@ -204,6 +226,15 @@ class SAM2Widget(QWidget):
     def copy_approved(self) -> None:
         """Add a labels layer that holds the approved masks and no others."""
         self._reviewing.copy_approved()
+
+    def compare(self, other: napari.layers.Labels | str | Path | None = None) -> None:
+        """Open the window in which another person's masks are compared with these.
+
+        other: a labels layer or a file with their masks; by default it is chosen in the window.
+        """
+        self.second_reader.open()
+        if other is not None:
+            self.second_reader.compare(other)
 
     def propagate(self) -> None:
         """Follow objects through the slices that are chosen, in the background."""
@@ -239,8 +270,9 @@ class SAM2Widget(QWidget):
         self._display.close()
         self._images.close()
         self._models.close()
-        if self._finder is not None:
-            self._finder.shut_down()
+        for window in (self._finder, self._tracks, self._second_reader):
+            if window is not None:
+                window.shut_down()
         self._runner.close()
         _let_go((), self._events, self._images.known, [])
 
@@ -286,6 +318,7 @@ class SAM2Widget(QWidget):
             (panel.delete, self.delete_objects),
             (panel.merge, self.merge_objects),
             (panel.find_all, self.find_all),
+            (panel.tracks, self.show_tracks),
             (panel.reject, self.reject_slice),
             (panel.next_doubtful, self.next_doubtful),
             (panel.propagate, self.propagate),
@@ -304,6 +337,10 @@ class SAM2Widget(QWidget):
         panel.objects.chosen.connect(self._on_object_chosen)
         panel.strip.go_to.connect(self._context.go_to)
         panel.show_keys(KEYS)
+        entry = panel.session_menu.addAction("Second reader …")
+        assert entry is not None
+        entry.setToolTip("Compare with another person's masks, and take theirs where right.")
+        entry.triggered.connect(lambda *_: self.compare())
         for key, action in self._keys().items():
             sequence = key.replace("-", "+").replace("Control", "Ctrl")
             shortcut = QShortcut(QKeySequence(sequence), self)
