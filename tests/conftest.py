@@ -10,6 +10,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+@pytest.fixture(autouse=True)
+def own_models(monkeypatch, tmp_path):
+    """The list of one's own models, empty: not that of whoever runs the tests."""
+    monkeypatch.setenv("SAM2_OWN_MODELS", str(tmp_path / "own_models" / "models.json"))
+
+
 @pytest.fixture
 def own_choices(monkeypatch, tmp_path):
     """Nothing that whoever runs the tests has chosen or saved is read or changed."""

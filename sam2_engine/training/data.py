@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sam2_engine.model import ImageFeatures
 from sam2_engine.training.augment import intensity, motion_grid, normalise, sample_images
 from sam2_engine.training.regions import grow_bodies
 from sam2_engine.training.synthetic import synthetic_clip
@@ -86,6 +87,21 @@ class Batch:
     """(N,) which of the B clips each object is in."""
     sequence_length: int
     """Number of frames that the clip's sequence is said to have; it scales the pointers' times."""
+    features: ImageFeatures | None = None
+    """Of the B * T frames, where they have been encoded already."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        features = self.features
+        if features is not None:
+            features = ImageFeatures(*(level.to(device) for level in features))
+        return replace(
+            self,
+            images=self.images.to(device),
+            masks=self.masks.to(device),
+            clip=self.clip.to(device),
+            features=features,
+        )
 
 
 def load_sources(manifest: str | Path, split: str = "train") -> list[Source]:
@@ -153,7 +169,14 @@ def window(image: np.ndarray) -> np.ndarray:
 class ClipSampler:
     """Draws random clips of given length from sources, bodies in them, and synthetic scenes."""
 
-    def __init__(self, sources: list[Source], side: int) -> None:
+    def __init__(
+        self, sources: list[Source], side: int, synthetic_share: float | None = None
+    ) -> None:
+        """
+        Args:
+            synthetic_share: of the clips, all others being of the sources, each group equally
+                often; by default the recipe of the bundled model (``SHARES``, bodies, synthetic).
+        """
         self.side = side
         self.groups: dict[str, list[Source]] = {}
         for source in sources:
@@ -165,6 +188,9 @@ class ClipSampler:
             [SHARES.get(name, OTHER_SHARE) for name in self.groups]
             + [SYNTHETIC_SHARE, BODIES_SHARE if self.volumes else 0.0]
         )
+        if synthetic_share is not None:
+            own = (1 - synthetic_share) / max(len(self.groups), 1)
+            shares = np.array([own] * len(self.groups) + [synthetic_share, 0.0])
         self.shares = shares / shares.sum()
 
     def clip(

@@ -116,10 +116,13 @@ def geometry_step(
 
 def image_step(model: SAM2, batch: Batch, generator: torch.Generator) -> StepResult:
     """Single images: a click or a box, then up to two corrective clicks."""
-    features = model.encode_image(batch.images[:, 0]).select(batch.clip)
+    if batch.features is None:
+        features = model.encode_image(batch.images[:, 0])
+    else:
+        features = batch.features.select(slice(0, None, batch.images.shape[1]))
     return _prompt_and_correct(
         model,
-        features,
+        features.select(batch.clip),
         batch.masks[:, 0],
         _Meter(_object_weights(batch.clip), model.image_size // 2),
         generator,
@@ -193,6 +196,8 @@ def clip_step(
 def _clip_features(model: SAM2, batch: Batch, learn_from: int) -> list[ImageFeatures]:
     """What the objects see on each frame; with gradient on the first and from ``learn_from`` on."""
     frames = batch.images.shape[1]
+    if batch.features is not None:
+        return [batch.features.select(batch.clip * frames + t) for t in range(frames)]
     parts: list[ImageFeatures] = []
     for first, last in ((0, 1), (1, learn_from), (learn_from, frames)):
         if first == last:
@@ -279,7 +284,7 @@ def _first_answer(
     """Prompt the objects of a clip's first frame: some by their mask, the others by a click or a
     box.
     """
-    by_mask = torch.rand(len(truth), generator=generator) < mask_share
+    by_mask = (torch.rand(len(truth), generator=generator) < mask_share).to(truth.device)
     parts: list[tuple[Tensor, Decoded]] = []
     given = by_mask.nonzero()[:, 0]
     if len(given):

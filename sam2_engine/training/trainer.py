@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_engine.model import SAM2, VARIANTS, ModelConfig
+from sam2_engine.model import SAM2, VARIANTS, ImageFeatures, ModelConfig
 from sam2_engine.model.conv_trunk import ConvTrunk
 from sam2_engine.training.data import Batch, BatchDataset, ClipSampler, Source, batches
 from sam2_engine.training.steps import (
@@ -35,6 +35,7 @@ _REPORT_EVERY = 20
 _GEOMETRY_IMAGES = 4  # whose features the prompts of a geometry step share
 _EMA_DECAY = 0.99
 _CLIP_NORM = 1.0
+_MOST_KEPT = 128  # batches whose features are kept
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class Stage:
     """Probability that true masks gone astray lead there instead."""
     images: int = 0
     """Single images beside the clips, so that prompts are not forgotten."""
+    cache_bytes: int = 0
+    """Where positive, the image encoder keeps its weights, and features of so many bytes are kept
+    of batches that come again; each time with other prompts.
+    """
 
 
 STAGES: dict[str, tuple[Stage, ...]] = {
@@ -119,14 +124,20 @@ class Trainer:
         seed: int = 0,
         workers: int = 0,
         rank: int = 0,
+        synthetic_share: float | None = None,
+        on_step: Callable[[StepResult], None] | None = None,
     ) -> None:
         """
         Args:
+            model: to be trained, on any device.
             out: folder of checkpoint.pt, train.log and one file of weights per finished stage.
             sources: what to train on; may be empty, then all clips are synthetic.
             workers: processes that make batches ahead; 0 makes them in this one.
             rank: number of this process where several train together (torch.distributed is set up
                 then); each has its own batches, gradients are averaged, and rank 0 writes.
+            synthetic_share: as for ``ClipSampler``.
+            on_step: called after each step, in place of lines on standard output; its time does not
+                count as training, and what it raises ends the run, with a checkpoint.
         """
         self.model = model
         self.stages = stages
@@ -134,6 +145,7 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         self.sources = sources
         self.seed, self.workers, self.rank = seed, workers, rank
+        self.synthetic_share, self.on_step = synthetic_share, on_step
         self.progress = Progress()
         self.generator = torch.Generator().manual_seed(seed + rank)
         self.optimizer = self._optimizer()
@@ -148,12 +160,14 @@ class Trainer:
         in any case.
         """
         made = 0
-        while self.progress.stage < len(self.stages):
-            stage = self.stages[self.progress.stage]
-            made += self._run_stage(stage, None if max_steps is None else max_steps - made)
-            if max_steps is not None and made >= max_steps:
-                break
-        self.save()
+        try:
+            while self.progress.stage < len(self.stages):
+                stage = self.stages[self.progress.stage]
+                made += self._run_stage(stage, None if max_steps is None else max_steps - made)
+                if max_steps is not None and made >= max_steps:
+                    break
+        finally:
+            self.save()
 
     def save(self) -> None:
         """Write the checkpoint beside the old one and put it in its place."""
@@ -190,7 +204,7 @@ class Trainer:
                 f"not {', '.join(names)}. Train into another folder with --out."
             )
         self.model.load_state_dict(state["model"])
-        self.average = state["average"]
+        self.average = {k: v.to(self.model.device) for k, v in state["average"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
         if self.rank == 0:
             self.generator.set_state(state["generator"])
@@ -211,7 +225,7 @@ class Trainer:
         made = 0
         recent: dict[str, list[float]] = {}
         while max_steps is None or made < max_steps:
-            share = self._share_done(stage)
+            share = self.share_done
             if share >= 1:
                 self._finish(stage)
                 break
@@ -229,12 +243,20 @@ class Trainer:
             if progress.step % _REPORT_EVERY == 0:
                 self._report(stage, recent)
                 recent = {}
+            if self.on_step is not None:
+                self.on_step(result)
+                last = time.monotonic()
             if now - saved > _CHECKPOINT_SECONDS:
                 self.save()
                 saved = now
         return made
 
-    def _share_done(self, stage: Stage) -> float:
+    @property
+    def share_done(self) -> float:
+        """How much of the present stage is done; 1 after the last one."""
+        if self.progress.stage == len(self.stages):
+            return 1.0
+        stage = self.stages[self.progress.stage]
         share = self.progress.seconds / (60 * stage.minutes)
         return max(share, self.progress.step / stage.steps) if stage.steps else share
 
@@ -250,14 +272,18 @@ class Trainer:
         self.save()
 
     def _steps(self, stage: Stage) -> Callable[[], StepResult]:
-        _freeze(self.model, whole_trunk=stage.trunk_rate == 0)
+        _freeze(self.model, stage.trunk_rate == 0, encoder=stage.cache_bytes > 0)
         model = self.model
-        sampler = ClipSampler(self.sources, model.image_size)
+        sampler = ClipSampler(self.sources, model.image_size, self.synthetic_share)
         seed = self.seed * 1000 + self.progress.stage
 
         def ready(seed: int, frames: tuple[int, int], count: int) -> Iterator[Batch]:
             dataset = BatchDataset(sampler, seed, frames, count, stage.objects, self.rank)
-            return batches(dataset, self.progress.step, self.workers)
+            if stage.cache_bytes:
+                kinds = 2 if stage.images else 1
+                yield from _kept(dataset, model, self.progress.step, stage.cache_bytes // kinds)
+            for batch in batches(dataset, self.progress.step, self.workers):
+                yield batch.to(model.device)
 
         if stage.kind == GEOMETRY:
             single = ready(seed, (1, 1), _GEOMETRY_IMAGES)
@@ -350,7 +376,8 @@ class Trainer:
             **means,
         }
         text = json.dumps(line)
-        print(text, flush=True)
+        if self.on_step is None:
+            print(text, flush=True)
         with open(self.out / "train.log", "a") as log:
             log.write(text + "\n")
 
@@ -415,9 +442,42 @@ def load_average(path: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     raise ValueError(f"{path} was made for a configuration that is not in VARIANTS any more.")
 
 
-def _freeze(model: SAM2, whole_trunk: bool) -> None:
-    """Training mode, but the trunk (or its part up to stride 4) keeps its weights."""
+def _kept(dataset: BatchDataset, model: SAM2, start: int, most_bytes: int) -> Iterator[Batch]:
+    """Endless batches with features, as many different ones as fit in the memory, in turn.
+
+    Batches that come again cost no encoding; there are at most as many as keep variety worth it.
+    """
+    kept: list[Batch] = []
+    number = start
+    capacity = _MOST_KEPT
+    while True:
+        if len(kept) < capacity:
+            batch = dataset[number].to(model.device)
+            with torch.no_grad():
+                features = model.encode_image(batch.images.flatten(0, 1))
+            half = ImageFeatures(*(level.to(torch.float16) for level in features))
+            size = sum(level.nbytes for level in half) + batch.masks.nbytes
+            # The images are done with; what follows asks for their shape alone.
+            shape = batch.images.shape
+            blank = torch.zeros((), device=model.device).expand(shape)
+            kept.append(replace(batch, images=blank, features=half))
+            capacity = max(1, min(_MOST_KEPT, most_bytes // size))
+        batch = kept[number % len(kept)] if len(kept) >= capacity else kept[-1]
+        features = ImageFeatures(*(level.to(model.dtype) for level in batch.features or ()))
+        yield replace(batch, features=features)
+        number += 1
+
+
+def _freeze(model: SAM2, whole_trunk: bool, encoder: bool = False) -> None:
+    """Training mode, but the trunk (or its part up to stride 4, or all that encodes images) keeps
+    its weights.
+    """
     model.train()
+    decoder = model.sam_mask_decoder
+    for part in (model.image_encoder, decoder.conv_s0, decoder.conv_s1):
+        part.requires_grad_(not encoder)
+    if encoder:
+        return
     trunk = model.image_encoder.trunk
     trunk.requires_grad_(not whole_trunk)
     if isinstance(trunk, ConvTrunk):

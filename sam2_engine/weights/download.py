@@ -40,7 +40,7 @@ def find(info: ModelInfo, folder: str | Path | None = None) -> Path | None:
     hub's cache. Does not touch the network and does not check the file.
     """
     if info.repository is None:
-        return Path(__file__).with_name(info.file)
+        return Path(__file__).parent / info.file  # of one's own model, the path itself
     folder = folder or os.environ.get(MODELS_FOLDER_VARIABLE)
     if folder:
         local = Path(folder).expanduser() / info.file

@@ -22,7 +22,7 @@ from torch import Tensor
 from sam2_engine.model import SAM2, VARIANTS, ModelConfig
 from sam2_engine.model.config import ConvStage, ConvTrunkConfig, HieraConfig
 from sam2_engine.weights.download import Progress, fetch, first_line
-from sam2_engine.weights.registry import MODELS, WeightsError
+from sam2_engine.weights.registry import MODELS, WeightsError, list_models, model_info
 
 State = dict[str, Tensor]
 
@@ -58,7 +58,7 @@ def load_model(
     """
     device = _choose_device(device)
     dtype = _choose_dtype(dtype, device)
-    info = MODELS.get(str(name_or_path))
+    info = model_info(str(name_or_path))
     if info is not None:
         path = fetch(info, Path(folder) if folder else None, progress)
     else:
@@ -66,7 +66,7 @@ def load_model(
         if not path.is_file():
             raise WeightsError(
                 f"There is no model and no file called {name_or_path}. Give the path of a "
-                f"checkpoint, or one of: {', '.join(MODELS)}."
+                f"checkpoint, or one of: {', '.join(one.name for one in list_models())}."
             )
         info = next((model for model in MODELS.values() if model.file == path.name), None)
 

@@ -1,10 +1,19 @@
-"""The models that can be loaded by name."""
+"""The models that can be loaded by name: published ones, the bundled one, and one's own."""
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_data_path
 
 from sam2_engine.model.config import VARIANTS
+
+OWN_MODELS_VARIABLE = "SAM2_OWN_MODELS"
+"""Environment variable with the JSON file that lists one's own models, name -> facts."""
 
 
 class WeightsError(RuntimeError):
@@ -19,18 +28,22 @@ class ModelInfo:
     title: str
     """For people, in a list to choose from."""
     file: str
-    """Name of its file, in the package, in a local folder and in the repository."""
+    """Name of its file, in the package, in a local folder and in the repository; of one's own
+    model the whole path.
+    """
     config: str
-    """The variant in sam2_engine.model.VARIANTS."""
+    """The variant in sam2_engine.model.VARIANTS; of one's own model, what it was trained from."""
     image_size: int
     """Side of the square input that the weights were trained for, in pixels."""
     repository: str | None = None
-    """On the Hugging Face hub; None for the bundled model."""
+    """On the Hugging Face hub; None for the bundled model and one's own."""
     size: int | None = None
     """Bytes, where published."""
     sha256: str | None = None
     """Where published; else a download is checked against the sum that the hub names."""
     licence: str = "Apache-2.0"
+    is_own: bool = False
+    """Whether it was trained on this computer."""
 
 
 _PUBLISHED = (
@@ -93,5 +106,82 @@ MODELS: dict[str, ModelInfo] = {
 
 
 def list_models() -> list[ModelInfo]:
-    """The models that load_model knows by name; the bundled one, which needs no network, first."""
-    return list(MODELS.values())
+    """The models that load_model knows by name; the bundled one, which needs no network, first,
+    and one's own last.
+    """
+    return [*MODELS.values(), *_own_models().values()]
+
+
+def model_info(name: str) -> ModelInfo | None:
+    """What is known of a model by its name; None where there is none of that name."""
+    return MODELS.get(name) or _own_models().get(name)
+
+
+def add_own_model(
+    name: str, path: str | os.PathLike[str], title: str, start: str, image_size: int
+) -> None:
+    """Enter a model's file in the list under a name, in place of an older one of that name.
+
+    Args:
+        title: for people, in a list to choose from.
+        start: the model that it was trained from.
+
+    Raises:
+        ValueError: the name is that of a published model, or empty.
+        OSError: the list cannot be written.
+    """
+    if not name or name in MODELS:
+        raise ValueError(f"A model of your own cannot be called {name!r}; choose another name.")
+    listed = _read_own_models()
+    listed[name] = {
+        "file": str(Path(path).resolve()),
+        "title": title,
+        "config": start,
+        "image_size": image_size,
+    }
+    target = _own_models_file()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        beside.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _own_models() -> dict[str, ModelInfo]:
+    """Those whose files are still there."""
+    found = {}
+    for name, facts in _read_own_models().items():
+        try:
+            path = Path(facts["file"])
+            if not path.is_file():
+                continue
+            found[name] = ModelInfo(
+                name=name,
+                title=str(facts["title"]),
+                file=str(path),
+                config=str(facts["config"]),
+                image_size=int(facts["image_size"]),
+                size=path.stat().st_size,
+                licence="your own",
+                is_own=True,
+            )
+        except (KeyError, TypeError, ValueError, OSError):
+            continue
+    return found
+
+
+def _read_own_models() -> dict[str, dict[str, Any]]:
+    try:
+        listed = json.loads(_own_models_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return listed if isinstance(listed, dict) else {}
+
+
+def _own_models_file() -> Path:
+    named = os.environ.get(OWN_MODELS_VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    return user_data_path("napari-sam2", appauthor=False) / "models.json"

@@ -220,10 +220,9 @@ class Engine:
 
 def _sum_of_file(name: str) -> str:
     """Of a model by name or path."""
-    from sam2_engine.weights import find
-    from sam2_engine.weights.registry import MODELS
+    from sam2_engine.weights import find, model_info
 
-    info = MODELS.get(name)
+    info = model_info(name)
     if info is not None and info.sha256 is not None:
         return info.sha256
     path = Path(name).expanduser() if info is None else find(info)

@@ -15,6 +15,7 @@ from napari_sam2.cli.batch import add_batch
 from napari_sam2.cli.common import EXIT_CODES, FAILED, STOPPED, Parser, UserError
 from napari_sam2.cli.convert import add_convert
 from napari_sam2.cli.find import add_find
+from napari_sam2.cli.finetune import add_finetune
 from napari_sam2.cli.info import add_info
 from napari_sam2.cli.models import add_models
 from napari_sam2.cli.replay import add_replay
@@ -74,7 +75,16 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (add_segment, add_find, add_replay, add_batch, add_convert, add_info, add_models):
+    for add in (
+        add_segment,
+        add_find,
+        add_replay,
+        add_batch,
+        add_finetune,
+        add_convert,
+        add_info,
+        add_models,
+    ):
         add(commands)
     return parser
 

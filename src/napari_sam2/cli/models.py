@@ -36,7 +36,9 @@ def _models(options: argparse.Namespace) -> int:
         return OK
     width = max(len(info.name) for info in models)
     for info in models:
-        if info.repository is None:
+        if info.is_own:
+            where = "your own"
+        elif info.repository is None:
             where = "bundled"
         elif find(info):
             where = "on this machine"

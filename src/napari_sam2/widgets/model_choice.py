@@ -157,7 +157,8 @@ class ModelChoice(QObject):
         models, local, devices = found
         self._names = {info.name for info in models}
         for info in models:
-            size = "bundled" if info.repository is None else size_text(info.size)
+            is_bundled = info.repository is None and not info.is_own
+            size = "bundled" if is_bundled else size_text(info.size)
             where = "on this computer" if info.name in local else "downloaded when chosen"
             text = f"{info.name}, {size}, {info.licence}"
             self._list(info.name, text, f"{info.title}; {where}")
