@@ -596,7 +596,7 @@ def test_opening_the_widget_leaves_torch_to_another_thread() -> None:
     assert found["own_seconds"] < 0.5
 
 
-def test_writing_a_slice_costs_the_same_in_a_long_volume() -> None:
-    short, long = (napari_cost.slices(frames, size=256) for frames in (4, 4000))
+def test_writing_a_slice_costs_the_same_in_a_long_volume(tmp_path: Path) -> None:
+    short, long = (napari_cost.slices(frames, 256, tmp_path) for frames in (4, 4000))
     assert long["claimed_gb"] == pytest.approx(1000 * short["claimed_gb"])
     assert long["write_ms"] < 10 * short["write_ms"]  # of the whole, it would be a thousand
