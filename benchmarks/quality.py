@@ -1,7 +1,8 @@
 """How well objects of real images are segmented from few prompts, beside a classical method.
 
     python -m benchmarks.quality --data DIR [--split dev] [--model NAME_OR_PATH] [--limit N]
-                                 [--memory recent|confident] [--json FILE] [--jobs N]
+                                 [--memory recent|confident] [--memory-tokens all|pooled]
+                                 [--json FILE] [--jobs N]
 
 The protocol is described in docs/benchmarks.md.
 """
@@ -14,7 +15,7 @@ import multiprocessing
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,6 @@ from scipy import ndimage
 
 from benchmarks import cases, classical, report
 from benchmarks.cases import Item, Target, first_frame, grey_frames, read_case, read_items
-from sam2_engine.memory import MemorySelection
 from sam2_engine.model import SAM2
 from sam2_engine.sequence import SequencePredictor
 from sam2_engine.weights import load_model
@@ -37,6 +37,8 @@ Masks = NDArray[np.bool_]  # (N, H, W)
 Point = tuple[int, int]  # y, x
 
 NO_MEMORY = "box, no memory"
+PUBLISHED: Mapping[str, Any] = {}
+"""Options of the predictor as they are by default."""
 PROMPTS = {
     "volume": ("click", "mask", NO_MEMORY, "box", "box+3"),
     "timelapse": (NO_MEMORY, "box", "mask"),
@@ -153,12 +155,13 @@ class ModelRun:
         frames: NDArray[Any],
         kind: str,
         truths: Sequence[Masks],
-        memory: MemorySelection = "recent",
+        options: Mapping[str, Any] = PUBLISHED,
     ) -> None:
+        """options: of the predictor."""
         self.kind = kind
         self.truths = truths
         self.predictor = SequencePredictor(
-            model, frames, cache_bytes=CACHE_BYTES, refine_clicks=True, memory=memory
+            model, frames, cache_bytes=CACHE_BYTES, refine_clicks=True, **options
         )
         self.masks = [np.zeros(truth.shape, np.bool_) for truth in truths]
         self.low_res: dict[tuple[int, int], NDArray[np.float32]] = {}  # by object and frame
@@ -280,12 +283,12 @@ class ItemScores:
 
 
 def score_item(
-    model: SAM2, item: Item, classically: bool = True, memory: MemorySelection = "recent"
+    model: SAM2, item: Item, classically: bool = True, options: Mapping[str, Any] = PUBLISHED
 ) -> list[ItemScores]:
     """All prompts of one item, by the model and, if wanted, by the classical method."""
     frames, targets = read_case(item)
     truths = [target.truth for target in targets]
-    run = ModelRun(model, frames, item.kind, truths, memory)
+    run = ModelRun(model, frames, item.kind, truths, options)
     grey = grey_frames(frames)
     results = []
     for prompt in PROMPTS[item.kind]:
@@ -306,17 +309,17 @@ def score_items(
     device: str,
     jobs: int,
     classically: bool = True,
-    memory: MemorySelection = "recent",
+    options: Mapping[str, Any] = PUBLISHED,
 ) -> Iterator[list[ItemScores]]:
     """Each item's scores as they come, computed in `jobs` processes that share the cores."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     if jobs == 1:
         loaded = load_model(model, device=device)
-        yield from (score_item(loaded, item, classically, memory) for item in items)
+        yield from (score_item(loaded, item, classically, options) for item in items)
         return
     context = multiprocessing.get_context("spawn")
     with context.Pool(jobs, _start_worker, (model, device, threads)) as pool:
-        yield from pool.imap_unordered(partial(_score_in_worker, classically, memory), items)
+        yield from pool.imap_unordered(partial(_score_in_worker, classically, options), items)
 
 
 _worker_model: SAM2 | None = None
@@ -328,9 +331,9 @@ def _start_worker(model: str, device: str, threads: int) -> None:
     _worker_model = load_model(model, device=device)
 
 
-def _score_in_worker(classically: bool, memory: MemorySelection, item: Item) -> list[ItemScores]:
+def _score_in_worker(classically: bool, options: Mapping[str, Any], item: Item) -> list[ItemScores]:
     assert _worker_model is not None
-    return score_item(_worker_model, item, classically, memory)
+    return score_item(_worker_model, item, classically, options)
 
 
 def classical_masks(grey: NDArray[np.float32], kind: str, prompt: str, truth: Masks) -> Masks:
@@ -481,6 +484,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="which tracked frames are remembered (default: recent, as published)",
     )
     parser.add_argument(
+        "--memory-tokens",
+        choices=("all", "pooled"),
+        default="all",
+        help="how much of a memory a tracked frame looks at (default: all, as published)",
+    )
+    parser.add_argument(
         "--classical",
         type=Path,
         metavar="FILE",
@@ -492,11 +501,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     items = read_items(chosen.data, chosen.split, chosen.limit)
     if chosen.classical:
         check_items(chosen.classical, known, items)
+    options = {"memory": chosen.memory, "memory_tokens": chosen.memory_tokens}
     started = begun = time.perf_counter()
     results: list[ItemScores] = []
-    for scored in score_items(
-        items, chosen.model, chosen.device, chosen.jobs, not known, chosen.memory
-    ):
+    for scored in score_items(items, chosen.model, chosen.device, chosen.jobs, not known, options):
         results += scored
         seconds = time.perf_counter() - begun
         begun = time.perf_counter()
@@ -509,7 +517,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seconds = time.perf_counter() - started
     print(as_table(rows, summary))
     print(
-        f"\n{len(items)} items in {seconds:.0f} s, model {chosen.model}, {chosen.memory} memories."
+        f"\n{len(items)} items in {seconds:.0f} s, model {chosen.model}, {chosen.memory} memories, "
+        f"{chosen.memory_tokens} tokens."
     )
     if chosen.json:
         report.write_json(
@@ -519,7 +528,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "summary": summary,
                 "seconds": seconds,
                 "model": chosen.model,
-                "memory": chosen.memory,
+                **options,
                 "device": chosen.device,
                 "jobs": chosen.jobs,
                 "command": report.command("benchmarks.quality", arguments),

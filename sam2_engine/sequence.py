@@ -35,6 +35,7 @@ from sam2_engine.prompts import Prompt
 
 T = TypeVar("T")
 Direction = Literal["both", "forward", "backward"]
+MemoryTokens = Literal["all", "pooled"]
 
 _FORWARD, _BACKWARD = 1, -1
 _STEPS = {"both": (_FORWARD, _BACKWARD), "forward": (_FORWARD,), "backward": (_BACKWARD,)}
@@ -218,6 +219,7 @@ class SequencePredictor:
         max_prompted_frames: int | Literal["adjacent"] | None = 8,
         end_after: int | None = None,
         memory: MemorySelection = "recent",
+        memory_tokens: MemoryTokens = "all",
         cache_bytes: int = 1 << 30,
         cache_dtype: torch.dtype | None = None,
         store: FeatureStore | None = None,
@@ -241,6 +243,8 @@ class SequencePredictor:
             memory: "recent" as published: a tracked frame sees the last few before it. "confident":
                 it sees those that the model was sure of and that differ most, so that frames need
                 not be in any order; a mask that is not confident leads nowhere.
+            memory_tokens: "all" as published. "pooled": a memory's places are averaged 2 x 2, which
+                leaves a quarter of them to look at: quicker, and not quite the same masks.
             cache_bytes: budget for image features.
             cache_dtype: what they are rounded to, such as torch.float16 to keep twice as many;
                 by default none.
@@ -264,6 +268,9 @@ class SequencePredictor:
         if memory not in get_args(MemorySelection):
             raise ValueError(f'memory must be "recent" or "confident", not {memory!r}.')
         self._is_selective = memory == "confident"
+        if memory_tokens not in get_args(MemoryTokens):
+            raise ValueError(f'memory_tokens must be "all" or "pooled", not {memory_tokens!r}.')
+        self._pool = 2 if memory_tokens == "pooled" else 1
         self._fill_holes = fill_holes
         self._refine_clicks = refine_clicks
         self._prompts: dict[int, dict[int, Prompt]] = {}
@@ -523,7 +530,9 @@ class SequencePredictor:
         features = self.features[frame]
         groups: dict[tuple[int, int], list[tuple[_Runner, Tensor, Tensor]]] = defaultdict(list)
         for runner in runners:
-            tokens, place, num_pointers = self.model.memory_tokens(*runner.bank.recall(frame))
+            tokens, place, num_pointers = self.model.memory_tokens(
+                *runner.bank.recall(frame), self._pool
+            )
             groups[tokens.shape[1], num_pointers].append((runner, tokens, place))
 
         portions = [(n, part) for (_, n), group in groups.items() for part in _portions(group)]
@@ -531,7 +540,9 @@ class SequencePredictor:
             tokens = torch.cat([tokens for _, tokens, _ in members])
             places = torch.cat([place for _, _, place in members])
             shared = features.expand(len(members))
-            conditioned = self.model.attend_to_memory(shared, tokens, places, num_pointers)
+            conditioned = self.model.attend_to_memory(
+                shared, tokens, places, num_pointers, self._pool
+            )
             before = None
             if self.model.config.draws_prompts:
                 before = torch.cat([runner.last for runner, _, _ in members])

@@ -19,9 +19,10 @@ from sam2_engine.frames import FrameSource, Geometry, sample_window
 from sam2_engine.holes import fill_small_holes
 from sam2_engine.memory import CONFIDENT_IOU, ConfidentMemoryBank, Memory, MemorySelection
 from sam2_engine.model import SAM2
+from sam2_engine.model.position import axial_rotations
 from sam2_engine.model.prompt_encoder import draw_prompts
 from sam2_engine.sequence import FrameResult, SequencePredictor
-from sam2_engine.weights import load_model
+from sam2_engine.weights.loading import half_precision, load_model
 
 LENGTH, HEIGHT, WIDTH = 12, 60, 80
 
@@ -330,6 +331,41 @@ def test_confident_memories_do_not_depend_on_the_order_of_calls() -> None:
     same(asked(), collect(fresh.propagate()))
     with pytest.raises(ValueError, match="recent"):
         predictor(memory="best")
+
+
+def test_pooled_memories_are_a_quarter_and_no_order_of_calls_shows() -> None:
+    model = small_model()
+    side = model.image_size // 16
+    maps = torch.arange(2.0 * 16 * side * side).view(2, 16, side, side)
+    tokens, places, pointers = model.memory_tokens([(maps, 6)], [(torch.zeros(2, 64), 0.5)], pool=2)
+    assert tokens.shape[1] == places.shape[1] == side**2 // 4 + pointers
+    torch.testing.assert_close(tokens[0, 0], maps[0, :, :2, :2].mean(dim=(1, 2)))
+
+    def asked() -> SequencePredictor:
+        p = predictor(memory_tokens="pooled")
+        p.set_prompts(1, 3, points=[(25, 22)])
+        return p
+
+    p = asked()
+    stopped = p.propagate(start=5)
+    next(stopped)
+    stopped.close()
+    found = collect(p.propagate())
+    same(found, collect(asked().propagate()))
+    usual = predictor()
+    usual.set_prompts(1, 3, points=[(25, 22)])
+    others = collect(usual.propagate())
+    np.testing.assert_array_equal(found[3, 1], others[3, 1], err_msg="it is not tracked")
+    assert not np.array_equal(found[4, 1], others[4, 1])
+    with pytest.raises(ValueError, match="pooled"):
+        predictor(memory_tokens="few")
+
+
+def test_pooled_keys_turn_as_the_middle_of_what_they_stand_for() -> None:
+    each = axial_rotations(16, 4, 4, torch.device("cpu")).view(4, 4, 8)
+    pooled = axial_rotations(16, 4, 4, torch.device("cpu"), pool=2).view(2, 2, 8)
+    four = each.view(2, 2, 2, 2, 8).prod(dim=3).prod(dim=1)
+    torch.testing.assert_close(pooled**4, four)
 
 
 def memory(*values: float) -> Memory:
@@ -659,3 +695,23 @@ def test_other_devices_and_number_types_agree(device: str, dtype: torch.dtype) -
         results.append(np.concatenate([r.logits.ravel() for r in p.propagate()]))
     agree = (results[0] > 0) == (results[1] > 0)
     assert agree.mean() > (0.999 if dtype == torch.float32 else 0.93)
+
+
+def test_half_precision_changes_few_pixels_of_real_images() -> None:
+    """nano follows three regions through an MRI of a head, in what it has on a graphics card."""
+    pytest.importorskip("nilearn")
+    from nilearn.datasets import load_mni152_template
+
+    volume = np.asarray(load_mni152_template(resolution=2).dataobj, np.float32).T
+    frames = volume[47:55]
+    exact = load_model("nano", device="cpu")
+    half = load_model("nano", device="cpu", dtype=half_precision(exact.config))
+    masks = []
+    for model in (exact, half):
+        p = SequencePredictor(model, frames, fit="pad")
+        p.set_prompts(1, 0, box=(17, 14, 101, 84))
+        p.set_prompts(2, 0, box=(35, 30, 82, 69))
+        p.set_prompts(3, 0, points=[(58, 59)])
+        masks.append(np.stack([result.masks for result in p.propagate()]))
+    assert half.dtype == torch.float16 and masks[0].any(axis=(2, 3)).all()
+    assert (masks[0] != masks[1]).sum() <= 0.005 * masks[0].sum()

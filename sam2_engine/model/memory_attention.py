@@ -17,9 +17,7 @@ _MOST_SCORES_AT_ONCE = 1 << 22  # and more fall out of the processor's cache
 class RotaryAttention(Attention):
     """Attention whose queries and keys are turned by their place in the image."""
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, unplaced: int = 0, pool: int = 1
-    ) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, unplaced: int = 0, pool: int = 1) -> Tensor:
         """Attend; the last ``unplaced`` keys have no place in the image and are not turned.
 
         Queries (1, tokens, channels) serve all objects of a larger batch of keys. Keys stand for

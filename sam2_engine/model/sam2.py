@@ -159,7 +159,10 @@ class SAM2(nn.Module):
         return features.stride16 + self.no_mem_embed.transpose(1, 2)[..., None]
 
     def memory_tokens(
-        self, memories: Sequence[tuple[Tensor, int]], pointers: Sequence[tuple[Tensor, float]]
+        self,
+        memories: Sequence[tuple[Tensor, int]],
+        pointers: Sequence[tuple[Tensor, float]],
+        pool: int = 1,
     ) -> tuple[Tensor, Tensor, int]:
         """Lay out a memory bank as tokens.
 
@@ -168,6 +171,7 @@ class SAM2(nn.Module):
                 prompted frames, 0 to 5 for the frames 1 to 6 before the current one.
             pointers: pairs of an object pointer (B, C) and its signed distance in frames divided
                 by min(number of frames, 16) - 1.
+            pool: average so many places of a memory, along each side, in one token.
 
         Returns:
             Tokens (B, N, memory_dim), their position encoding (1, N, memory_dim), and how many
@@ -176,8 +180,10 @@ class SAM2(nn.Module):
         memory_dim = self.config.memory_dim
         first = memories[0][0]
         place = sine_encoding_2d(memory_dim, *first.shape[-2:], device=first.device)
-        place = place.flatten(2).transpose(1, 2).to(self.dtype)
-        tokens = [memory.flatten(2).transpose(1, 2) for memory, _ in memories]
+        maps = [place, *(memory for memory, _ in memories)]
+        if pool > 1:
+            maps = [F.avg_pool2d(each, pool) for each in maps]
+        place, *tokens = (each.flatten(2).transpose(1, 2).to(self.dtype) for each in maps)
         positions = [place + self.maskmem_tpos_enc[index] for _, index in memories]
         if not pointers:
             return torch.cat(tokens, dim=1), torch.cat(positions, dim=1), 0
@@ -196,9 +202,14 @@ class SAM2(nn.Module):
         return torch.cat(tokens, dim=1), torch.cat(positions, dim=1), len(pointers) * split
 
     def attend_to_memory(
-        self, features: ImageFeatures, memory: Tensor, memory_pos: Tensor, num_pointer_tokens: int
+        self,
+        features: ImageFeatures,
+        memory: Tensor,
+        memory_pos: Tensor,
+        num_pointer_tokens: int,
+        pool: int = 1,
     ) -> Tensor:
-        """Stride-16 features conditioned on memory tokens, (B, C, S/16, S/16)."""
+        """Stride-16 features conditioned on what memory_tokens gave, (B, C, S/16, S/16)."""
         image = features.shared_stride16
         height, width = image.shape[-2:]
         place = sine_encoding_2d(self.config.d_model, height, width, device=image.device)
@@ -208,6 +219,7 @@ class SAM2(nn.Module):
             memory,
             memory_pos,
             num_pointer_tokens,
+            pool,
         )
         return conditioned.transpose(1, 2).unflatten(2, (height, width))
 
