@@ -13,6 +13,7 @@ from torch import Tensor
 from sam2_engine.model import ModelConfig
 
 MemorySelection = Literal["recent", "confident"]
+MemoryTokens = Literal["all", "pooled"]
 """Which tracked frames are remembered: the last ones, as published, or the surest and most diverse.
 """
 CONFIDENT_IOU = 0.5

@@ -29,13 +29,13 @@ from sam2_engine.memory import (
     Memory,
     MemoryBank,
     MemorySelection,
+    MemoryTokens,
 )
 from sam2_engine.model import SAM2, Decoded, ImageFeatures
 from sam2_engine.prompts import Prompt
 
 T = TypeVar("T")
 Direction = Literal["both", "forward", "backward"]
-MemoryTokens = Literal["all", "pooled"]
 
 _FORWARD, _BACKWARD = 1, -1
 _STEPS = {"both": (_FORWARD, _BACKWARD), "forward": (_FORWARD,), "backward": (_BACKWARD,)}

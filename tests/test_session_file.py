@@ -114,7 +114,7 @@ def assert_same(found: Session, expected: Session) -> None:
 
 
 def test_all_of_a_session_comes_back(volume: np.ndarray, path: Path) -> None:
-    session = rich(volume, end_after=3, memory="confident")
+    session = rich(volume, end_after=3, memory="confident", memory_tokens="pooled")
     assert session.prompts_of(SequenceKey.along(0, 3))[2][0].corrects is not None
     save_session(session, path)
     assert [p.name for p in path.parent.iterdir()] == [path.name]

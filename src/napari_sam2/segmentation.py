@@ -16,7 +16,7 @@ from napari_sam2.session import Direction, Session
 from napari_sam2.tasks import LazyModel
 
 if TYPE_CHECKING:
-    from sam2_engine.memory import MemorySelection
+    from sam2_engine.memory import MemorySelection, MemoryTokens
     from sam2_engine.model import SAM2
 
 Box = tuple[float, tuple[float, float, float, float]]
@@ -58,6 +58,7 @@ def segment(
     device: str = "auto",
     window: tuple[float, float] | None = None,
     memory: MemorySelection = "recent",
+    memory_tokens: MemoryTokens = "all",
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Segment objects through a volume or time-lapse, from prompts on a few of its slices.
@@ -81,7 +82,7 @@ def segment(
         "auto", "cpu", "cuda" or "mps".
     window: the intensities shown as black and white; by default the 0.5 and 99.5 percentiles of the
         volume.
-    memory: as for `Session`; "confident" for slices in no order.
+    memory, memory_tokens: as for `Session`; "confident" for slices in no order, "pooled" for speed.
     progress: called as progress(done, total) after every slice.
 
     Returns labels (z, y, x) in the smallest unsigned integer type that holds the ids; 0 is
@@ -122,6 +123,7 @@ def segment(
         spacing=spacing,
         labels=labels,
         memory=memory,
+        memory_tokens=memory_tokens,
     )
     session.show(SequenceKey.along(axis, 3))
     for (object_id, frame), prompt in sorted(prompts.items(), key=lambda item: item[0]):

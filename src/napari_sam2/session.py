@@ -48,7 +48,7 @@ from napari_sam2.tasks import Engine, LazyModel, Source, Step, Task, basis
 from napari_sam2.windows import window_for
 
 if TYPE_CHECKING:
-    from sam2_engine.memory import MemorySelection
+    from sam2_engine.memory import MemorySelection, MemoryTokens
     from sam2_engine.model import SAM2
 
 Direction = Literal["both", "forward", "backward"]
@@ -101,6 +101,7 @@ class Session:
         overwrite: bool = False,
         end_after: int | None = None,
         memory: MemorySelection = "recent",
+        memory_tokens: MemoryTokens = "all",
     ) -> None:
         """
         Args:
@@ -117,6 +118,8 @@ class Session:
                 None to look for it to the last slice.
             memory: which slices are remembered on the way, as for `SequencePredictor`: the
                 "recent" ones, or the "confident" ones, wherever they lie.
+            memory_tokens: "pooled" looks at a quarter of each memory, which is quicker and changes
+                masks a little.
 
         Raises ValueError where image or labels cannot be used; the message says why.
         """
@@ -134,6 +137,7 @@ class Session:
         self.end_after = end_after
         """Change it at any time, as `model`."""
         self.memory: MemorySelection = memory
+        self.memory_tokens: MemoryTokens = memory_tokens
         """Change it at any time, as `model`."""
         self.history = History()
         self._views = {self.view.key: self.view}
@@ -143,7 +147,8 @@ class Session:
         self._unwritten: dict[tuple[SequenceKey, int], None] = {}  # in the order in which they come
         self._first: int | None = None  # the only frame that is written at once
         self._last_id = 0
-        self._last_source = Source(self.model, self.window, self.end_after, self.memory)
+        self._branched: WeakKeyDictionary[Session, dict[Cell, Any]] = WeakKeyDictionary()
+        self._last_source = self._asked_source()
         self._engine = Engine()
 
     # -- objects -------------------------------------------------------------------------------
@@ -906,6 +911,7 @@ class Session:
                 self._last_id,
                 self.parents,
                 self.no_divisions,
+                self.memory_tokens,
             )
 
     def restore(self, state: SessionState, trust: bool = True) -> None:
@@ -920,6 +926,7 @@ class Session:
         for output in self._single.values():
             output.clear()
         self.window, self.end_after, self.memory = state.window, state.end_after, state.memory
+        self.memory_tokens = state.memory_tokens
         self._last_id = state.last_id
         self._output.claim(state.objects)
         with self.history.lock:
@@ -940,6 +947,66 @@ class Session:
         self.view = self.view_of(state.shown)
         self.objects_changed.emit()
         self.prompts_replaced.emit()
+
+    # -- work in another thread ----------------------------------------------------------------
+
+    def branch(self) -> Session:
+        """A session of its own that goes on from here, for work that takes long in another thread.
+
+        `take_branch` takes over what becomes of it.
+        """
+        other = Session(
+            self.image,
+            self.model,
+            window=self.window,
+            end_after=self.end_after,
+            memory=self.memory,
+            memory_tokens=self.memory_tokens,
+            **self._how,
+        )
+        with self.history.lock:
+            self._branched[other] = self._records.cells()
+        for (number, place, frame), value in self._branched[other].items():
+            other._records.tables[number].put(place, frame, value)
+        other._last_id = self._last_id
+        other.show(self.view.key)
+        return other
+
+    def take_branch(self, branch: Session, label: str) -> list[int]:
+        """Take over what has changed in a branch, in one step of undo. Returns its new objects.
+
+        What has changed here meanwhile is kept. A new object whose id is taken gets another one.
+        label: of the step, for people.
+        """
+        before = self._branched.pop(branch)
+        after, now, records = branch._records.cells(), self._records.cells(), self._records
+        known = {records.object_of(cell) for cell in before}
+        own = {new: new for new in branch.objects if new not in known}
+        self._last_id = max(self._last_id, branch._last_id)
+        for new in own.keys() & self.objects.keys():
+            self._last_id += 1
+            own[new] = self._last_id
+        frames: dict[SequenceKey, set[int]] = defaultdict(set)
+        with self.history.change(label):
+            for old in before.keys() | after.keys():
+                value, object_id = after.get(old), records.object_of(old)
+                cell = records.with_object(old, own.get(object_id, object_id))
+                is_same = value is before.get(old) or now.get(cell) is not before.get(old)
+                if is_same or (object_id not in own and object_id not in self.objects):
+                    continue
+                number, place, frame = cell
+                if isinstance(value, int):  # a parent
+                    value = own.get(value, value)
+                records.tables[number].set(place, frame, value)
+                if isinstance(place, tuple):
+                    frames[place[0]].add(frame)
+            links = records.parents.items()
+            records.set_parents({d: p for d, p in links if {d, p} <= self.objects.keys()})
+            for key, changed in frames.items():
+                self._write(self.view_of(key), sorted(changed))
+        self.objects_changed.emit()
+        self.prompts_replaced.emit()
+        return sorted(set(own.values()) & self.objects.keys())
 
     # -- masks ---------------------------------------------------------------------------------
 
@@ -1239,10 +1306,13 @@ class Session:
 
     @property
     def _source(self) -> Source:
-        source = Source(self.model, self.window, self.end_after, self.memory)
+        source = self._asked_source()
         if source != self._last_source:
             self._last_source = source
         return self._last_source  # the same object: it is compared often, and then quickly
+
+    def _asked_source(self) -> Source:
+        return Source(self.model, self.window, self.end_after, self.memory, self.memory_tokens)
 
     def _restored(self, change: Change | None) -> str | None:
         """Show what undo or redo has changed."""

@@ -39,7 +39,7 @@ from napari_sam2.slice_data import (
 )
 
 if TYPE_CHECKING:
-    from sam2_engine.memory import MemorySelection
+    from sam2_engine.memory import MemorySelection, MemoryTokens
 
 V = TypeVar("V")
 _FORMAT, _VERSION = "napari-sam2 session", 1
@@ -261,6 +261,7 @@ def _to_json(saved: SavedSession, names: Mapping[Place, list[str]]) -> dict[str,
         "window": state.window,
         "end_after": state.end_after,
         "memory": state.memory,
+        "memory_tokens": state.memory_tokens,
         "last_id": state.last_id,
         "shown": _key_json(state.shown),
         "objects": [
@@ -433,6 +434,7 @@ def _from_json(content: Mapping[str, Any], file: zipfile.ZipFile) -> SavedSessio
             _whole(one["object"], 1): frozenset(map(_whole, one["slices"]))
             for one in content.get("no_divisions", ())
         },
+        memory_tokens=_memory_tokens(content.get("memory_tokens", "all")),
     )
     model = content["model"]
     return SavedSession(
@@ -642,6 +644,13 @@ def _memory(value: Any) -> MemorySelection:
         raise ValueError(f"{value!r} should be recent or confident.")
     selection: MemorySelection = value
     return selection
+
+
+def _memory_tokens(value: Any) -> MemoryTokens:
+    if value not in ("all", "pooled"):
+        raise ValueError(f"{value!r} should be all or pooled.")
+    tokens: MemoryTokens = value
+    return tokens
 
 
 def _sign(label: Any) -> int:

@@ -14,7 +14,7 @@ from napari_sam2.lineage import split_mask
 from napari_sam2.sequence_view import SequenceKey, Windows
 
 if TYPE_CHECKING:
-    from sam2_engine.memory import MemorySelection
+    from sam2_engine.memory import MemorySelection, MemoryTokens
 
 Box = tuple[float, float, float, float]
 Keep = Literal["approved", "locked"]
@@ -399,6 +399,7 @@ class SessionState:
     """Daughter -> parent."""
     no_divisions: Mapping[int, frozenset[int]] = field(default_factory=dict)
     """Object -> frames of proposals that a person has rejected."""
+    memory_tokens: MemoryTokens = "all"
 
 
 def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice] | None:

@@ -19,7 +19,7 @@ from napari_sam2.slice_data import Basis, ObjectMask, SlicePrompts
 
 if TYPE_CHECKING:
     from sam2_engine.frames import Geometry
-    from sam2_engine.memory import MemorySelection
+    from sam2_engine.memory import MemorySelection, MemoryTokens
     from sam2_engine.model import SAM2
     from sam2_engine.sequence import SequencePredictor
 
@@ -97,6 +97,8 @@ class Source:
     """Frames in a row without an object after which it is taken to have ended."""
     memory: MemorySelection = "recent"
     """Which tracked frames are remembered, as for `SequencePredictor`."""
+    memory_tokens: MemoryTokens = "all"
+    """How much of each is looked at, as for `SequencePredictor`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +202,7 @@ class Engine:
             max_prompted_frames="adjacent",
             end_after=source.end_after,
             memory=source.memory,
+            memory_tokens=source.memory_tokens,
             store=feature_files(source.model),
         )
         preview = SequencePredictor(
@@ -210,7 +213,7 @@ class Engine:
             pixel_size=task.view.pixel_size,
             refine_clicks=True,
         )
-        alike = known and replace(source, end_after=known[1].end_after, memory=known[1].memory)
+        alike = known and replace(known[1], model=source.model, window=source.window)
         if known and known == (task.view, alike):
             tracker.features = self._tracker.features  # of the same frames, model and window
         preview.features = tracker.features

@@ -67,6 +67,8 @@ def add_segment(commands: Any) -> None:
         "which suits images in no order"
     )
     add("--memory", choices=("recent", "confident"), default="recent", help=help_)
+    help_ = "pooled: look at a quarter of each remembered slice, which is quicker, less exact"
+    add("--memory-tokens", choices=("all", "pooled"), default="all", help=help_)
     add_model_and_window(segment)
     add_output(segment)
     segment.set_defaults(run=_segment)
@@ -116,6 +118,7 @@ def _segment(options: argparse.Namespace) -> int:
                 device=options.device,
                 window=window,
                 memory=options.memory,
+                memory_tokens=options.memory_tokens,
                 progress=bar.update,
             )
         finally:
