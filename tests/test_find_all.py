@@ -147,3 +147,43 @@ def test_an_empty_slice_says_so(desk):
     finder = search(d)
     assert "Nothing was found" in finder.status.text()
     assert finder.layer is None and not finder.add_button.isEnabled()
+
+
+def test_all_objects_of_the_sequence_are_found_and_followed(finder_desk):
+    d, truth = finder_desk, nuclei()[1]
+    finder = d.widget.finder
+    finder.seeds.setCurrentIndex(finder.seeds.findData("classical"))
+    finder.diameter.setValue(18)
+    finder.every.setValue(2)
+    d.press(finder.whole_button)
+    assert finder.stop_button.isEnabled() and not finder.whole_button.isEnabled()
+    d.session.edit_object(1, name="mine")  # meanwhile, a person goes on
+    d.qtbot.waitUntil(lambda: not finder.is_busy, timeout=TIMEOUT)
+    d.settle()
+    assert (finder.progress.value(), finder.progress.maximum()) == (2, 2)
+    labels = d.session.labels
+    assert all(len(np.unique(labels[t])) > 4 for t in range(3))
+    assert average_precision(labels[1], truth, 0.5) > 0.5
+    assert d.session.objects[1].name == "mine"
+    assert f"{len(d.session.masks)} objects have masks now" in d.status
+    assert d.session.history.undo_label == "Find throughout"
+    d.press(d.panel.undo)
+    assert not d.session.labels.any() and list(d.session.objects) == [1]
+    d.press(d.panel.redo)
+    assert all(len(np.unique(d.session.labels[t])) > 4 for t in range(3))
+
+
+def test_a_search_of_the_sequence_is_stopped(finder_desk):
+    d = finder_desk
+    finder = d.widget.finder
+    finder.seeds.setCurrentIndex(finder.seeds.findData("classical"))
+    finder.diameter.setValue(18)
+    finder.every.setValue(1)
+    d.press(finder.whole_button)
+    d.qtbot.waitUntil(lambda: finder.progress.maximum() == 3, timeout=TIMEOUT)
+    d.press(finder.stop_button)
+    d.qtbot.waitUntil(lambda: not finder.is_busy, timeout=TIMEOUT)
+    assert "Stopped" in d.status and finder.whole_button.isEnabled()
+    if d.session.history.undo_label == "Find throughout":
+        d.press(d.panel.undo)
+    assert not d.session.labels.any()

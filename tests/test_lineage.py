@@ -330,3 +330,43 @@ def changed(session: Session, folder: Path, change: Callable[[dict[str, Any]], o
                 change(loaded)
                 content = json.dumps(loaded).encode()
             new.writestr(name, content)
+
+
+# -- branches ------------------------------------------------------------------------------------
+
+
+def test_what_a_branch_has_changed_is_taken_over_in_one_step(session):
+    session.set_division(1, [2, 3])
+    before = session.labels.copy()
+    branch = session.branch()
+    assert branch.parents == session.parents and branch.life(1) == session.life(1)
+    np.testing.assert_array_equal(branch.masks_of(2)[5].logits, session.masks_of(2)[5].logits)
+    new = branch.cut_object(4, 4)
+    branch.set_parent(new, 4)
+    branch.remove_object(3)
+    np.testing.assert_array_equal(session.labels, before)
+
+    mine = session.add_object("mine")  # meanwhile; it has the id of the branch's new object
+    assert mine == new
+    session.paint(2, 6, TRUTH[6] == 4)
+    session.edit_object(1, name="mother")
+    meanwhile = session.labels.copy()
+    (taken,) = session.take_branch(branch, "Work")
+    assert taken not in (new, mine) and session.objects[mine].name == "mine"
+    assert session.parents == {2: 1, taken: 4}
+    assert min(session.masks_of(taken)) == 4 and max(session.masks_of(4)) == 3
+    assert 3 not in session.objects and session.objects[1].name == "mother"
+    np.testing.assert_array_equal(session.labels[6] == 2, TRUTH[6] == 4)
+    assert session.undo() == "Work"
+    np.testing.assert_array_equal(session.labels, meanwhile)
+    assert session.parents == {2: 1, 3: 1}
+
+
+def test_an_object_that_is_deleted_meanwhile_stays_so(session):
+    branch = session.branch()
+    branch.set_division(1, [2, 3])
+    branch.keep(3, [5])
+    session.remove_object(3)
+    assert session.take_branch(branch, "Work") == []
+    assert 3 not in session.objects and session.parents == {2: 1}
+    assert not (session.labels == 3).any()

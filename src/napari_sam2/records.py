@@ -28,6 +28,10 @@ from napari_sam2.tasks import Source, basis
 _ALL = "objects"  # the one place of each table that has a row for an object
 
 
+Cell = tuple[int, Any, int]
+"""A table's number in `Records.tables`, a place, and a frame (or an object)."""
+
+
 class Records:
     """What is said, kept and found of objects, and what follows from that; no labels are written.
 
@@ -47,6 +51,33 @@ class Records:
         self._lives: Cells[Life] = Cells(history)  # all at frame 0
         self._parents: Cells[int] = Cells(history)
         self._no_divisions: Cells[frozenset[int]] = Cells(history)
+
+    @property
+    def tables(self) -> tuple[Cells[Any], ...]:
+        """All there is, in one order."""
+        said = self._objects, self.prompts, self.kept, self.found, self._tracked
+        return *said, self._lives, self._parents, self._no_divisions
+
+    def cells(self) -> dict[Cell, Any]:
+        """The value of every cell that has one."""
+        return {
+            (number, place, frame): value
+            for number, table in enumerate(self.tables)
+            for place in table.places
+            for frame, value in table.at(place).items()
+        }
+
+    def object_of(self, cell: Cell) -> int:
+        """The object that a cell says something of."""
+        _, place, frame = cell
+        return int(frame if place == _ALL else place[1])
+
+    def with_object(self, cell: Cell, object_id: int) -> Cell:
+        """The cell that says the same of another object."""
+        number, place, frame = cell
+        return (
+            (number, place, object_id) if place == _ALL else (number, (place[0], object_id), frame)
+        )
 
     # -- objects -------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ ids = find_throughout(session, every=5, seeds="classical", diameter=18)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,8 @@ def find_throughout(
     if that holds since the later one began; else the one of which the model is less sure ends where
     they met.
 
-    Objects that were there before take part; those that are locked, or have approved or locked
+    Objects that were there before take part, and those that nobody has marked or named become the
+    first that are found; those that are locked, or have approved or locked
     slices, are neither joined nor ended.
 
     Args:
@@ -53,11 +54,34 @@ def find_throughout(
     Raises ValueError for a step below 1 and as `find_all` does; what `sam2_engine.load_model`
     raises.
     """
+    steps = throughout_steps(session, every, seeds, diameter, rules)
+    while True:
+        try:
+            done, total = next(steps)
+        except StopIteration as end:
+            ids: list[int] = end.value
+            return ids
+        if progress is not None and done:
+            progress(done, total)
+
+
+def throughout_steps(
+    session: Session,
+    every: int = 10,
+    seeds: Any = "classical",
+    diameter: float | None = None,
+    rules: Rules | None = None,
+) -> Generator[tuple[int, int], None, list[int]]:
+    """As `find_throughout`, in steps; close it to stop and keep what is found by then.
+
+    Yields how many key frames are done, of how many, when one is done; and (0, all) in between.
+    """
     if every < 1:
         raise ValueError(f"Key frames are 1 or more frames apart, not {every}.")
     keys = list(range(0, len(session.view), every))
     added: set[int] = set()
     ended: set[int] = set()
+    waiting = session.untouched_objects
     with session.history.change("Find throughout"):
         for index, key in enumerate(keys):
             before = keys[index - 1] if index else 0
@@ -65,17 +89,20 @@ def find_throughout(
                 _join(session, before, key, ended)
                 ended |= session.objects.keys() - _masks_on(session, key).keys()
             found = find_all(session, key, seeds, diameter=diameter, rules=rules)
-            new = add_all(session, key, list(_unknown(session, key, found)))
+            yield 0, len(keys)
+            new = add_all(session, key, list(_unknown(session, key, found)), waiting)
+            waiting = [i for i in waiting if i not in new]
             added |= set(new)
             if new and key > before:
-                session.propagate(objects=new, start=before + 1, stop=key)
+                for _ in session.propagation(objects=new, start=before + 1, stop=key):
+                    yield 0, len(keys)
                 _join(session, before, key, ended)
             after = keys[index + 1] if index + 1 < len(keys) else len(session.view) - 1
             going = (session.prompted_objects & set(session.objects)) - ended
             if going and after > key:
-                session.propagate(objects=going, start=key, stop=after)
-            if progress is not None:
-                progress(index + 1, len(keys))
+                for _ in session.propagation(objects=going, start=key, stop=after):
+                    yield 0, len(keys)
+            yield index + 1, len(keys)
         _join(session, keys[-1], len(session.view) - 1, ended)
     return sorted(added & session.objects.keys())
 

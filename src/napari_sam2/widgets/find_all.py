@@ -24,7 +24,9 @@ from qtpy.QtWidgets import (
 
 from napari_sam2.automatic import add_all, search_all
 from napari_sam2.prompt_layers import new_labels_layer
+from napari_sam2.session import Session
 from napari_sam2.tasks import Task
+from napari_sam2.throughout import throughout_steps
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.worker import Worker
@@ -39,6 +41,7 @@ _SEEDS = {
 }
 _TILES = {0: "the whole slice", 1: "tiles in full resolution", 2: "tiles, enlarged twice"}
 _LAYER_NAME = "Found, not yet objects"
+_EVERY = 5  # slices from one on which objects are looked for to the next
 _MANY = 20  # objects whose clicks would hide them
 
 
@@ -78,9 +81,21 @@ class FindAll(QWidget):
         self.find_button.setToolTip("Look for objects on the slice that the viewer shows.")
         self.stop_button = QPushButton("Stop")
         self.stop_button.setToolTip("Stop; what has been found so far is kept.")
+        self.every = QSpinBox()
+        self.every.setRange(1, 999)
+        self.every.setValue(_EVERY)
+        self.every.setPrefix("on every ")
+        self.every.setSuffix(". slice")
+        self.every.setToolTip(
+            "Objects are looked for on these slices, and followed through those between. Objects "
+            "that are there for a shorter time may be missed."
+        )
+        self.whole_button = QPushButton("Whole sequence")
+        self.whole_button.setToolTip(
+            "Find all objects of all slices and follow them. One Undo takes all of it back."
+        )
         self.progress = QProgressBar()
-        self.progress.setFormat("%v of %m places")
-        self.progress.setToolTip("Places at which the model has been asked for an object.")
+        self.progress.setToolTip("How far it is.")
         self.score, self.smallest, self.largest = (
             QSlider(Qt.Orientation.Horizontal) for _ in range(3)
         )
@@ -98,6 +113,7 @@ class FindAll(QWidget):
         self._lay_out()
 
         self.find_button.clicked.connect(self._on_find)
+        self.whole_button.clicked.connect(self._on_whole)
         self.stop_button.clicked.connect(self._on_stop)
         self.add_button.clicked.connect(self._on_add)
         self.restore_button.clicked.connect(self._on_restore)
@@ -155,9 +171,32 @@ class FindAll(QWidget):
             done=self._on_done,
             failed=self._on_failed,
         )
-        self.progress.setRange(0, 0)
-        self.status.setText("Looking for objects …")
-        self._show_state()
+        self._show_begin("%v of %m places")
+
+    def search_sequence(self) -> None:
+        """Find and follow all objects of the sequence that is shown, in the background."""
+        session = self._context.session
+        if session is None or self._worker.is_running or self._context.is_running:
+            return
+        self.clear()
+        self._marking.take_over_strokes()
+        branch = session.branch()
+        seeds, factor = self.seeds.currentData(), self.tiles.currentData()
+        diameter, every = float(self.diameter.value()) or None, self.every.value()
+
+        def steps() -> Iterator[tuple[int, int]]:
+            size = branch.model.get().image_size // factor if factor else None
+            return throughout_steps(branch, every, seeds, diameter, Rules(tile_size=size))
+
+        from sam2_engine.automatic import Rules
+
+        self._worker.run(
+            steps,
+            each=self._on_sequence_step,
+            done=partial(self._on_sequence_done, session, branch),
+            failed=self._on_failed,
+        )
+        self._show_begin("%v of %m slices searched")
 
     def add(self) -> list[int]:
         """Make those that are shown objects, in one step of undo. Returns their ids."""
@@ -171,9 +210,7 @@ class FindAll(QWidget):
         ids = add_all(
             session, self._frame, [self.candidates[n] for n in chosen], session.untouched_objects
         )
-        marks = self._marking.add_layers()
-        if len(ids) > _MANY:
-            marks.points.visible = False
+        self._show_marks(ids)
         self.clear()
         self._context.changed.emit()
         if ids:
@@ -219,9 +256,23 @@ class FindAll(QWidget):
         self.layer.data[view.index(self._frame)] = numbers[labels]
         self.layer.refresh()
 
+    def _show_begin(self, text: str) -> None:
+        self.progress.setFormat(text)
+        self.progress.setRange(0, 0)
+        self.status.setText("Looking for objects …")
+        self._show_state()
+
+    def _show_marks(self, ids: list[int]) -> None:
+        """The layers of marks and masks, which are not there before the first object."""
+        marks = self._marking.add_layers()
+        if len(ids) > _MANY:
+            marks.points.visible = False
+
     def _show_state(self, *_: object) -> None:
-        is_running = self._worker.is_running
-        self.find_button.setEnabled(not is_running and self._context.session is not None)
+        is_running, session = self._worker.is_running, self._context.session
+        is_free = not is_running and session is not None
+        self.find_button.setEnabled(is_free)
+        self.whole_button.setEnabled(is_free and session is not None and len(session.view) > 1)
         self.stop_button.setEnabled(is_running)
         self.progress.setVisible(is_running)
         seeds = self.seeds.currentData()
@@ -284,6 +335,10 @@ class FindAll(QWidget):
         row.addWidget(self.find_button, 1)
         row.addWidget(self.stop_button)
         layout.addLayout(row)
+        row = QHBoxLayout()
+        row.addWidget(self.whole_button, 1)
+        row.addWidget(self.every)
+        layout.addLayout(row)
         layout.addWidget(self.progress)
         layout.addLayout(sliders)
         row = QHBoxLayout()
@@ -296,6 +351,33 @@ class FindAll(QWidget):
 
     def _on_find(self, *_: object) -> None:
         self.search()
+
+    def _on_whole(self, *_: object) -> None:
+        self.search_sequence()
+
+    def _on_sequence_step(self, step: tuple[int, int]) -> None:
+        done, total = step
+        self.progress.setRange(0, total)
+        if done:
+            self.progress.setValue(done)
+
+    def _on_sequence_done(self, session: Session, branch: Session, stopped: bool) -> None:
+        if session is not self._context.session:
+            self._show_state()
+            self.status.setText("Another image is shown by now, so nothing was added to the first.")
+            return
+        with self._context.in_portions():
+            ids = session.take_branch(branch, "Find throughout")
+        if ids:
+            self._show_marks(ids)
+            self._context.panel.object_id = ids[0]
+        self._context.changed.emit()
+        self._show_state()
+        masks = len(session.masks)
+        many = "1 object has" if masks == 1 else f"{masks} objects have"
+        begin = "Stopped. " if stopped else ""
+        self.status.setText(f"{begin}{many} masks now. Undo takes back what was found.")
+        self._context.panel.say(f"{begin}{many} masks now. Look through them: Next doubtful slice.")
 
     def _on_stop(self, *_: object) -> None:
         self._worker.cancel()
