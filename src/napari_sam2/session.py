@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,7 +29,7 @@ from napari_sam2.alignment import layer_on
 from napari_sam2.history import Change, History
 from napari_sam2.lineage import LineageError, ancestors, divisions, merged, split_mask
 from napari_sam2.output import Entry, Output
-from napari_sam2.records import Records
+from napari_sam2.records import Cell, Records
 from napari_sam2.sequence_view import Channels, SequenceKey, SequenceView, Windows
 from napari_sam2.slice_data import (
     REJECTED,
@@ -124,8 +125,9 @@ class Session:
         Raises ValueError where image or labels cannot be used; the message says why.
         """
         self.image = image
+        self._how: dict[str, Any] = {"rgb": rgb, "channels": channels, "spacing": spacing}
         self._make_view: Callable[[SequenceKey | None], SequenceView] = lambda key: SequenceView(
-            image, key, rgb=rgb, channels=channels, spacing=spacing
+            image, key, **self._how
         )
         self.view = self._make_view(None)
         """The sequence that prompts are set in, as frames."""
