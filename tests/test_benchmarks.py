@@ -444,13 +444,14 @@ def test_the_baseline_is_the_box_of_the_quality_benchmark(model: SAM2) -> None:
 
 
 def test_memory_end_to_end(model: SAM2, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("sam2_engine.weights.load_model", lambda name: model)
+    monkeypatch.setattr("sam2_engine.weights.load_model", lambda name, image_size: model)
     monkeypatch.setattr(memory, "measure_apart", memory.measure)
     out = tmp_path / "memory.json"
     memory.main(["--frames", "2", "5", "--objects", "1", "2", "--json", str(out)])
     rows = json.loads(out.read_text())["rows"]
     cases_run = [(row["objects"], row["frames"]) for row in rows]
     assert cases_run == [(1, 2), (1, 5), (2, 2), (2, 5)]
+    assert {row["resolution"] for row in rows} == {model.image_size}
     assert all(row["peak_mib"] >= row["before_mib"] > 10 for row in rows)
 
 
