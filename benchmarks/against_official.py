@@ -9,7 +9,7 @@ does not; so it has an environment of its own. In this repository's top folder:
 
     python -m venv ../official
     ../official/bin/pip install torch==2.14.1 torchvision==0.29.1
-    ../official/bin/pip install setuptools wheel safetensors huggingface_hub scipy tqdm
+    ../official/bin/pip install setuptools wheel safetensors huggingface_hub platformdirs scipy tqdm
     SAM2_BUILD_CUDA=0 ../official/bin/pip install --no-build-isolation sam2==1.1.0
     ../official/bin/python -m benchmarks.against_official
 """

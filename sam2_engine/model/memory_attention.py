@@ -65,6 +65,7 @@ class RotaryAttention(Attention):
                 scores = linear(queries, keys)
                 torch.softmax(scores, dim=-1, out=scores)
                 out.copy_(linear(scores, values))
+                del scores  # so that the next ones take its place, which is in the cache
         weight = self.out_proj.weight @ self.v_proj.weight
         bias = torch.addmv(self.out_proj.bias, self.out_proj.weight, self.v_proj.bias)
         return linear(averages, weight, bias)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sam2_engine.model.config import HieraConfig, ModelConfig
 from sam2_engine.model.conv_trunk import ConvTrunk
 from sam2_engine.model.hiera import Hiera
-from sam2_engine.model.layers import MLP
+from sam2_engine.model.layers import MLP, recycle_memory
 from sam2_engine.model.mask_decoder import MaskDecoder
 from sam2_engine.model.memory_attention import MemoryAttention
 from sam2_engine.model.memory_encoder import MemoryEncoder
@@ -101,6 +101,7 @@ class SAM2(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        recycle_memory()
         self.config = config
         d_model, memory_dim = config.d_model, config.memory_dim
         self.image_encoder = ImageEncoder(config)
