@@ -84,8 +84,8 @@ class FindAll(QWidget):
         self.every = QSpinBox()
         self.every.setRange(1, 999)
         self.every.setValue(_EVERY)
-        self.every.setPrefix("on every ")
-        self.every.setSuffix(". slice")
+        self.every.setPrefix("every ")
+        self.every.setSuffix(" slices")
         self.every.setToolTip(
             "Objects are looked for on these slices, and followed through those between. Objects "
             "that are there for a shorter time may be missed."

@@ -75,6 +75,7 @@ class TracksLayer:
             colormaps_dict={_COLOUR: colormap},
             color_by=_COLOUR,
             tail_width=3,
+            blending="translucent",  # else the colours are others than those of the masks
             **place,
         )
         labels = work.labels
