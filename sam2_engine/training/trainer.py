@@ -8,6 +8,7 @@ import json
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,7 +36,8 @@ _REPORT_EVERY = 20
 _GEOMETRY_IMAGES = 4  # whose features the prompts of a geometry step share
 _EMA_DECAY = 0.99
 _CLIP_NORM = 1.0
-_MOST_KEPT = 128  # batches whose features are kept
+_FEWEST_KEPT = 8  # batches with features before any comes again, if they fit
+_RENEWED = 4  # then one of so many steps draws a new one
 
 
 @dataclass(frozen=True)
@@ -443,29 +445,32 @@ def load_average(path: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def _kept(dataset: BatchDataset, model: SAM2, start: int, most_bytes: int) -> Iterator[Batch]:
-    """Endless batches with features, as many different ones as fit in the memory, in turn.
+    """Endless batches with features, of which as many are kept as fit in the memory.
 
-    Batches that come again cost no encoding; there are at most as many as keep variety worth it.
+    Kept ones come in turn, and cost neither drawing nor encoding. One in a few is new, and where
+    there is no room it takes the place of the oldest.
     """
-    kept: list[Batch] = []
+    kept: deque[Batch] = deque()
     number = start
-    capacity = _MOST_KEPT
     while True:
-        if len(kept) < capacity:
+        if len(kept) < _FEWEST_KEPT or number % _RENEWED == 0:
             batch = dataset[number].to(model.device)
             with torch.no_grad():
                 features = model.encode_image(batch.images.flatten(0, 1))
             half = ImageFeatures(*(level.to(torch.float16) for level in features))
-            size = sum(level.nbytes for level in half) + batch.masks.nbytes
             # The images are done with; what follows asks for their shape alone.
-            shape = batch.images.shape
-            blank = torch.zeros((), device=model.device).expand(shape)
+            blank = torch.zeros((), device=model.device).expand(batch.images.shape)
             kept.append(replace(batch, images=blank, features=half))
-            capacity = max(1, min(_MOST_KEPT, most_bytes // size))
-        batch = kept[number % len(kept)] if len(kept) >= capacity else kept[-1]
+            while len(kept) > 1 and sum(map(_num_bytes, kept)) > most_bytes:
+                kept.popleft()
+        batch = kept[number % len(kept)]
         features = ImageFeatures(*(level.to(model.dtype) for level in batch.features or ()))
         yield replace(batch, features=features)
         number += 1
+
+
+def _num_bytes(batch: Batch) -> int:
+    return batch.masks.nbytes + sum(level.nbytes for level in batch.features or ())
 
 
 def _freeze(model: SAM2, whole_trunk: bool, encoder: bool = False) -> None:

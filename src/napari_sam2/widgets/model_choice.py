@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from qtpy.QtCore import QObject, Qt, Signal
 from qtpy.QtWidgets import QFileDialog
@@ -20,6 +21,24 @@ _FILE = "file …"
 _FILTER = "Checkpoints (*.pt *.pth *.safetensors);;All files (*)"
 
 
+_CHOICES: WeakSet[ModelChoice] = WeakSet()
+"""Those of all widgets that are open."""
+
+
+def use_everywhere(name: str) -> bool:
+    """List a model in every widget that is open, and use it there; False if there is none.
+
+    It is remembered for widgets that are opened later.
+    """
+    choices.remember(model=name)
+    for one in list(_CHOICES):
+        try:
+            one.choose(name, one.model.device)
+        except RuntimeError:  # Qt has destroyed it with its window
+            _CHOICES.discard(one)
+    return bool(_CHOICES)
+
+
 class ModelChoice(QObject):
     """Shows models and devices in the panel, and loads what is chosen in a thread of its own.
 
@@ -33,6 +52,7 @@ class ModelChoice(QObject):
     def __init__(self, panel: Panel, model: SAM2 | str | None, device: str) -> None:
         """model: a name or a loaded model; None for the one that was chosen last."""
         super().__init__(panel)
+        _CHOICES.add(self)
         self.model = LazyModel("nano" if model is None else model, device)
         """The one in use."""
         self.worker = Worker(self, self._show_download)
@@ -95,6 +115,7 @@ class ModelChoice(QObject):
 
     def close(self) -> None:
         """End the thread."""
+        _CHOICES.discard(self)
         self.stop_download()
         self.worker.close()
 
