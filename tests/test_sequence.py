@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gc
 import itertools
+import mmap
+import platform
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -715,3 +719,26 @@ def test_half_precision_changes_few_pixels_of_real_images() -> None:
         masks.append(np.stack([result.masks for result in p.propagate()]))
     assert half.dtype == torch.float16 and masks[0].any(axis=(2, 3)).all()
     assert (masks[0] != masks[1]).sum() <= 0.005 * masks[0].sum()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library is asked")
+def test_freed_arrays_are_kept_for_the_next_ones() -> None:
+    script = """
+import resource, sys, torch
+from sam2_engine.model.layers import recycle_memory
+if sys.argv[1] == "recycle":
+    recycle_memory()
+for turn in range(11):
+    if turn == 1:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    arrays = [torch.zeros(4 << 20) for _ in range(3)]
+    del arrays
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {
+        how: int(subprocess.check_output([sys.executable, "-c", script, how], text=True))
+        for how in ("recycle", "as it is")
+    }
+    pages = 10 * 3 * (16 << 20) // mmap.PAGESIZE
+    assert faults["recycle"] < 0.1 * pages, faults
+    assert faults["as it is"] > 0.5 * pages, "if not, nothing has to be done about it any more"
