@@ -46,6 +46,7 @@ def pattern(n: int) -> np.ndarray:
 def change(work: Session, n: int) -> None:
     """Something to save that tells how often this was called."""
     work.paint(1, n % SHAPE[0], pattern(n))
+    work.reject_division(1, n % SHAPE[0])
     work.edit_object(1, name=str(n))
 
 
@@ -53,7 +54,8 @@ def saved(path: Path) -> int:
     """The last change that a file has; what belongs to it must be there."""
     state = read_session(path).state
     n = int(state.objects[1].name)
-    (known,) = state.sequences.values()
+    (known,) = (known for (_, object_id), known in state.sequences.items() if object_id == 1)
+    assert n % SHAPE[0] in state.no_divisions[1]
     mask = known.prompts[n % SHAPE[0]].mask
     assert mask is not None
     np.testing.assert_array_equal(mask.on_frame(SHAPE[1:]), pattern(n))
@@ -73,7 +75,11 @@ def until(is_so: Callable[[], bool], seconds: float = 30) -> None:
 def work_until_killed(folder: Path, seconds: float, done: Any) -> None:
     recovery.FOLDER = folder
     work = session()
-    work.add_object()
+    for frames in (range(1), range(3), range(5, 9), range(5, 9)):  # the last two are daughters
+        object_id = work.add_object()
+        for frame in frames:
+            work.paint(object_id, frame, pattern(object_id))
+    work.set_division(2, [3, 4])
     autosave = Autosave(work, seconds=seconds)
     for n in range(10**9):
         change(work, n)
@@ -108,6 +114,11 @@ def test_a_killed_process_loses_the_last_seconds_only(folder: Path) -> None:
         path = find_recovery(image())
         assert path is not None
         last = saved(path)
+        state = read_session(path).state
+        assert state.parents == {3: 2, 4: 2}
+        assert {i: known.life for (_, i), known in state.sequences.items() if i > 1} == {
+            2: (0, 2), 3: (5, None), 4: (5, None),
+        }  # fmt: skip
         lost = [when for n, when in changes.items() if n > last]
         assert killed - min(lost, default=killed) < LOST
         forget_recovery(path)

@@ -209,6 +209,40 @@ class Hands:
         self.press(finder.add_button)
         self.found += len(self.d.session.objects) > before
 
+    def do_find_throughout(self) -> None:
+        """Look for objects on all slices, and stop that or not."""
+        finder = self.d.widget.finder
+        if len(self.d.session.objects) < MOST_OBJECTS and self.rng.random() < 0.3:
+            self.press(self.d.panel.find_all)
+            finder.seeds.setCurrentIndex(finder.seeds.findData("classical"))
+            self.press(finder.whole_button)
+            if self.rng.random() < 0.5:
+                self.press(finder.stop_button)
+
+    def do_tracks(self) -> None:
+        """Change tracks by hand, or judge a division that is proposed."""
+        window = self.d.widget.tracks
+        if not window.isVisible():
+            self.press(self.d.panel.tracks)
+        self.select_some()
+        by_hand = [window.link, window.unlink, window.join]
+        if len(self.d.session.objects) < MOST_OBJECTS:
+            by_hand += [window.cut, window.divide]
+        self.press(*by_hand, window.next, window.accept, window.reject)
+
+    def do_show_tracks(self) -> None:
+        if not self.has_seen_3d:  # as for do_remove_layer
+            self.d.widget.tracks.show_layer.click()
+
+    def select_some(self) -> None:
+        """Select two rows of the table of objects, if there are two."""
+        self.on_a_slice()
+        table = self.d.panel.objects
+        for held in (NONE, CONTROL):
+            item = table.item(int(self.rng.integers(table.rowCount())), NAME)
+            at = table.visualItemRect(item).center()
+            self.d.qtbot.mouseClick(table.viewport(), Qt.MouseButton.LeftButton, held, at)
+
     def do_keep(self) -> None:
         self.on_a_slice()
         self.press(self.d.panel.approve, self.d.panel.lock, self.d.panel.unpaint)
@@ -258,7 +292,8 @@ class Hands:
         """
         if self.has_seen_3d:
             return
-        for layer in (self.d.widget.points_layer, self.d.widget.labels_layer):
+        tracks = self.d.widget.tracks.layer.layer
+        for layer in (self.d.widget.points_layer, self.d.widget.labels_layer, tracks):
             if layer is not None and self.rng.random() < 0.3:
                 self.d.viewer.layers.remove(layer)
 
@@ -289,6 +324,7 @@ def test_random_work_ends_with_the_masks_of_a_fresh_replay(desk, tmp_path, seed,
             d.settle()
     d.qtbot.wait(600)  # the contrast limits settle
     d.settle()
+    d.qtbot.waitUntil(lambda: not d.widget.is_busy, timeout=TIMEOUT)
     assert hands.mishaps == [], done
     assert hands.found, "no object was found and added"
     assert d.session.prompted_sequences

@@ -170,8 +170,10 @@ def _end_weaker(
         surety[object_id] = float(np.mean(own))
     weaker = min((one, other), key=lambda i: (surety[i], -i))
     nothing = np.zeros(session.view.frame_shape, np.bool_)
+    life = session.life(weaker)
     for frame in range(met, last + 1):
-        session.paint(weaker, frame, nothing)
+        if life.has(frame):
+            session.paint(weaker, frame, nothing)
     ended.add(weaker)
 
 

@@ -176,7 +176,10 @@ class FindAll(QWidget):
     def search_sequence(self) -> None:
         """Find and follow all objects of the sequence that is shown, in the background."""
         session = self._context.session
-        if session is None or self._worker.is_running or self._context.is_running:
+        if session is None or self._worker.is_running:
+            return
+        if self._context.is_running:
+            self.status.setText("Objects are being followed: wait for that, or press Stop there.")
             return
         self.clear()
         self._marking.take_over_strokes()
