@@ -33,7 +33,9 @@ def masks(model: SAM2, store: FeatureFiles | None, window=(0.0, 1.0), **options)
 def counted(model: SAM2, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows with every frame that is encoded."""
     encode, calls = model.encode_image, []
-    monkeypatch.setattr(model, "encode_image", lambda image: calls.append(1) or encode(image))
+    monkeypatch.setattr(
+        model, "encode_image", lambda images: calls.extend([1] * len(images)) or encode(images)
+    )
     return calls
 
 
