@@ -249,11 +249,13 @@ def finetune(
 
 def check_model_target(path: Path, overwrite: bool = False) -> None:
     """Raises WriteError where a model cannot be written to a path."""
-    from sam2_engine.weights.registry import MODELS
+    # Not from its module: threads that import a package and a module of it at once can deadlock.
+    from sam2_engine.weights import model_info
 
     if path.suffix != _SUFFIX:
         raise WriteError(f"{path} must end in {_SUFFIX}.")
-    if path.stem in MODELS:
+    info = model_info(path.stem)
+    if info is not None and not info.is_own:
         raise WriteError(f"{path.stem} is the name of a published model; choose another one.")
     if not path.parent.is_dir():
         raise WriteError(f"There is no folder {path.parent} to write {path.name} to.")
