@@ -115,11 +115,14 @@ def assert_same(found: Session, expected: Session) -> None:
 
 def test_all_of_a_session_comes_back(volume: np.ndarray, path: Path) -> None:
     session = rich(volume, end_after=3, memory="confident", memory_tokens="pooled")
+    session.spend(2, 70)
+    session.spend(2, 5.5)
     assert session.prompts_of(SequenceKey.along(0, 3))[2][0].corrects is not None
     save_session(session, path)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     opened = open_session(path, volume, model=small_model(), warn=pytest.fail)
     assert_same(opened, session)
+    assert opened.seconds == {2: 75.5}
     assert opened.history.undo_label is None
     np.testing.assert_array_equal(read_session(path).labels(), session.labels)
     for one in (session, opened):

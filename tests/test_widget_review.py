@@ -204,3 +204,23 @@ def test_approved_masks_become_a_layer_that_can_be_saved(desk, tmp_path):
     (path,) = write_nifti(str(tmp_path / "approved.nii.gz"), data, meta)
     saved = read_volume(path)
     np.testing.assert_array_equal(saved.array, layer.data)
+
+
+def test_time_counts_for_the_object_that_was_selected_but_not_breaks(desk, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("napari_sam2.widgets.effort.monotonic", lambda: now[0])
+    d = desk()
+    d.panel.object_id = 1
+    d.go_to(2)
+    before = dict(d.session.seconds)
+    now[0] += 40
+    d.go_to(3)
+    now[0] += 500  # a break
+    d.go_to(4)
+    now[0] += 50
+    d.press(d.panel.new)
+    now[0] += 30  # on the new object
+    d.go_to(1)
+    spent = {i: s - before.get(i, 0) for i, s in d.session.seconds.items()}
+    assert spent == {1: 90, 2: 30}
+    d.qtbot.waitUntil(lambda: "Your time: 1 min 30 s." in d.panel.objects.item(0, NAME).toolTip())

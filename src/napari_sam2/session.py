@@ -149,6 +149,7 @@ class Session:
         self._unwritten: dict[tuple[SequenceKey, int], None] = {}  # in the order in which they come
         self._first: int | None = None  # the only frame that is written at once
         self._last_id = 0
+        self._seconds: dict[int, float] = {}
         self._branched: WeakKeyDictionary[Session, dict[Cell, Any]] = WeakKeyDictionary()
         self._last_source = self._asked_source()
         self._engine = Engine()
@@ -214,6 +215,16 @@ class Session:
             score=float(np.mean(scores)) if scores else None,
             stale=len(self.stale(object_id)),
         )
+
+    @property
+    def seconds(self) -> Mapping[int, float]:
+        """Object -> the time that a person has spent on it, as `spend` was told."""
+        return {i: seconds for i, seconds in self._seconds.items() if i in self.objects}
+
+    def spend(self, object_id: int, seconds: float) -> None:
+        """A person has worked on an object for some time. Undo does not give it back."""
+        self._check_object(object_id)
+        self._seconds[object_id] = self._seconds.get(object_id, 0.0) + seconds
 
     def remove_object(self, object_id: int) -> None:
         """Take away an object with its prompts and masks, in every sequence.
@@ -914,6 +925,7 @@ class Session:
                 self.parents,
                 self.no_divisions,
                 self.memory_tokens,
+                self.seconds,
             )
 
     def restore(self, state: SessionState, trust: bool = True) -> None:
@@ -930,6 +942,7 @@ class Session:
         self.window, self.end_after, self.memory = state.window, state.end_after, state.memory
         self.memory_tokens = state.memory_tokens
         self._last_id = state.last_id
+        self._seconds = dict(state.seconds)
         self._output.claim(state.objects)
         with self.history.lock:
             self._records.load(

@@ -282,6 +282,10 @@ def _to_json(saved: SavedSession, names: Mapping[Place, list[str]]) -> dict[str,
             {"object": object_id, "slices": sorted(frames)}
             for object_id, frames in sorted(state.no_divisions.items())
         ],
+        "seconds": [
+            {"object": object_id, "seconds": round(seconds, 1)}
+            for object_id, seconds in sorted(state.seconds.items())
+        ],
         "sequences": [_key_json(key) | {"objects": objects} for key, objects in sequences.items()],
     }
 
@@ -435,6 +439,9 @@ def _from_json(content: Mapping[str, Any], file: zipfile.ZipFile) -> SavedSessio
             for one in content.get("no_divisions", ())
         },
         memory_tokens=_memory_tokens(content.get("memory_tokens", "all")),
+        seconds={
+            _whole(one["object"], 1): _number(one["seconds"]) for one in content.get("seconds", ())
+        },
     )
     model = content["model"]
     return SavedSession(

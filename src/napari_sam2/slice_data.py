@@ -400,6 +400,8 @@ class SessionState:
     no_divisions: Mapping[int, frozenset[int]] = field(default_factory=dict)
     """Object -> frames of proposals that a person has rejected."""
     memory_tokens: MemoryTokens = "all"
+    seconds: Mapping[int, float] = field(default_factory=dict)
+    """Object -> the time that a person has spent on it."""
 
 
 def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice] | None:

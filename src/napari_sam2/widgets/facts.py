@@ -36,9 +36,12 @@ def object_rows(session: Session, colour_of: Colours) -> list[ObjectRow]:
         facts = session.facts(object_id)
         notes = [_counts_text(session, object_id)]
         if facts.stale:
-            notes.append(f"{facts.stale} of {facts.slices} slices are out of date: press Update.")
+            notes.append(f"{facts.stale} slices are out of date: press Update.")
         if not facts.prompts and object_id in elsewhere:
             notes.append("Marked on another axis or position.")
+        seconds = session.seconds.get(object_id, 0)
+        if seconds >= 1:
+            notes.append(f"Your time: {int(seconds) // 60} min {int(seconds) % 60} s.")
         both = facts.first is not None and facts.last is not None
         rows.append(
             ObjectRow(

@@ -18,6 +18,7 @@ from qtpy.QtWidgets import QFrame, QScrollArea, QToolTip, QVBoxLayout, QWidget
 from napari_sam2.session import Keep, Session
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.display import Display
+from napari_sam2.widgets.effort import Effort
 from napari_sam2.widgets.events import Connections
 from napari_sam2.widgets.find_all import FindAll
 from napari_sam2.widgets.images import Images
@@ -92,6 +93,7 @@ class SAM2Widget(QWidget):
         self._propagation = Propagation(self._context, self._marking)
         self._images = Images(self._context, self._marking, self._display)
         self._reviewing = Reviewing(self._context, self._marking)
+        self._effort = Effort(self._context)
         self._runner.worker.is_held = lambda: self._context.is_held
         self._runner.make_ready()
         self._connect_panel()
@@ -106,6 +108,7 @@ class SAM2Widget(QWidget):
         for emitter in (layers.inserted, layers.removed, layers.reordered, layers.renamed):
             self._events.connect(emitter, images.fill)
         self._events.connect(viewer.layers.selection.events.active, self._marking.show_mode)
+        self._events.connect(dims.point, self._effort.note)
         for emitter in (dims.order, dims.ndisplay, dims.point):
             self._events.connect(emitter, images.follow_viewer)
         self._events.connect(viewer.events.theme, self._show_theme)
