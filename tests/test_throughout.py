@@ -154,8 +154,8 @@ def test_what_has_divided_is_not_painted_beyond_its_end(scene):
     session = Session(image, "nano")
     given(session, 1, {t: truth[t] == 1 for t in range(9)})
     given(session, 2, {t: truth[t] == (2 if t < 3 else 1) for t in range(5)})
-    for number in (3, 4):
-        given(session, number, {t: truth[t] == 3 for t in range(6, 9)})
+    for number, true in ((3, 3), (4, 2)):
+        given(session, number, {t: truth[t] == true for t in range(6, 9)})
     session.set_division(2, [3, 4])
     _join(session, 0, 8, set())
     assert sorted(session.masks_of(2)) == [0, 1, 2] and session.parents == {3: 2, 4: 2}
