@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import napari.layers
 import napari.viewer
 import numpy as np
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 _LAYERS, _FILES = "open layers", "files"
 _POLL_MS = 200
+_STATUS_LINES = 6
 _TIMES = ("t", "time", "frame")
 
 
@@ -105,6 +106,8 @@ class FineTune(QWidget):
         self.curve = ScoreCurve()
         self.status = QLabel()
         self.status.setWordWrap(True)
+        self.status.setAlignment(Qt.AlignmentFlag.AlignTop)
+        self.status.setMinimumHeight(_STATUS_LINES * self.status.fontMetrics().lineSpacing())
         self._lay_out()
 
         self.worker = Worker(self)

@@ -75,9 +75,9 @@ class ScoreCurve(QWidget):
                 area.left() + step / last * area.width(), area.bottom() - value * area.height()
             )
 
-        for step, loss in _smoothed(self._losses, int(area.width())):
-            painter.setPen(QPen(_COLOURS["loss"], 2))
-            painter.drawPoint(at(self._first_step + step, loss))
+        curve = _smoothed(self._losses, int(area.width()))
+        painter.setPen(QPen(_COLOURS["loss"], 1.5))
+        painter.drawPolyline(QPolygonF([at(self._first_step + step, loss) for step, loss in curve]))
         left = area.left()
         for kind, points in self._scores.items():
             colour = _COLOURS[kind]
