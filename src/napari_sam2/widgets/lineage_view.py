@@ -54,9 +54,7 @@ class LineageView(QWidget):
         """Those that are shown, from top to bottom."""
         return self._tracks
 
-    def show_tracks(
-        self, tracks: Sequence[Track], colours: Mapping[int, Any], frames: int
-    ) -> None:
+    def show_tracks(self, tracks: Sequence[Track], colours: Mapping[int, Any], frames: int) -> None:
         """Show the tracks of a sequence. colours: object -> RGB, 0 to 1. frames: how many."""
         self._tracks = in_rows(tracks)
         self._rows = {track.object_id: row for row, track in enumerate(self._tracks)}
