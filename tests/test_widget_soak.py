@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from desk import SHAPE, TIMEOUT, Desk, blobs
 from models import small_model
 from qtpy.QtCore import QPoint, Qt
@@ -47,6 +48,8 @@ class Hands:
         self.d = desk
         self.rng = np.random.default_rng(seed)
         self.file = folder / "soak.sam2"
+        self.theirs = folder / "theirs.tif"
+        tifffile.imwrite(self.theirs, (blobs() > 60).astype(np.uint8) + (blobs() > 170))
         self.mishaps: list[str] = []
         self.has_seen_3d = False
         self.found = 0
@@ -260,6 +263,21 @@ class Hands:
         at = QPoint(int(self.rng.integers(shown.width())), int(self.rng.integers(shown.height())))
         self.d.qtbot.mouseClick(shown, Qt.MouseButton.LeftButton, pos=at)
 
+    def do_second_reader(self) -> None:
+        """Compare with masks of somebody else, and settle a difference."""
+        if self.has_seen_3d:  # as for do_remove_layer
+            return
+        window = self.d.widget.second_reader
+        if window.reading is None:
+            self.d.widget.compare(self.theirs)
+            self.d.settle()
+        self.select_some()
+        self.press(window.next_button, window.next_button, window.mine_button)
+        self.press(window.theirs_button, window.theirs_button, window.all_button)
+        if window.table.rowCount() and len(self.d.session.objects) < MOST_OBJECTS:
+            window.table.selectRow(window.table.rowCount() - 1)
+            self.press(window.add_button)
+
     def do_lock_object(self) -> None:
         self.click_cell(LOCK)
 
@@ -283,6 +301,7 @@ class Hands:
 
     def do_show_3d(self) -> None:
         self.has_seen_3d = True
+        self.d.widget.second_reader.clear()  # as for do_remove_layer
         self.d.viewer.dims.ndisplay = 3
         self.d.widget.start("include")
 
