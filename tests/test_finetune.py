@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import itertools
 import math
 from pathlib import Path
 
@@ -273,7 +274,7 @@ def test_a_stopped_command_keeps_the_best_and_goes_on(
 ) -> None:
     from sam2_engine.training import finetune as engine
 
-    scores = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    scores = (0.1 + n / 1000 for n in itertools.count())  # better and better
     monkeypatch.setattr(
         Examination, "score", lambda self, model: Score(next(scores), 0.5, math.nan)
     )

@@ -213,7 +213,7 @@ class Panel(QWidget):
             "Write to": self.targets,
             "Ends after": self.end_after,
             "Remembers": self.memory,
-            "Keeps on disk": self.on_disk,
+            "On disk": self.on_disk,
             "": self.overwrite,
         }
         form = _form(rows)

@@ -29,12 +29,12 @@ from napari_sam2.widgets.panel import BOX, EXCLUDE, INCLUDE, LASSO, PAINT, SCRIB
 from napari_sam2.widgets.propagation import Propagation
 from napari_sam2.widgets.reviewing import Reviewing
 from napari_sam2.widgets.runner import Runner
-from napari_sam2.widgets.second_reader import SecondReader
-from napari_sam2.widgets.tracks_window import TracksWindow
 from napari_sam2.widgets.worker import Worker
 from napari_sam2.widgets.workspace import Workspace
 
 if TYPE_CHECKING:
+    from napari_sam2.widgets.second_reader import SecondReader
+    from napari_sam2.widgets.tracks_window import TracksWindow
     from sam2_engine.model import SAM2
 
 KEYS = {
@@ -154,6 +154,8 @@ class SAM2Widget(QWidget):
     def second_reader(self) -> SecondReader:
         """The window that compares with another person's masks; made when it is first wanted."""
         if self._second_reader is None:
+            from napari_sam2.widgets.second_reader import SecondReader
+
             self._second_reader = SecondReader(self._context, self._marking)
         return self._second_reader
 
@@ -161,6 +163,8 @@ class SAM2Widget(QWidget):
     def tracks(self) -> TracksWindow:
         """The window of tracks and lineages; made when it is first wanted."""
         if self._tracks is None:
+            from napari_sam2.widgets.tracks_window import TracksWindow
+
             self._tracks = TracksWindow(self._context, self._marking)
         return self._tracks
 
