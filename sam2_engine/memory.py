@@ -13,9 +13,10 @@ from torch import Tensor
 from sam2_engine.model import ModelConfig
 
 MemorySelection = Literal["recent", "confident"]
-MemoryTokens = Literal["all", "pooled"]
 """Which tracked frames are remembered: the last ones, as published, or the surest and most diverse.
 """
+MemoryTokens = Literal["all", "pooled"]
+"""How much of a memory is looked at: all places, as published, or their means over 2 x 2."""
 CONFIDENT_IOU = 0.5
 """Predicted IoU from which a mask is remembered where only confident ones are."""
 
