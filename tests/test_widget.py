@@ -447,7 +447,7 @@ class SlowFrames(np.ndarray):
 
     def __getitem__(self, index):
         if threading.current_thread().name == "napari-sam2":
-            self.gate.wait(60)
+            self.gate.wait(10)
         return np.asarray(super().__getitem__(index))
 
 
