@@ -452,7 +452,8 @@ class SlowFrames(np.ndarray):
 
 
 @pytest.fixture
-def slow_desk(desk):
+def slow_desk(desk, monkeypatch):
+    monkeypatch.setattr("napari_sam2.widgets.runner._LOOK_AHEAD", 1)
     SlowFrames.gate.set()
     d = desk(data=np.zeros((2, 2, 2)))
     d.widget.shut_down()
@@ -472,7 +473,8 @@ def slow_desk(desk):
 
 
 def begin_a_run(d):
-    """Start to propagate and hold it at its first new frame."""
+    """Start to propagate and hold it at its second new frame; the first was looked at ahead."""
+    d.qtbot.waitUntil(lambda: all(map(d.session.is_encoded, (2, 4))), timeout=TIMEOUT)
     SlowFrames.gate.clear()
     d.press(d.panel.propagate)
     d.qtbot.waitUntil(lambda: d.panel.progress.value() >= 1, timeout=TIMEOUT)
