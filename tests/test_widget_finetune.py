@@ -115,7 +115,7 @@ def test_files_are_learnt_from(viewer, qtbot, tmp_path, rising) -> None:
     assert widget.card.held_out == ("i1.tif (1 slices)",)
 
 
-def test_only_approved_slices_are_learnt_from(viewer, qtbot) -> None:
+def test_only_approved_slices_are_learnt_from(viewer, qtbot, tmp_path) -> None:
     from napari_sam2.widgets.finetune import _layer_sources
 
     sam2 = SAM2Widget(viewer)
@@ -126,8 +126,7 @@ def test_only_approved_slices_are_learnt_from(viewer, qtbot) -> None:
         session.paint(one, frame, crosses(frame)[1] == 1)
     session.keep(one, [0, 1, 3])
     sam2._marking.add_layers()
-    widget = FineTune(viewer)
-    qtbot.addWidget(widget)
+    widget = made(viewer, tmp_path, 1)
     widget.labels.setCurrentIndex(widget.labels.findData(sam2.labels_layer))
     assert widget.only_approved.isEnabled()
     parts = _layer_sources(viewer.layers["cells"], sam2.labels_layer, only_approved=True)
