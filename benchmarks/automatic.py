@@ -49,6 +49,12 @@ def average_precision(found: Labels, truth: Labels, threshold: float) -> float:
     return positives / total if total else 1.0
 
 
+def median_diameter(truth: NDArray[np.int32]) -> float:
+    """Of discs as large as the median object on a frame of (N, H, W)."""
+    areas = [np.unique(frame[frame > 0], return_counts=True)[1] for frame in truth]
+    return float(np.sqrt(np.median(np.concatenate(areas)) * 4 / np.pi))
+
+
 def instance_ious(found: Labels, truth: Labels) -> NDArray[np.float64]:
     """(F, T) IoU of each instance that was found with each true one."""
     (ids, first), (true_ids, second) = (
@@ -104,9 +110,8 @@ class Frame:
 
     @property
     def diameter(self) -> float:
-        """Of discs as large as the median object."""
-        areas = np.unique(self.truth[self.truth > 0], return_counts=True)[1]
-        return float(np.sqrt(np.median(areas) * 4 / np.pi))
+        """What a person would say of its objects."""
+        return median_diameter(self.truth[None])
 
 
 def instance_items(folder: Path, split: str, limit: int | None) -> list[Item]:

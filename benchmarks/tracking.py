@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from benchmarks import cases, report
-from benchmarks.automatic import instance_ious
+from benchmarks.automatic import instance_ious, median_diameter
 from napari_sam2 import Session, find_throughout
 from napari_sam2.divisions import accept_division, propose_divisions
 from napari_sam2.io.labels_ctc import write_ctc
@@ -59,9 +59,8 @@ class Case:
 
     @property
     def diameter(self) -> float:
-        """Of discs as large as the median object of a frame."""
-        areas = [np.unique(f[f > 0], return_counts=True)[1] for f in self.truth]
-        return float(np.sqrt(np.median(np.concatenate(areas)) * 4 / np.pi))
+        """What a person would say of its objects."""
+        return median_diameter(self.truth)
 
 
 @dataclass(frozen=True)

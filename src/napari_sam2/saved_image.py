@@ -52,7 +52,7 @@ class SessionImage:
         self.volume = volume
         self.is_layer_order = volume.affine is not None and self._is_as_in_layer(reference)
         array = to_layer_order(volume.array, volume) if self.is_layer_order else volume.array
-        self.array: Any = fitted(array, reference)
+        self.array: Any = fitted(array, reference.shape)
 
     @property
     def placed(self) -> Volume:
@@ -73,8 +73,8 @@ class SessionImage:
     def _is_as_in_layer(self, reference: ImageReference) -> bool:
         if layer_axes(self.volume) == (0, 1, 2):
             return False
-        as_file = fitted(self.volume.array, reference)
-        as_layer = fitted(to_layer_order(self.volume.array, self.volume), reference)
+        as_file = fitted(self.volume.array, reference.shape)
+        as_layer = fitted(to_layer_order(self.volume.array, self.volume), reference.shape)
         if as_file.shape != as_layer.shape:
             return tuple(as_layer.shape) == reference.shape
         return fingerprint(as_layer) == reference.fingerprint

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from napari_sam2.session import LockedError, Session, default_name
-from napari_sam2.session_file import SUFFIX, read_session
+from napari_sam2.session_file import SUFFIX, fitted, read_session
 from napari_sam2.slice_data import ObjectMask
 
 ONLY_MINE, ONLY_THEIRS, OTHER_OBJECT = 1, 2, 3
@@ -36,11 +36,18 @@ class Agreement:
     """(slices,)"""
     both: NDArray[np.int64]
     """(slices,) that are in both masks."""
+    settled: NDArray[np.bool_]
+    """(slices,) where you have approved or locked your mask."""
 
     @property
     def differing(self) -> NDArray[np.int64]:
         """(slices,) pixels that are in one mask alone."""
         return self.mine + self.theirs - 2 * self.both
+
+    @property
+    def unsettled(self) -> NDArray[np.int64]:
+        """(slices,) pixels that are in one mask alone, and nobody has decided whose is right."""
+        return np.where(self.settled, 0, self.differing)
 
     @property
     def dice(self) -> NDArray[np.float64]:
@@ -115,9 +122,7 @@ class SecondReading:
             return cls(session, saved.labels(), names, file.name)
         from napari_sam2.io import read_volume
 
-        array = read_volume(file).array
-        if array.ndim == len(session.view.shape) + 1 and array.shape[0] == 1:
-            array = array[0]
+        array = fitted(read_volume(file).array, session.view.shape)
         return cls(session, array, reader=file.name)
 
     # -- how far they agree --------------------------------------------------------------------
@@ -146,13 +151,9 @@ class SecondReading:
             if not mask.is_empty:
                 mine[frame] = mask.summary[0]
                 both[frame] = self._under(object_id, frame, mask).get(their_id or 0, 0)
-        return Agreement(mine, theirs, both)
-
-    def open_differences(self, object_id: int) -> NDArray[np.int64]:
-        """(slices,) pixels that differ; 0 where you have approved or locked your mask."""
-        differing = self.agreement(object_id).differing
-        differing[list(self.session.kept(object_id))] = 0
-        return differing
+        settled = np.zeros(count, np.bool_)
+        settled[list(self.session.kept(object_id))] = True
+        return Agreement(mine, theirs, both, settled)
 
     def next_difference(
         self, seen: Collection[tuple[int, int]] = (), object_id: int | None = None
@@ -165,7 +166,7 @@ class SecondReading:
         for mine in self.pairs if object_id is None else [object_id]:
             if mine not in self.session.objects:
                 continue
-            differing = self.open_differences(mine)
+            differing = self.agreement(mine).unsettled
             differing[[frame for own, frame in seen if own == mine]] = 0
             if len(differing) and differing.max() > most:
                 most, place = int(differing.max()), (mine, int(differing.argmax()))
@@ -242,7 +243,7 @@ class SecondReading:
     def _chosen(self, object_id: int, frames: Iterable[int] | None) -> list[int]:
         if frames is not None:
             return sorted(set(frames))
-        return np.flatnonzero(self.open_differences(object_id)).tolist()
+        return np.flatnonzero(self.agreement(object_id).unsettled).tolist()
 
     def _mask(self, their_id: int | None, frame: int) -> NDArray[np.bool_]:
         """(H, W); empty without such an object."""

@@ -277,9 +277,12 @@ def _read_image(reference: ImageReference) -> NDArray[Any]:
     return array
 
 
-def fitted(array: NDArray[Any], reference: ImageReference) -> NDArray[Any]:
-    """A volume as read from a file, without its one slice where the session's image has none."""
-    is_one_slice = len(array.shape) == len(reference.shape) + 1 and array.shape[0] == 1
+def fitted(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """A volume as read from a file, without its one slice where the session's image has none.
+
+    shape: of the session's image.
+    """
+    is_one_slice = len(array.shape) == len(shape) + 1 and array.shape[0] == 1
     return array[0] if is_one_slice else array
 
 

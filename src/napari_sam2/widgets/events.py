@@ -1,4 +1,4 @@
-"""Callbacks and keys on layers, to be taken off again together."""
+"""Callbacks and keys on layers, to be taken off again together; and what buttons call."""
 
 from __future__ import annotations
 
@@ -42,6 +42,11 @@ class Connections:
         for emitter, callback in self._made:
             emitter.disconnect(callback)
         self._made.clear()
+
+
+def call(action: Callable[[], object], *_: object) -> None:
+    """Without Qt's argument of whether a button or an entry is checked."""
+    action()
 
 
 def bind_keys(layer: Layer, keys: Keys) -> None:

@@ -13,6 +13,7 @@ from qtpy.QtWidgets import QColorDialog
 
 from napari_sam2.session import Keep, Session
 from napari_sam2.widgets.context import Context
+from napari_sam2.widgets.events import call
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.panel import INCLUDE
 
@@ -195,13 +196,8 @@ class ObjectActions:
                 action = menu.addAction(f"{layer.name}: {text}")
                 assert action is not None
                 action.setToolTip(tip)
-                action.triggered.connect(partial(_call, partial(self.take_labels, *take)))
+                action.triggered.connect(partial(call, partial(self.take_labels, *take)))
         if menu.isEmpty():
             nothing = menu.addAction("There is no other labels layer")
             assert nothing is not None
             nothing.setEnabled(False)
-
-
-def _call(action: Callable[[], object], *_: object) -> None:
-    """Without Qt's argument of whether it is checked."""
-    action()

@@ -19,7 +19,7 @@ from napari_sam2.session import Keep, Session
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.display import Display
 from napari_sam2.widgets.effort import Effort
-from napari_sam2.widgets.events import Connections
+from napari_sam2.widgets.events import Connections, call
 from napari_sam2.widgets.find_all import FindAll
 from napari_sam2.widgets.images import Images
 from napari_sam2.widgets.marking import Marking
@@ -336,7 +336,7 @@ class SAM2Widget(QWidget):
             (panel.redo, self.redo),
             (panel.help, self._show_keys),
         ):
-            button.clicked.connect(partial(_call, action))
+            button.clicked.connect(partial(call, action))
         for mode, button in panel.modes.items():
             button.clicked.connect(partial(self._marking.press, mode))
         panel.approve.clicked.connect(partial(self.keep_slice, "approved"))
@@ -400,8 +400,3 @@ def _let_go(
         with suppress(RuntimeError):  # the window that showed a progress bar may be gone
             one.close()
     until_end.clear()
-
-
-def _call(action: Callable[[], object], *_: object) -> None:
-    """Without Qt's argument of whether it is checked."""
-    action()

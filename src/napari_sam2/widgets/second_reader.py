@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -31,8 +32,8 @@ from qtpy.QtWidgets import (
 
 from napari_sam2.prompt_layers import new_labels_layer, object_rgb
 from napari_sam2.second_reader import ONLY_MINE, ONLY_THEIRS, OTHER_OBJECT, SecondReading
-from napari_sam2.session import Session
 from napari_sam2.widgets.context import Context
+from napari_sam2.widgets.events import call
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.mask_layers import check_grid
 from napari_sam2.widgets.workspace import Workspace
@@ -172,7 +173,7 @@ class SecondReader(QWidget):
             (self.all_button, partial(self.accept_theirs, here=False)),
             (self.add_button, self.add),
         ):
-            button.clicked.connect(partial(_call, action))
+            button.clicked.connect(partial(call, action))
         context.changed.connect(self._later)
         self._show_state()
 
@@ -199,11 +200,12 @@ class SecondReader(QWidget):
             ):
                 self.status.setText(self._context.panel.status.text())
                 return
-            read = partial(_read_array, work.session, np.asarray(layer.data), layer.name)
+            labels = np.asarray(layer.data)
+            read = partial(SecondReading, work.session, labels, reader=layer.name)
         else:
-            read = partial(_read_file, work.session, other)
+            read = partial(SecondReading.open, work.session, other)
         self.status.setText("Comparing …")
-        self._context.runner.request(read, partial(self._on_read, work))
+        self._context.runner.request(partial(_read, read), partial(self._on_read, work))
 
     def clear(self) -> None:
         """Forget the other masks, and take their layers away."""
@@ -282,10 +284,10 @@ class SecondReader(QWidget):
         if reading is not None:
             for own, info in reading.session.objects.items():
                 agreement = reading.agreement(own)
-                dice, open_ = agreement.total_dice, reading.open_differences(own)
+                dice, unsettled = agreement.total_dice, agreement.unsettled
                 their_name = reading.names.get(reading.pairs.get(own, 0), "–")
                 text = "–" if dice is None else f"{dice:.3f}"
-                rows.append((own, info.name, their_name, text, str(np.count_nonzero(open_))))
+                rows.append((own, info.name, their_name, text, str(np.count_nonzero(unsettled))))
             rows += [(-i, "–", reading.names[i], "–", "") for i in reading.only_theirs]
         self.table.blockSignals(True)
         self.table.setRowCount(len(rows))
@@ -307,8 +309,8 @@ class SecondReader(QWidget):
         if reading is None or own not in reading.session.objects:
             self.strip.show_slices(np.zeros(0, np.int64), np.zeros(0), 0)
             return
-        dice = reading.agreement(own).dice
-        self.strip.show_slices(reading.open_differences(own), dice, self._context.frame)
+        agreement = reading.agreement(own)
+        self.strip.show_slices(agreement.unsettled, agreement.dice, self._context.frame)
 
     def _show_state(self) -> None:
         has_object = self.reading is not None and bool(self._context.panel.object_id)
@@ -456,21 +458,13 @@ class SecondReader(QWidget):
         self._show_strip()
 
 
-def _read_file(
-    session: Session, path: str | os.PathLike[str]
+def _read(
+    make: Callable[[], SecondReading],
 ) -> tuple[SecondReading, NDArray[np.uint8]] | Exception:
+    """Their masks and all differences, or why they cannot be compared."""
     try:
-        return _with_picture(SecondReading.open(session, path))
+        return _with_picture(make())
     except (ValueError, OSError) as error:
-        return error
-
-
-def _read_array(
-    session: Session, labels: NDArray[Any], reader: str
-) -> tuple[SecondReading, NDArray[np.uint8]] | Exception:
-    try:
-        return _with_picture(SecondReading(session, labels, reader=reader))
-    except ValueError as error:
         return error
 
 
@@ -481,8 +475,3 @@ def _with_picture(reading: SecondReading) -> tuple[SecondReading, NDArray[np.uin
     for index in np.ndindex(*view.shape[:-2]):
         found[index] = reading.differences(index)
     return reading, found
-
-
-def _call(action: Any, *_: object) -> None:
-    """Without Qt's argument of whether it is checked."""
-    action()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qtpy.QtWidgets import QFileDialog, QMessageBox
 
@@ -20,6 +20,7 @@ from napari_sam2.session_file import (
     save_session,
 )
 from napari_sam2.widgets.context import Context
+from napari_sam2.widgets.events import call
 from napari_sam2.widgets.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class SessionFiles:
             entry = menu.addAction(text)
             assert entry is not None
             entry.setToolTip(tip)
-            entry.triggered.connect(partial(_call, action))
+            entry.triggered.connect(partial(call, action))
         context.panel.recover.clicked.connect(lambda: self.recover())
         context.panel.discard.clicked.connect(lambda: self.discard())
 
@@ -153,8 +154,3 @@ class SessionFiles:
     def _asks(self, question: str) -> bool:
         answer = QMessageBox.question(self._panel, "SAM 2", question)
         return bool(answer == QMessageBox.StandardButton.Yes)
-
-
-def _call(action: Any, *_: object) -> None:
-    """Without Qt's argument of whether it is checked."""
-    action()

@@ -36,7 +36,7 @@ from napari_sam2.io.writers import write_ctc
 from napari_sam2.session import Session
 from napari_sam2.tracks import tracks_of, write_tracks
 from napari_sam2.widgets.context import Context
-from napari_sam2.widgets.events import Connections
+from napari_sam2.widgets.events import Connections, call
 from napari_sam2.widgets.lineage_view import LineageView
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.tracks_layer import TracksLayer
@@ -386,8 +386,8 @@ class TracksWindow(QWidget):
             (self.cut, self.cut_selected),
             (self.join, self.join_selected),
         ):
-            button.clicked.connect(partial(_call, action))
-        self.show_layer.toggled.connect(partial(_call, self._show_layer))
+            button.clicked.connect(partial(call, action))
+        self.show_layer.toggled.connect(partial(call, self._show_layer))
         self.view.go_to.connect(self._go_to)
         self._context.changed.connect(self._on_changed)
         self._panel.objects.chosen.connect(self._show_place)
@@ -408,7 +408,7 @@ class TracksWindow(QWidget):
             entry = menu.addAction(f"{kind} …")
             assert entry is not None
             entry.setToolTip(tip)
-            entry.triggered.connect(partial(_call, partial(self._on_export, kind, suffix)))
+            entry.triggered.connect(partial(call, partial(self._on_export, kind, suffix)))
         return menu
 
     def _lay_out(self) -> None:
@@ -434,8 +434,3 @@ def _button(text: str, tip: str) -> QPushButton:
     button.setToolTip(tip)
     button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
     return button
-
-
-def _call(action: Callable[[], object], *_: object) -> None:
-    """Without Qt's argument of whether it is checked."""
-    action()
