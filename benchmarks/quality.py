@@ -47,6 +47,7 @@ PROMPTS = {
 IN_ORDER = ("click", "box", NO_MEMORY, "mask", "box+3")  # of the table
 _MODEL_ALONE = (NO_MEMORY, "box+3")  # prompts that the classical method does not take
 MAX_CORRECTIONS = 3
+NEAR = 5  # slices within which a click on a missed object corrects another slice's answer
 CACHE_BYTES = 4 << 30  # features of a whole volume, so that each frame is encoded and timed once
 
 
@@ -255,8 +256,19 @@ class ModelRun:
             points=points,
             labels=signs,
             box=box,
-            mask_input=None if box else self.low_res[index, click.frame],
+            mask_input=None if box else self._start_of(index, click),
         )
+
+    def _start_of(self, index: int, click: Correction) -> NDArray[np.float32]:
+        """What a click corrects: the slice's last answer; where the object was not found there, the
+        nearest one within a few slices, if the click is on it.
+        """
+        last = self.low_res[index, click.frame]
+        if not click.positive or (last > 0).any():
+            return last
+        near = sorted(range(-NEAR, NEAR + 1), key=lambda step: (abs(step), step))
+        answers = (self.low_res.get((index, click.frame + step)) for step in near)
+        return next((a for a in answers if a is not None and (a > 0).any()), last)
 
 
 def first_prompt(prompt: str, mask: Mask) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import mmap
 import os
 import platform
 import random
@@ -744,6 +743,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         )
         for how in ("recycle", "as it is")
     }
-    pages = 10 * 3 * (16 << 20) // mmap.PAGESIZE
-    assert faults["recycle"] < 0.1 * pages, faults
-    assert faults["as it is"] > 0.5 * pages, "if not, nothing has to be done about it any more"
+    assert faults["as it is"] > 1000, "if not, nothing has to be done about it any more"
+    assert faults["recycle"] < 0.2 * faults["as it is"], faults

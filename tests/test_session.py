@@ -266,6 +266,26 @@ def test_clicks_on_a_tracked_slice_correct_its_mask(session):
     np.testing.assert_array_equal(session.labels[3], before[3])
 
 
+def test_a_click_where_the_object_was_lost_corrects_its_mask_nearby(session):
+    one = session.add_object()
+    session.add_points(one, [(1, 15, 16)])
+    run(session)
+    seen = session.masks[one][3]
+    session.reject(one, [4])
+    assert 4 not in session.masks[one]
+
+    session.add_points(one, [(4, 2, 2)], labels=[0])
+    assert session.prompts[one][4].corrects is None, "nothing is to be taken away there"
+    session.set_prompts(one, 4)
+    session.reject(one, [4])
+    session.add_points(one, [(4, 17, 16)])
+    corrects = session.prompts[one][4].corrects
+    assert corrects is seen.coarse
+    run(session)
+    session.add_points(one, [(4, 19, 16)])
+    assert session.prompts[one][4].corrects is corrects, "the second click goes on from there"
+
+
 def test_clicks_on_the_first_slice_start_from_nothing(session):
     one = session.add_object()
     session.add_points(one, [(1, 15, 16)])

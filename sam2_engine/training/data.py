@@ -28,7 +28,7 @@ from sam2_engine.training.synthetic import synthetic_clip
 SHARES = {
     "hippocampus": 0.24,
     "sarcoma": 0.17,
-    "em_neurites": 0.10,
+    "em_neurites": 0.14,
     "nuclei2d": 0.18,
     "cells2d": 0.08,
     "axons2d": 0.05,
@@ -296,7 +296,7 @@ class ClipSampler:
         # Half extent of the object, as a share of the half frame, and the size it shall have on the
         # input.
         own = max(np.ptp(columns) + 1, 1) / width, max(np.ptp(rows) + 1, 1) / height
-        wanted = math.exp(rng.uniform(math.log(12), math.log(0.75 * self.side))) / self.side
+        wanted = math.exp(rng.uniform(math.log(12), math.log(self.side))) / self.side
         zoom = max(own) / wanted
         # Neither enlarge beyond recognition nor show much empty space around the frame.
         zoom = float(np.clip(zoom, 12 / min(height, width), 1.15))

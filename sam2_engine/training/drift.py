@@ -15,6 +15,7 @@ _SHIFT, _WARP, _GROW, _RAGGED = 0.12, 0.15, 0.3, 0.35
 """How far a mask has gone astray at the end of a clip (standard deviations): shifts and warps as
 shares of the object's size, growth and raggedness as shares of its certainty."""
 _LINGERING = 0.5  # share of objects that are still answered after they have ended
+_INERTIA = 0.85  # most that a mask keeps of the frame before: it grows and shrinks too late
 
 
 class Drift:
@@ -38,8 +39,9 @@ class Drift:
         self._certainty = _GROW * normal(1, 1, 1) + _RAGGED * ragged  # (N, 1, s, s)
         # Some objects are tracked well: errors are of very different sizes.
         self._amount = 1.5 * torch.rand((count, 1, 1, 1), generator=generator) ** 2
+        self._inertia = _INERTIA * torch.rand((count, 1, 1, 1), generator=generator)
         self._lingers = torch.rand(count, generator=generator) < _LINGERING
-        self._last = torch.zeros(count, 1, *size)
+        self._last: Tensor | None = None
 
     def answers(self, truth: Tensor, progress: float) -> Tensor:
         """Mask logits on the next frame of the clip.
@@ -53,7 +55,9 @@ class Drift:
         """
         area = F.adaptive_avg_pool2d(truth[:, None].float(), self._side)
         present = truth.flatten(1).any(1)
-        shown = torch.where((self._lingers & ~present)[:, None, None, None], self._last, area)
+        last = area if self._last is None else self._last
+        late = torch.lerp(area, last, self._inertia)
+        shown = torch.where((self._lingers & ~present)[:, None, None, None], last, late)
         self._last = shown
         amount = self._amount * progress
         extent = shown.flatten(1).sum(1).sqrt().view(-1, 1, 1, 1) * 2 / self._side

@@ -23,6 +23,8 @@ _TRACKING = LossWeights(object_score=2.0, absent=2.0)
 """Clips are short: objects are absent in a quarter of their frames, but in half of a whole
 volume."""
 _LOGIT_LIMIT = 32.0  # earlier logits are clamped so before they are fed back
+_CORRECTED_SHARE = 0.6  # of the tracked frames that are learnt from
+_CLICK_AGAIN_SHARE = 0.3  # of the corrected frames: a second click, where the first left errors
 
 
 @dataclass
@@ -137,7 +139,7 @@ def clip_step(
     learnt: int | None = None,
     drift_share: float = 0.0,
 ) -> StepResult:
-    """Clips with memory: prompt the first frame, track, and sometimes correct a later frame.
+    """Clips with memory: prompt the first frame, track, and correct some of the frames learnt from.
 
     Args:
         learnt: learn from so many frames at the clip's end (and from the first); the model is
@@ -154,7 +156,7 @@ def clip_step(
     tracked: dict[int, tuple[Tensor, Tensor]] = {}
     visible: list[Tensor] = []
     answer = first
-    corrected = int(torch.randint(learn_from, 2 * frames, (), generator=generator))
+    last_seen = first.low_res
     start = 1
     if torch.rand((), generator=generator) < drift_share:
         drift = Drift(len(batch.masks), model.image_size, generator)
@@ -163,6 +165,7 @@ def clip_step(
             with torch.no_grad():
                 memory = _remember(model, features[t], answer, binarise=False)
             tracked[t] = (memory, answer.pointer)
+            last_seen = _last_seen(answer, last_seen)
         start = learn_from
     for t in range(start, frames):
         with torch.set_grad_enabled(t >= learn_from):
@@ -173,8 +176,15 @@ def clip_step(
             factor = 2.0 / (frames - learn_from)
             meter.add(f"track{t}", decoded, truth, factor=factor, loss_weights=_TRACKING)
             visible.append(decoded.object_score[:, 0] > 0)
-        if t == corrected:
-            answer = _correct_tracked(model, features[t], answer, truth, meter, generator)
+        last_seen = _last_seen(answer, last_seen)
+        corrects = torch.rand((), generator=generator) < _CORRECTED_SHARE
+        if t >= learn_from and corrects:
+            again = torch.rand((), generator=generator) < _CLICK_AGAIN_SHARE
+            for _ in range(1 + int(again)):
+                answer = _correct_tracked(
+                    model, features[t], answer, last_seen, truth, meter, generator
+                )
+                last_seen = _last_seen(answer, last_seen)
             prompted[t] = (_remember(model, features[t], answer, binarise=True), answer.pointer)
         else:
             with torch.set_grad_enabled(t >= learn_from):
@@ -317,12 +327,15 @@ def _correct_tracked(
     model: SAM2,
     features: ImageFeatures,
     answer: _Answer,
+    last_seen: Tensor,
     truth: Tensor,
     meter: _Meter,
     generator: torch.Generator,
 ) -> _Answer:
     """One corrective click on a tracked frame, which makes it a prompted one; right answers stay
     as they are.
+
+    Where an object was not found, the click corrects the mask that it had last.
     """
     logits = answer.low_res.detach()
     click, sign = corrective_click(_enlarge(logits, truth.shape[-1])[:, 0] > 0, truth, generator)
@@ -335,7 +348,7 @@ def _correct_tracked(
         model.without_memory(selected),
         click[own],
         sign[own],
-        logits[own].clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT),
+        last_seen[own].detach().clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT),
         multimask=True,
     )
     meter.add("fix", decoded, truth[own], own)
@@ -344,6 +357,12 @@ def _correct_tracked(
         answer.object_score.index_copy(0, own, decoded.object_score),
         answer.pointer.index_copy(0, own, decoded.pointer),
     )
+
+
+def _last_seen(answer: _Answer, before: Tensor) -> Tensor:
+    """(N, 1, S/4, S/4) mask logits of each object on the last frame where it was found."""
+    found = (answer.low_res > 0).flatten(1).any(1)[:, None, None, None]
+    return torch.where(found, answer.low_res, before).detach()
 
 
 @torch.no_grad()

@@ -89,7 +89,7 @@ STAGES: dict[str, tuple[Stage, ...]] = {
             objects=4,
             frames=(3, 9),
             learnt=2,
-            drift_share=0.5,
+            drift_share=0.6,
             images=2,
         ),
     ),

@@ -13,6 +13,7 @@ from napari_sam2.history import Cells, History
 from napari_sam2.slice_data import (
     REJECTED,
     Basis,
+    CoarseLogits,
     Found,
     Kept,
     Life,
@@ -26,6 +27,7 @@ from napari_sam2.slice_data import (
 from napari_sam2.tasks import Source, basis
 
 _ALL = "objects"  # the one place of each table that has a row for an object
+_NEAR = 5  # frames within which an object that was lost may still look as it did
 
 
 Cell = tuple[int, Any, int]
@@ -180,6 +182,9 @@ class Records:
         found = self.found.get(place, frame)
         tracked = self._tracked.get(place, frame) if was_usable else found
         start = None if tracked is None or tracked.mask is None else tracked.mask.coarse
+        if tracked is not None and tracked.mask is None and said.points_inside:
+            start = before.corrects if before is not None else None
+            start = start or self._seen_near(place, frame)
         said = replace(said, corrects=None if said.starts_over else start)
         self.prompts.set(place, frame, None if said.is_empty else said)
         self._tracked.set(place, frame, tracked if said.usable else None)
@@ -188,6 +193,18 @@ class Records:
         if self.anchors(place):
             return [frame]
         return sorted({frame, *self._clear(place, self.found, self._tracked, self.kept)})
+
+    def _seen_near(self, place: Place, frame: int) -> CoarseLogits | None:
+        """The model's mask on the nearest frame where it found the object; None without any near.
+
+        A click on a frame where the object was looked for in vain corrects that mask.
+        """
+        found = self.found.at(place)
+        masks = {f: found[f].mask for f in found if abs(f - frame) <= _NEAR}
+        seen = [f for f, mask in masks.items() if mask is not None and mask.coarse is not None]
+        nearest = min(seen, key=lambda f: (abs(f - frame), f), default=None)
+        mask = None if nearest is None else masks[nearest]
+        return None if mask is None else mask.coarse
 
     def reject(self, place: Place, frames: Collection[int]) -> list[int]:
         """Clear what is found and said on frames, and lock the nearest slices around them.

@@ -212,7 +212,7 @@ class SlicePrompts:
     lassos: tuple[NDArray[np.float64], ...] = ()
     """Each (N, 2), y, x, a polygon drawn around the object, or around parts of it."""
     corrects: CoarseLogits | None = None
-    """The tracked mask that points and scribbles correct."""
+    """The tracked mask that points and scribbles correct; where none was found, the nearest one."""
     mask: ObjectMask | None = None
     """Painted by the person: the frame's whole answer, whatever else is said."""
 
@@ -266,13 +266,17 @@ class SlicePrompts:
         return self.box is not None or len(self.lassos) > 0
 
     @property
+    def points_inside(self) -> bool:
+        """Whether a click or a scribble is on the object."""
+        return bool((self.labels == 1).any()) or any(s.label == 1 for s in self.scribbles)
+
+    @property
     def usable(self) -> bool:
         """Whether this says where the object is, and not only where it is not."""
         return (
             self.mask is not None
             or self.starts_over
-            or bool((self.labels == 1).any())
-            or any(scribble.label == 1 for scribble in self.scribbles)
+            or self.points_inside
             or (self.corrects is not None and self.count > 0)
         )
 
