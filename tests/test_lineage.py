@@ -224,6 +224,34 @@ def test_a_track_is_cut_only_between_its_masks(session):
         session.cut_object(1, 2)
 
 
+def test_a_track_that_is_ended_is_not_followed_further():
+    session = Session(IMAGES, small_model(), window=(0, 200))
+    session.add_object()
+    session.add_box(1, 5, (35, 60, 55, 80))
+    session.propagate()
+    before = session.labels.copy()
+    session.end_object(1, 3)  # the box belongs to what is taken away
+    np.testing.assert_array_equal(session.labels, np.where(late(3), 0, before))
+    assert session.life(1) == (0, 2) and session.states(1)[2] == "painted"
+    session.propagate()
+    assert max(session.masks_of(1)) <= 2
+    assert [session.undo(), session.undo()] == ["Propagate", "End track"]
+    np.testing.assert_array_equal(session.labels, before)
+    assert session.life(1) == (0, None)
+
+
+def test_a_track_is_ended_only_where_a_mask_is_left_and_nothing_is_kept(session):
+    with pytest.raises(LineageError, match="begins on slice 4, so it cannot end before slice 4"):
+        session.end_object(2, 4)
+    session.keep(4, [6])
+    before = session.labels.copy()
+    with pytest.raises(LockedError, match="approved on slice 6"):
+        session.end_object(4, 3)
+    np.testing.assert_array_equal(session.labels, before)
+    session.end_object(4, 7)
+    assert session.life(4) == (0, 6)
+
+
 def test_the_later_part_of_a_cut_track_has_the_daughters(session):
     session.set_division(1, [2, 3])
     new = session.cut_object(1, 2)

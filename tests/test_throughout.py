@@ -126,7 +126,20 @@ def test_of_two_that_have_met_one_ends_there(scene):
     assert ended == {2}  # as sure as the other, and younger
     assert all(session.masks_of(1)[t].on_frame(truth[t].shape).any() for t in range(9))
     masks = session.masks_of(2)
-    assert [t for t in range(9) if t in masks and not masks[t].is_empty] == [0, 1, 2, 3, 4]
+    assert sorted(masks) == [0, 1, 2, 3, 4]
+    assert session.life(2) == (0, 4), "it is not followed any more"
+    assert 5 not in session.states(2), "nobody has painted anything there"
+
+
+def test_what_begins_where_it_has_met_another_is_not_kept(scene):
+    image, truth = scene
+    session = Session(image, "nano")
+    given(session, 1, {t: truth[t] == 1 for t in range(9)})
+    given(session, 2, {t: truth[t] == (1 if t < 5 else 2) for t in range(3, 9)})
+    ended: set[int] = set()
+    _join(session, 0, 8, ended)
+    assert ended == {2} and sorted(session.objects) == [1]
+    assert sorted(session.masks_of(1)) == list(range(9))
 
 
 def test_locked_objects_are_not_joined(scene):

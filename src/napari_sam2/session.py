@@ -713,6 +713,37 @@ class Session:
         self.prompts_replaced.emit()
         return new
 
+    def end_object(self, object_id: int, frame: int) -> None:
+        """Say that a track ends before a frame: what it has from there on is taken away.
+
+        It is not followed beyond that. The last mask before the frame becomes a prompt where the
+        object has no other left.
+
+        Raises LineageError where no mask would be left; LockedError where the object is locked, or
+        has approved or locked slices from the frame on.
+        """
+        self._check_unlocked(object_id)
+        first, _ = self._span(object_id)
+        if first >= frame:
+            raise LineageError(
+                f"{self._name(object_id)} begins on slice {first}, so it cannot end before slice "
+                f"{frame}. Delete it instead."
+            )
+        records, place = self._records, (self.view.key, object_id)
+        for at in sorted(records.kept.at(place)):
+            if at >= frame:
+                self._check_unlocked(object_id, at)
+        with self.history.change("End track"):
+            changed = records.drop(place, frame)
+            if not records.anchors(place):
+                masks = self.masks_of(object_id)
+                self._make_prompt(place, max(masks), masks[max(masks)])
+            last = records.life(place).last
+            self._end(object_id, frame - 1 if last is None else min(last, frame - 1))
+            self._write(self.view, changed)
+        self.objects_changed.emit()
+        self.prompts_replaced.emit()
+
     def split_object(
         self, object_id: int, frame: int, pieces: Sequence[ArrayLike] | None = None
     ) -> list[int]:

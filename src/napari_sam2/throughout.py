@@ -169,11 +169,10 @@ def _end_weaker(
         own = [masks[frame].iou for frame in range(met, last + 1) if frame in masks]
         surety[object_id] = float(np.mean(own))
     weaker = min((one, other), key=lambda i: (surety[i], -i))
-    nothing = np.zeros(session.view.frame_shape, np.bool_)
-    life = session.life(weaker)
-    for frame in range(met, last + 1):
-        if life.has(frame):
-            session.paint(weaker, frame, nothing)
+    if min(session.masks_of(weaker)) < met:
+        session.end_object(weaker, met)
+    else:
+        session.remove_object(weaker)
     ended.add(weaker)
 
 
