@@ -26,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import cases, report
-from benchmarks.quality import corrective_click, dice, largest_slice, tight_box
+from benchmarks.quality import corrective_click
 from napari_sam2 import Session
 from napari_sam2.review import next_doubtful
+from sam2_engine.training.measures import dice, largest_slice, tight_box
 from sam2_engine.weights import load_model
 
 RIGHT = 0.85  # Dice of a slice

@@ -30,10 +30,17 @@ from benchmarks import cases, classical, report
 from benchmarks.cases import Item, Target, first_frame, grey_frames, read_case, read_items
 from sam2_engine.model import SAM2
 from sam2_engine.sequence import SequencePredictor
+from sam2_engine.training.measures import (
+    Mask,
+    Masks,
+    deepest_point,
+    dice,
+    iou,
+    largest_slice,
+    tight_box,
+)
 from sam2_engine.weights import load_model
 
-Mask = NDArray[np.bool_]  # (H, W)
-Masks = NDArray[np.bool_]  # (N, H, W)
 Point = tuple[int, int]  # y, x
 
 NO_MEMORY = "box, no memory"
@@ -63,24 +70,6 @@ class Correction:
     positive: bool
 
 
-def deepest_point(mask: Mask) -> Point:
-    """The pixel of a mask (H, W) farthest from all that is outside, the image's border included."""
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    y, x = np.unravel_index(depth.argmax(), depth.shape)
-    return int(y), int(x)
-
-
-def tight_box(mask: Mask) -> tuple[int, int, int, int]:
-    """y0, x0, y1, x1 of the outermost pixels of a mask (H, W)."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(rows[0]), int(columns[0]), int(rows[-1]), int(columns[-1])
-
-
-def largest_slice(truth: Masks) -> int:
-    """The frame of (N, H, W) where the object has most pixels; the first of several."""
-    return int(truth.sum(axis=(1, 2)).argmax())
-
-
 def corrective_click(predicted: Masks, truth: Masks) -> Correction | None:
     """The deepest point of the largest error region of the slice with the most wrong pixels.
 
@@ -106,18 +95,6 @@ def connected_regions(mask: Mask) -> list[Mask]:
     """Each connected part of a mask (H, W), edge to edge, as a mask."""
     labels, count = ndimage.label(mask)
     return [labels == i for i in range(1, count + 1)]
-
-
-def dice(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """2 |A and B| / (|A| + |B|) over all pixels; 1 if both are empty."""
-    total = int(predicted.sum()) + int(truth.sum())
-    return 2 * int((predicted & truth).sum()) / total if total else 1.0
-
-
-def iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """|A and B| / |A or B| over all pixels; 1 if both are empty."""
-    union = int((predicted | truth).sum())
-    return int((predicted & truth).sum()) / union if union else 1.0
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from benchmarks import cases, report
 from benchmarks.cases import Item, read_case, read_items
-from benchmarks.quality import prompt_frame, tight_box
+from benchmarks.quality import prompt_frame
 from napari_sam2.review import Evidence, evidence
 from napari_sam2.session import Session
 from sam2_engine.model import SAM2
+from sam2_engine.training.measures import tight_box
 from sam2_engine.weights import load_model
 
 Floats = NDArray[np.float64]

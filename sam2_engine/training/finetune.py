@@ -21,18 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from sam2_engine.features import FeatureCache
 from sam2_engine.model import SAM2
 from sam2_engine.sequence import SequencePredictor
 from sam2_engine.training.data import Source, window
+from sam2_engine.training.measures import Mask, deepest_point, iou, largest_slice, tight_box
 from sam2_engine.training.steps import StepResult
 from sam2_engine.training.synthetic import synthetic_clip
 from sam2_engine.training.trainer import CLIPS, IMAGES, Stage, Trainer
-
-Mask = NDArray[np.bool_]  # (H, W)
 
 SYNTHETIC_SHARE = 0.15
 """Of the clips: scenes of all kinds, so that what the model could do before is not lost."""
@@ -206,14 +204,14 @@ def _single(
 ) -> list[float]:
     """IoU of each object on one slice."""
     for number, truth in truths.items():
-        prompt = {"box": _box(truth)} if kind == "box" else {"points": [_deepest(truth)]}
+        prompt = {"box": tight_box(truth)} if kind == "box" else {"points": [deepest_point(truth)]}
         predictor.set_prompts(number, frame, **prompt)
     result = predictor.predict(frame) if truths else None
     predictor.clear_prompts()
     if result is None:
         return []
     found = dict(zip(result.object_ids, result.masks, strict=True))
-    return [_iou(found[number], truth) for number, truth in truths.items()]
+    return [iou(found[number], truth) for number, truth in truths.items()]
 
 
 def _followed(predictor: SequencePredictor, labels: NDArray[np.int32], most: int) -> list[float]:
@@ -226,10 +224,10 @@ def _followed(predictor: SequencePredictor, labels: NDArray[np.int32], most: int
     scores = []
     for number in long:
         truth = labels == number
-        largest = int(truth.sum(axis=(1, 2)).argmax())
+        largest = largest_slice(truth)
         start = max(0, min(largest - _TRACK_LENGTH // 2, len(labels) - _TRACK_LENGTH))
         stop = min(len(labels), start + _TRACK_LENGTH) - 1
-        predictor.set_prompts(number, largest, box=_box(truth[largest]))
+        predictor.set_prompts(number, largest, box=tight_box(truth[largest]))
         both = total = 0
         for result in predictor.propagate([number], start=start, stop=stop):
             mask = result.mask(number)
@@ -255,22 +253,6 @@ def _spread(values: Sequence[int], most: int) -> list[int]:
     if len(values) <= most:
         return list(values)
     return [values[round(i)] for i in np.linspace(0, len(values) - 1, most)]
-
-
-def _box(mask: Mask) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(rows[0]), int(columns[0]), int(rows[-1]), int(columns[-1])
-
-
-def _deepest(mask: Mask) -> tuple[int, int]:
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    y, x = np.unravel_index(depth.argmax(), depth.shape)
-    return int(y), int(x)
-
-
-def _iou(a: Mask, b: Mask) -> float:
-    either = int((a | b).sum())
-    return int((a & b).sum()) / either if either else 1.0
 
 
 # -- training --------------------------------------------------------------------------------------
