@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 
 PART = 0.1  # of the slices, those that are proposed first
 RANKS: dict[str, Callable[[Evidence], Floats]] = {
-    "doubt": lambda known: known.doubt,
+    "doubt": lambda known: known.wrong,
     "predicted IoU": lambda known: np.where(known.area > 0, 1 - known.iou, -1),
     "area change": lambda known: known.area_change,
 }

@@ -11,7 +11,7 @@ from napari_sam2.review import by_doubt, count_states, doubts, evidence, evidenc
 from napari_sam2.sequence_view import SequenceKey
 from napari_sam2.session import LockedError, NothingToDo, Session
 from napari_sam2.session_file import open_session, save_session
-from napari_sam2.slice_data import CoarseLogits, ObjectMask
+from napari_sam2.slice_data import CoarseLogits, ObjectMask, SlicePrompts
 
 SHAPE = (7, 40, 56)
 
@@ -53,7 +53,7 @@ def test_evidence_is_what_the_masks_show():
         4: found_mask(0, 5, 5, 10),
         6: ObjectMask.given(np.ones((3, 3))),
     }
-    known = evidence_of(masks, {1: "prompted", 2: "auto", 6: "painted"}, 8)
+    known = evidence_of(masks, {1: "prompted", 2: "auto", 6: "painted"}, 8, {}, {0, 2, 3, 4, 5})
     assert known.area.tolist() == [0, 100, 100, 100, 50, 0, 9, 0]
     np.testing.assert_allclose(known.iou, [1, 0.8, 0.6, 0.8, 0.8, 1, 1, 1])
     np.testing.assert_allclose(known.stability, [1, 1, 0.5, 1, 1, 1, 1, 1])
@@ -65,13 +65,41 @@ def test_evidence_is_what_the_masks_show():
     assert known.is_open.tolist() == [True, False, True, True, True, True, False, True]
 
     steady = 1 - 0.5 * 2 * way
-    np.testing.assert_allclose(known.doubt[2], (1 - 0.6 * 0.5 * steady) * (1 / 3))
-    np.testing.assert_allclose(known.doubt[5], 0.4 * 0.5 * (1 / 3), err_msg="lost")
+    np.testing.assert_allclose(known.wrong[2], 100 * (1 - 0.6 * 0.5 * steady) * (1 / 5))
+    assert known.expected.tolist() == [100, 0, 0, 0, 0, 50, 0, 0], "7 was not looked at"
+    np.testing.assert_allclose(known.wrong[5], 50 * (4 / 5) ** 2, err_msg="lost")
+    np.testing.assert_allclose(known.doubt, known.wrong / 100)
     assert known.doubt[[1, 6]].tolist() == [0, 0], "a person has spoken"
 
 
+def test_the_nearer_to_its_marks_an_object_is_missing_the_more_it_is_doubted():
+    masks = {frame: found_mask(0, 0, 10, 10) for frame in (2, 3, 4)}
+    known = evidence_of(masks, {2: "prompted"}, 12, {}, set(range(12)))
+    assert known.expected.tolist() == [100, 100, 0, 0, 0] + [100] * 7
+    assert (np.diff(known.wrong[5:]) < 0).all()
+    assert known.wrong[0] > known.wrong[5] > 0
+    absent = {2: "prompted", 9: "painted"}
+    said = evidence_of(masks, absent, 12, {}, set(range(12)) - {9})
+    assert said.wrong[8:].tolist() == [0] * 4, "a person has painted nothing on 9"
+    assert said.expected[5] == 100
+
+
+def test_a_box_on_which_the_model_finds_nothing_raises_doubt_around_it():
+    box = {3: SlicePrompts.create(box=(10, 10, 30, 20))}
+    known = evidence_of({}, {3: "prompted"}, 7, box, set(range(7)))
+    assert known.expected.tolist() == [100] * 7, "half of the box"
+    assert known.doubt[3] == 0
+    np.testing.assert_allclose(known.doubt[[2, 4]], (4 / 5) ** 2)
+    np.testing.assert_allclose(known.doubt[6], (4 / 7) ** 2)
+    lasso = {3: SlicePrompts.create(lassos=[[(10, 10), (30, 10), (20, 20)]])}
+    around = evidence_of({}, {3: "prompted"}, 7, lasso, set(range(7)))
+    np.testing.assert_array_equal(around.doubt, known.doubt)
+    nothing = evidence_of({}, {3: "prompted"}, 7, box, ())
+    assert not nothing.doubt.any(), "the model has not looked yet"
+
+
 def test_an_object_without_masks_or_marks_is_not_doubted():
-    known = evidence_of({}, {}, 4)
+    known = evidence_of({}, {}, 4, {}, range(4))
     assert known.doubt.tolist() == [0] * 4
     assert np.isinf(known.distance).all()
 
@@ -79,13 +107,13 @@ def test_an_object_without_masks_or_marks_is_not_doubted():
 def test_a_smaller_iou_a_jump_and_a_longer_way_raise_the_doubt():
     masks = {frame: found_mask(0, 0, 10, 10) for frame in range(12)}
     states = {0: "prompted"}
-    plain = evidence_of(masks, states, 12).doubt
+    plain = evidence_of(masks, states, 12, {}, masks).doubt
     assert (np.diff(plain) > 0).all(), "the longer the way"
     for worse in (found_mask(0, 0, 10, 10, iou=0.7), found_mask(0, 0, 10, 10, sure=0.8)):
-        doubt = evidence_of(masks | {6: worse}, states, 12).doubt
+        doubt = evidence_of(masks | {6: worse}, states, 12, {}, masks).doubt
         assert doubt[6] > plain[6]
         np.testing.assert_array_equal(np.delete(doubt, 6), np.delete(plain, 6))
-    moved = evidence_of(masks | {6: found_mask(3, 0, 10, 10)}, states, 12).doubt
+    moved = evidence_of(masks | {6: found_mask(3, 0, 10, 10)}, states, 12, {}, masks).doubt
     assert (moved[5:8] > plain[5:8]).all()
     assert moved.max() <= 1
 
@@ -129,9 +157,18 @@ def test_objects_are_ranked_together_or_alone(session):
     session.propagate()
     assert {i for i, _ in by_doubt(session)} == {1, two}
     assert {i for i, _ in by_doubt(session, [two])} == {two}
-    found = doubts(session)
+    found = {i: evidence(session, i).wrong for i in (1, two)}
     values = [found[i][frame] for i, frame in by_doubt(session)]
-    assert values == sorted(values, reverse=True)
+    assert values == sorted(values, reverse=True), "where most pixels are likely wrong"
+
+
+def test_what_was_not_looked_at_is_not_doubted(volume):
+    session = Session(volume, small_model(), window=(0, 250))
+    session.add_object()
+    session.add_points(1, [(2, 16, 16)])
+    session.preview(2)
+    assert session.looked_at(1) == {2}
+    assert not doubts(session)[1].any()
 
 
 # -- rejecting ---------------------------------------------------------------------------------

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_sam2.session import Session
-from napari_sam2.slice_data import ObjectMask, State
+from napari_sam2.slice_data import ObjectMask, SlicePrompts, State
 
 Floats = NDArray[np.float64]
 
 _JUMP = 0.5  # how much a jump of area or position from one slice to the next takes from the trust
-_REACH = 2.0  # slices from a marked one after which half of the doubt counts
-_LOST = 0.4  # of a slice without a mask beside one with a mask
+_REACH = 4.0  # slices from what a person has said to where it counts half
+_FILLED = 0.5  # part of a box that an object fills
 _LEAST = 0.01  # doubt that is worth a look
 
 
@@ -42,6 +42,11 @@ class Evidence:
     shift: Floats
     """0 to 1: the larger way of the centre towards a neighbouring slice, in radii of the larger
     mask, taken as a disc."""
+    expected: Floats
+    """Pixels that a slice without a mask would have if the object was there: those of the nearest
+    slice with a mask, or half of the box that was drawn where the model has found nothing. 0 with a
+    mask, where the model has not looked, and where a person says that the object is not there on
+    the nearest slice that something is known of."""
     distance: Floats
     """Slices to the nearest one that a person has marked, painted, approved or locked; infinite
     without any."""
@@ -49,20 +54,24 @@ class Evidence:
     """Whether nobody has said anything of the slice."""
 
     @property
-    def doubt(self) -> Floats:
-        """(slices,) 0 to 1: pixels that are likely wrong, as a part of the largest mask.
+    def wrong(self) -> Floats:
+        """(slices,) pixels that are likely wrong; 0 where a person has spoken.
 
-        What the model is unsure of, or what jumps, counts by its area and by the distance from
-        what a person has said, for errors add up on the way. Where an object is lost from one
-        slice to the next, the mask on the one before counts. 0 where a person has spoken.
+        Of a mask, what the model is unsure of and what jumps, the more the farther it is from what
+        a person has said, for errors add up on the way. Of a slice without a mask, what may have
+        been lost, the more the nearer, for nothing vanishes beside its marks.
         """
-        largest = max(float(self.area.max(initial=0)), 1.0)
+        near = _REACH / (self.distance + _REACH)
         steady = (1 - _JUMP * self.area_change) * (1 - _JUMP * self.shift)
-        wrong = (1 - self.iou * self.stability * steady) * self.area
-        lost = np.where(self.area == 0, _LOST * np.maximum(*_neighbours(self.area)), 0)
-        far = 1 - _REACH / (self.distance + _REACH)
-        doubt: Floats = np.where(self.is_open, (wrong + lost) / largest * far, 0)
-        return doubt
+        unsure = (1 - self.iou * self.stability * steady) * self.area * (1 - near)
+        wrong: Floats = np.where(self.is_open, unsure + self.expected * near**2, 0)
+        return wrong
+
+    @property
+    def doubt(self) -> Floats:
+        """(slices,) 0 to 1: `wrong` as a part of the largest mask that the object has or should."""
+        largest = max(float(np.fmax(self.area, self.expected).max(initial=0)), 1.0)
+        return self.wrong / largest
 
 
 def evidence(session: Session, object_id: int) -> Evidence:
@@ -71,7 +80,13 @@ def evidence(session: Session, object_id: int) -> Evidence:
     Milliseconds, but for masks that are looked at for the first time.
     """
     states, life = session.states(object_id), session.life(object_id)
-    known = evidence_of(session.masks_of(object_id), states, len(session.view))
+    known = evidence_of(
+        session.masks_of(object_id),
+        states,
+        len(session.view),
+        session.prompts_for(object_id),
+        session.looked_at(object_id),
+    )
     known.is_open[: life.first] = False
     if life.last is not None:
         known.is_open[life.last + 1 :] = False
@@ -79,9 +94,13 @@ def evidence(session: Session, object_id: int) -> Evidence:
 
 
 def evidence_of(
-    masks: Mapping[int, ObjectMask], states: Mapping[int, State], slices: int
+    masks: Mapping[int, ObjectMask],
+    states: Mapping[int, State],
+    slices: int,
+    prompts: Mapping[int, SlicePrompts],
+    looked_at: Collection[int],
 ) -> Evidence:
-    """Of one object: slice -> mask, slice -> state, as `Session` gives them."""
+    """Of one object, by slice, as `Session` gives them."""
     area, y, x, stability, iou = np.tile([[0.0], [0], [0], [1], [1]], slices)
     if masks:
         at = np.fromiter(masks, int)
@@ -97,6 +116,7 @@ def evidence_of(
         stability=stability,
         area_change=_area_change(area),
         shift=_shift(area, y, x),
+        expected=_expected(area, said, prompts, looked_at),
         distance=_distance(fixed, slices),
         is_open=is_open,
     )
@@ -109,17 +129,17 @@ def doubts(session: Session, objects: Iterable[int] | None = None) -> dict[int, 
 
 
 def by_doubt(session: Session, objects: Iterable[int] | None = None) -> list[tuple[int, int]]:
-    """(object, slice) of what is worth a look, the most doubtful first.
+    """(object, slice) of what is worth a look; first where most pixels are likely wrong.
 
     Left out are locked objects, and slices that a person has marked, painted, approved, locked or
     rejected.
     """
-    found = doubts(session, objects)
+    chosen = session.objects if objects is None else objects
+    found = {i: evidence(session, i) for i in chosen if not session.objects[i].locked}
     ranked = [
-        (-float(doubt[frame]), object_id, int(frame))
-        for object_id, doubt in found.items()
-        if not session.objects[object_id].locked
-        for frame in np.flatnonzero(doubt >= _LEAST)
+        (-float(known.wrong[frame]), object_id, int(frame))
+        for object_id, known in found.items()
+        for frame in np.flatnonzero(known.doubt >= _LEAST)
     ]
     return [(object_id, frame) for _, object_id, frame in sorted(ranked)]
 
@@ -161,11 +181,51 @@ def _shift(area: Floats, y: Floats, x: Floats) -> Floats:
     return np.fmax(*shifts)
 
 
+def _expected(
+    area: Floats,
+    said: Mapping[int, State],
+    prompts: Mapping[int, SlicePrompts],
+    looked_at: Collection[int],
+) -> Floats:
+    """As in `Evidence`. said: the state of each slice on which a person has spoken."""
+    known = {int(frame): float(area[frame]) for frame in np.flatnonzero(area)}
+    for frame, state in said.items():
+        if state not in ("prompted", "rejected"):
+            known.setdefault(frame, 0.0)  # the person says that the object is not there
+    for frame, one in prompts.items():
+        if frame in looked_at and one.starts_over:
+            known.setdefault(frame, _FILLED * _boxed(one))
+    expected = np.zeros(len(area))
+    if not known:
+        return expected
+    at = np.array(sorted(known))
+    places = _nearest(at, len(area))
+    pixels = np.array([known[frame] for frame in at])[places]
+    way = np.abs(at[places] - np.arange(len(area)))
+    nearest = np.where(way == way.min(axis=0), pixels, 0).max(axis=0)
+    lost = [frame for frame in looked_at if not area[frame]]
+    expected[lost] = nearest[lost]
+    return expected
+
+
+def _boxed(said: SlicePrompts) -> float:
+    """Pixels in the box around box and lassos, one of which there is."""
+    corners = np.concatenate(
+        [*said.lassos, np.reshape(() if said.box is None else said.box, (-1, 2))]
+    )
+    return float(np.ptp(corners, axis=0).prod())
+
+
 def _distance(fixed: NDArray[np.int64], slices: int) -> Floats:
     """(slices,) to the nearest of sorted slices."""
     if not len(fixed):
         return np.full(slices, np.inf)
-    frames = np.arange(slices)
-    place = np.searchsorted(fixed, frames)
-    before, behind = fixed[np.maximum(place - 1, 0)], fixed[np.minimum(place, len(fixed) - 1)]
-    return np.fmin(np.abs(frames - before), np.abs(frames - behind)).astype(np.float64)
+    way: Floats = np.abs(fixed[_nearest(fixed, slices)] - np.arange(slices)).astype(np.float64)
+    return way.min(axis=0)
+
+
+def _nearest(at: NDArray[np.int64], slices: int) -> NDArray[np.int64]:
+    """(2, slices) indices into sorted slices, one at least: the nearest one before each slice and
+    the nearest one from it on; at an end the same one twice."""
+    place = np.searchsorted(at, np.arange(slices))
+    return np.stack([np.maximum(place - 1, 0), np.minimum(place, len(at) - 1)])

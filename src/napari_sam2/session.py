@@ -284,6 +284,11 @@ class Session:
         found = {i: dict(self._records.prompts.at((key, i))) for i in self.objects}
         return {i: frames for i, frames in found.items() if frames}
 
+    def prompts_for(self, object_id: int) -> Mapping[int, SlicePrompts]:
+        """Frame -> prompts of one object, of the sequence that is shown."""
+        self._check_object(object_id)
+        return dict(self._records.prompts.at((self.view.key, object_id)))
+
     @property
     def prompted_sequences(self) -> tuple[SequenceView, ...]:
         """All sequences with prompts, as frames."""
@@ -1145,6 +1150,11 @@ class Session:
     def masks_of(self, object_id: int) -> Mapping[int, ObjectMask]:
         """Frame -> mask of one object, whole, in the sequence that is shown."""
         return self._records.masks((self.view.key, object_id))
+
+    def looked_at(self, object_id: int) -> frozenset[int]:
+        """Frames that the model has looked for an object on, in the sequence that is shown."""
+        self._check_object(object_id)
+        return frozenset(self._records.found.at((self.view.key, object_id)))
 
     def stale(self, object_id: int) -> list[int]:
         """Frames whose masks follow from prompts, a window or a model that are others by now."""

@@ -118,7 +118,9 @@ def reasons(known: Evidence, frame: int) -> str:
         return "you have judged it"
     text = f"doubt {known.doubt[frame]:.2f}"
     if not known.area[frame]:
-        return f"{text}, no mask"
+        near = known.distance[frame]
+        is_missed = known.expected[frame] > 0 and np.isfinite(near)
+        return f"{text}, no mask" + (f", {near:.0f} away from your marks" if is_missed else "")
     parts = [
         f"the model's own score {known.iou[frame]:.2f}",
         f"stability {known.stability[frame]:.2f}",
