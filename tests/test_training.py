@@ -274,6 +274,14 @@ def test_synthetic_objects_begin_on_the_first_frame_and_change() -> None:
     assert changed >= 12 and ended > 0
 
 
+@pytest.mark.parametrize("side", [512, 1024])
+def test_synthetic_scenes_come_in_the_size_of_every_published_model(side: int) -> None:
+    for seed in range(4):  # tissues, and bodies before a texture
+        clip = synthetic_clip(np.random.default_rng(seed), 1, side)
+        assert clip.images.shape == (1, side, side)
+        assert clip.masks.shape[1:] == (1, side, side) and clip.masks.any()
+
+
 def test_only_the_training_split_is_read(tmp_path) -> None:
     from skimage.io import imsave
 

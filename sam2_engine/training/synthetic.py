@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from scipy.ndimage import gaussian_filter, zoom
+
+_LARGEST_WINDOW = 256  # pixels of a texture, before it is enlarged
 
 
 @dataclass(frozen=True)
@@ -156,12 +159,15 @@ def _tissue(rng: np.random.Generator, frames: int, side: int) -> tuple[np.ndarra
 
 def _texture(rng: np.random.Generator, side: int) -> np.ndarray:
     """A random window of a smooth noise field of random grain, (side, side), about zero mean and
-    unit spread.
+    unit spread; enlarged for larger models, so that scenes look alike.
     """
     bank = _texture_bank()
     field = bank[rng.integers(len(bank))]
-    y, x = rng.integers(0, field.shape[0] - side + 1, 2)
-    window = field[y : y + side, x : x + side]
+    own = min(side, _LARGEST_WINDOW)
+    y, x = rng.integers(0, field.shape[0] - own + 1, 2)
+    window = field[y : y + own, x : x + own]
+    if own < side:
+        window = zoom(window, side / own, order=1)
     if rng.random() < 0.5:
         window = window.T
     return window * rng.choice((-1.0, 1.0)).astype(np.float32)
@@ -172,8 +178,6 @@ def _texture_bank() -> np.ndarray:
     """(K, 640, 640) noise fields from fine to coarse, some of them mixtures. Fixed, so that runs
     repeat.
     """
-    from scipy.ndimage import gaussian_filter
-
     rng = np.random.default_rng(7)
     fields = []
     for sigma in (0.7, 1.2, 2.0, 4.0, 8.0, 16.0, 40.0):
