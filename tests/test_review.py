@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from models import small_model
 
-from benchmarks.review import gain
+from benchmarks.review import gain, prompt_frames
 from napari_sam2.review import by_doubt, count_states, doubts, evidence, evidence_of, next_doubtful
 from napari_sam2.sequence_view import SequenceKey
 from napari_sam2.session import LockedError, NothingToDo, Session
 from napari_sam2.session_file import open_session, save_session
 from napari_sam2.slice_data import CoarseLogits, ObjectMask, SlicePrompts
+from sam2_engine.sequence import SequencePredictor
 
 SHAPE = (7, 40, 56)
 
@@ -53,7 +54,7 @@ def test_evidence_is_what_the_masks_show():
         4: found_mask(0, 5, 5, 10),
         6: ObjectMask.given(np.ones((3, 3))),
     }
-    known = evidence_of(masks, {1: "prompted", 2: "auto", 6: "painted"}, 8, {}, {0, 2, 3, 4, 5})
+    known = evidence_of(masks, {1: "prompted", 2: "auto", 6: "painted"}, 8, {}, {0, 2, 3, 4, 5}, {})
     assert known.area.tolist() == [0, 100, 100, 100, 50, 0, 9, 0]
     np.testing.assert_allclose(known.iou, [1, 0.8, 0.6, 0.8, 0.8, 1, 1, 1])
     np.testing.assert_allclose(known.stability, [1, 1, 0.5, 1, 1, 1, 1, 1])
@@ -74,32 +75,32 @@ def test_evidence_is_what_the_masks_show():
 
 def test_the_nearer_to_its_marks_an_object_is_missing_the_more_it_is_doubted():
     masks = {frame: found_mask(0, 0, 10, 10) for frame in (2, 3, 4)}
-    known = evidence_of(masks, {2: "prompted"}, 12, {}, set(range(12)))
+    known = evidence_of(masks, {2: "prompted"}, 12, {}, set(range(12)), {})
     assert known.expected.tolist() == [100, 100, 0, 0, 0] + [100] * 7
     assert (np.diff(known.wrong[5:]) < 0).all()
     assert known.wrong[0] > known.wrong[5] > 0
     absent = {2: "prompted", 9: "painted"}
-    said = evidence_of(masks, absent, 12, {}, set(range(12)) - {9})
+    said = evidence_of(masks, absent, 12, {}, set(range(12)) - {9}, {})
     assert said.wrong[8:].tolist() == [0] * 4, "a person has painted nothing on 9"
     assert said.expected[5] == 100
 
 
 def test_a_box_on_which_the_model_finds_nothing_raises_doubt_around_it():
     box = {3: SlicePrompts.create(box=(10, 10, 30, 20))}
-    known = evidence_of({}, {3: "prompted"}, 7, box, set(range(7)))
+    known = evidence_of({}, {3: "prompted"}, 7, box, set(range(7)), {})
     assert known.expected.tolist() == [100] * 7, "half of the box"
     assert known.doubt[3] == 0
     np.testing.assert_allclose(known.doubt[[2, 4]], (4 / 5) ** 2)
     np.testing.assert_allclose(known.doubt[6], (4 / 7) ** 2)
     lasso = {3: SlicePrompts.create(lassos=[[(10, 10), (30, 10), (20, 20)]])}
-    around = evidence_of({}, {3: "prompted"}, 7, lasso, set(range(7)))
+    around = evidence_of({}, {3: "prompted"}, 7, lasso, set(range(7)), {})
     np.testing.assert_array_equal(around.doubt, known.doubt)
-    nothing = evidence_of({}, {3: "prompted"}, 7, box, ())
+    nothing = evidence_of({}, {3: "prompted"}, 7, box, (), {})
     assert not nothing.doubt.any(), "the model has not looked yet"
 
 
 def test_an_object_without_masks_or_marks_is_not_doubted():
-    known = evidence_of({}, {}, 4, {}, range(4))
+    known = evidence_of({}, {}, 4, {}, range(4), {})
     assert known.doubt.tolist() == [0] * 4
     assert np.isinf(known.distance).all()
 
@@ -107,13 +108,13 @@ def test_an_object_without_masks_or_marks_is_not_doubted():
 def test_a_smaller_iou_a_jump_and_a_longer_way_raise_the_doubt():
     masks = {frame: found_mask(0, 0, 10, 10) for frame in range(12)}
     states = {0: "prompted"}
-    plain = evidence_of(masks, states, 12, {}, masks).doubt
+    plain = evidence_of(masks, states, 12, {}, masks, {}).doubt
     assert (np.diff(plain) > 0).all(), "the longer the way"
     for worse in (found_mask(0, 0, 10, 10, iou=0.7), found_mask(0, 0, 10, 10, sure=0.8)):
-        doubt = evidence_of(masks | {6: worse}, states, 12, {}, masks).doubt
+        doubt = evidence_of(masks | {6: worse}, states, 12, {}, masks, {}).doubt
         assert doubt[6] > plain[6]
         np.testing.assert_array_equal(np.delete(doubt, 6), np.delete(plain, 6))
-    moved = evidence_of(masks | {6: found_mask(3, 0, 10, 10)}, states, 12, {}, masks).doubt
+    moved = evidence_of(masks | {6: found_mask(3, 0, 10, 10)}, states, 12, {}, masks, {}).doubt
     assert (moved[5:8] > plain[5:8]).all()
     assert moved.max() <= 1
 
@@ -169,6 +170,90 @@ def test_what_was_not_looked_at_is_not_doubted(volume):
     session.preview(2)
     assert session.looked_at(1) == {2}
     assert not doubts(session)[1].any()
+
+
+# -- from both sides ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def marked_twice(session):
+    session.add_box(1, 6, (12, 8, 29, 25))
+    session.propagate()
+    return session
+
+
+def test_masks_between_two_marks_are_compared_with_those_from_the_farther_mark(marked_twice):
+    session, before = marked_twice, marked_twice.labels.copy()
+    steps, told = len(session.history), []
+    session.check_both_sides(progress=lambda step: told.append((step.frame, step.done, step.total)))
+    assert [(done, total) for _, done, total in told] == [(1, 3), (2, 3), (3, 3)]
+    np.testing.assert_array_equal(session.labels, before)
+    assert len(session.history) == steps, "there is nothing to take back"
+
+    known = session.other_sides(1)
+    assert sorted(known) == [3, 4, 5]
+    predictor = SequencePredictor(
+        session.model.get(), session.view, window=(0, 250), fit="pad", refine_clicks=True,
+        max_prompted_frames="adjacent",
+    )  # fmt: skip
+    predictor.set_prompts(1, 2, points=[(16, 16)])
+    predictor.set_prompts(1, 6, box=(12, 8, 29, 25))
+    for direction, frames in (("forward", [5]), ("backward", [3, 4])):
+        passed = {one.frame: one.masks[0] for one in predictor.propagate([1], direction)}
+        for frame in frames:
+            mask = session.masks_of(1)[frame].on_frame(SHAPE[1:])
+            both, either = (mask & passed[frame]).sum(), (mask | passed[frame]).sum()
+            assert known[frame] == (both / either, either - both)
+    assert {iou for iou, _ in known.values()} != {1.0}, "the two ways differ somewhere"
+
+
+def test_only_what_is_new_is_compared(marked_twice):
+    session = marked_twice
+    session.check_both_sides()
+    known = session.other_sides(1)
+    assert not any(session.check_task().wanted.values())
+    session.add_points(1, [(4, 18, 16)])
+    session.propagate()
+    assert sorted(session.other_sides(1)) == [], "all between the marks follow from others now"
+    assert {i: sorted(f) for i, f in session.check_task().wanted.items()} == {1: [3, 5]}
+    session.undo()
+    session.undo()
+    assert session.other_sides(1) == known
+
+
+def test_without_two_marks_there_is_nothing_to_compare(session):
+    with pytest.raises(NothingToDo, match="between two slices that are marked"):
+        session.check_both_sides()
+    session.add_box(1, 6, (12, 8, 29, 25))
+    with pytest.raises(NothingToDo):
+        session.check_both_sides()  # what is between the marks is out of date
+    assert session.other_sides(1) == {}
+
+
+def test_a_mask_that_changes_meanwhile_is_not_compared(marked_twice):
+    session = marked_twice
+    task = session.check_task()
+    steps = session.compute_propagation(task)
+    session.reject(1, [5])
+    for step in steps:
+        session.accept(task, step)
+    assert sorted(session.other_sides(1)) == [3, 4]
+    assert session.states(1)[5] == "rejected"
+
+
+def test_what_both_sides_do_not_see_alike_is_doubted(marked_twice):
+    session = marked_twice
+    before = evidence(session, 1)
+    assert not before.differing.any()
+    session.check_both_sides()
+    after = evidence(session, 1)
+    known = session.other_sides(1)
+    assert after.differing[[3, 4, 5]].tolist() == [known[f].pixels for f in (3, 4, 5)]
+    assert after.differing[[0, 1, 2, 6]].tolist() == [0] * 4
+    worse = after.differing > 0
+    assert worse.any()
+    assert (after.wrong[worse] > before.wrong[worse]).all()
+    np.testing.assert_array_equal(after.wrong[~worse], before.wrong[~worse])
 
 
 # -- rejecting ---------------------------------------------------------------------------------
@@ -328,3 +413,13 @@ def test_gain_is_the_share_of_the_wrong_pixels_over_the_share_of_the_slices():
     assert gain(-wrong, wrong, 0.1) == 0
     assert gain(np.r_[1.0, 1, np.zeros(8)], wrong, 0.1) == pytest.approx(2.5)
     assert gain(wrong, wrong, 1.0) == pytest.approx(1)
+
+
+def test_several_boxes_lie_in_the_middle_of_equal_stretches_of_an_object():
+    truth = np.zeros((20, 4, 4), np.bool_)
+    truth[4:16, 1, 1] = truth[9, 2, 2] = True
+    assert prompt_frames("volume", truth, 1) == [9], "the largest"
+    assert prompt_frames("timelapse", truth, 1) == [4], "the first"
+    assert prompt_frames("volume", truth, 2) == [7, 13]
+    assert prompt_frames("volume", truth, 3) == [6, 10, 14]
+    assert prompt_frames("volume", truth[:6], 4) == [4, 5], "it has no more slices"

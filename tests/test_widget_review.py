@@ -224,3 +224,30 @@ def test_time_counts_for_the_object_that_was_selected_but_not_breaks(desk, monke
     spent = {i: s - before.get(i, 0) for i, s in d.session.seconds.items()}
     assert spent == {1: 90, 2: 30}
     d.qtbot.waitUntil(lambda: "Your time: 1 min 30 s." in d.panel.objects.item(0, NAME).toolTip())
+
+
+def test_masks_between_marks_are_checked_from_both_sides(desk):
+    d = desk()
+    follow_two(d)
+    check = next(
+        one for one in d.panel.session_menu.actions() if one.text() == "Check from both sides"
+    )
+    check.trigger()
+    assert "mark it on two slices" in d.panel.status.text()
+
+    d.panel.object_id = 1
+    d.go_to(6)
+    d.click((20, 24))
+    d.settle()
+    d.press(d.panel.propagate)
+    d.settle()
+    before = d.session.labels.copy()
+    check.trigger()
+    d.settle()
+    assert sorted(d.session.other_sides(1)) == [3, 4, 5]
+    np.testing.assert_array_equal(d.session.labels, before)
+    assert d.panel.status.text().startswith("Compared from both sides: on ")
+    assert "of 3 slices" in d.panel.status.text()
+    d.qtbot.waitUntil(lambda: shows_all(d))
+    check.trigger()
+    assert "compared already" in d.panel.status.text()

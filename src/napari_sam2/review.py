@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from napari_sam2.session import Session
 from napari_sam2.slice_data import ObjectMask, SlicePrompts, State
+from napari_sam2.tasks import OtherSide
 
 Floats = NDArray[np.float64]
 
 _JUMP = 0.5  # how much a jump of area or position from one slice to the next takes from the trust
 _REACH = 4.0  # slices from what a person has said to where it counts half
+_DIFFERS = 0.25  # of the pixels that only one of both ways shows
 _FILLED = 0.5  # part of a box that an object fills
 _LEAST = 0.01  # doubt that is worth a look
 
@@ -50,6 +52,9 @@ class Evidence:
     distance: Floats
     """Slices to the nearest one that a person has marked, painted, approved or locked; infinite
     without any."""
+    differing: Floats
+    """Pixels that only one of both ways shows, from the marked slices before and behind; 0 where
+    they were not compared."""
     is_open: NDArray[np.bool_]
     """Whether nobody has said anything of the slice."""
 
@@ -59,19 +64,21 @@ class Evidence:
 
         Of a mask, what the model is unsure of and what jumps, the more the farther it is from what
         a person has said, for errors add up on the way. Of a slice without a mask, what may have
-        been lost, the more the nearer, for nothing vanishes beside its marks.
+        been lost, the more the nearer, for nothing vanishes beside its marks. Of both, a part of
+        what differs between the ways from both sides.
         """
         near = _REACH / (self.distance + _REACH)
         steady = (1 - _JUMP * self.area_change) * (1 - _JUMP * self.shift)
         unsure = (1 - self.iou * self.stability * steady) * self.area * (1 - near)
-        wrong: Floats = np.where(self.is_open, unsure + self.expected * near**2, 0)
+        lost = self.expected * near**2
+        wrong: Floats = np.where(self.is_open, unsure + lost + _DIFFERS * self.differing, 0)
         return wrong
 
     @property
     def doubt(self) -> Floats:
         """(slices,) 0 to 1: `wrong` as a part of the largest mask that the object has or should."""
         largest = max(float(np.fmax(self.area, self.expected).max(initial=0)), 1.0)
-        return self.wrong / largest
+        return np.fmin(self.wrong / largest, 1)
 
 
 def evidence(session: Session, object_id: int) -> Evidence:
@@ -86,6 +93,7 @@ def evidence(session: Session, object_id: int) -> Evidence:
         len(session.view),
         session.prompts_for(object_id),
         session.looked_at(object_id),
+        session.other_sides(object_id),
     )
     known.is_open[: life.first] = False
     if life.last is not None:
@@ -99,6 +107,7 @@ def evidence_of(
     slices: int,
     prompts: Mapping[int, SlicePrompts],
     looked_at: Collection[int],
+    other_sides: Mapping[int, OtherSide],
 ) -> Evidence:
     """Of one object, by slice, as `Session` gives them."""
     area, y, x, stability, iou = np.tile([[0.0], [0], [0], [1], [1]], slices)
@@ -110,6 +119,9 @@ def evidence_of(
     is_open = np.ones(slices, np.bool_)
     is_open[list(said)] = False
     fixed = np.sort([frame for frame, state in said.items() if state != "rejected"])
+    differing = np.zeros(slices)
+    for frame, other in other_sides.items():
+        differing[frame] = other.pixels
     return Evidence(
         area=area,
         iou=np.clip(iou, 0, 1),
@@ -118,6 +130,7 @@ def evidence_of(
         shift=_shift(area, y, x),
         expected=_expected(area, said, prompts, looked_at),
         distance=_distance(fixed, slices),
+        differing=differing,
         is_open=is_open,
     )
 

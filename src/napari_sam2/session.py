@@ -45,7 +45,7 @@ from napari_sam2.slice_data import (
     SlicePrompts,
     State,
 )
-from napari_sam2.tasks import Engine, LazyModel, Source, Step, Task, basis
+from napari_sam2.tasks import Engine, LazyModel, OtherSide, Source, Step, Task, basis
 from napari_sam2.windows import window_for
 
 if TYPE_CHECKING:
@@ -151,6 +151,7 @@ class Session:
         self._last_id = 0
         self._seconds: dict[int, float] = {}
         self._branched: WeakKeyDictionary[Session, dict[Cell, Any]] = WeakKeyDictionary()
+        self._other_sides: WeakKeyDictionary[Found, OtherSide] = WeakKeyDictionary()
         self._last_source = self._asked_source()
         self._engine = Engine()
 
@@ -1219,6 +1220,34 @@ class Session:
             if progress is not None:
                 progress(step)
 
+    def check_both_sides(
+        self,
+        objects: Iterable[int] | None = None,
+        progress: Callable[[Step], None] | None = None,
+    ) -> None:
+        """Follow objects to slices between two marked ones from the farther one, too, and compare.
+
+        Masks stay as they are; `other_sides` then says where both ways disagree, and doubt counts
+        it. It takes about as long as finding the masks between marked slices did. What is out of
+        date, or compared already, is left out.
+
+        objects: ids; by default all that have masks between marked slices.
+
+        Raises NothingToDo where no mask lies between two marked slices.
+        """
+        for step in self._carry_out(self.check_task(objects)):
+            if progress is not None:
+                progress(step)
+
+    def other_sides(self, object_id: int) -> Mapping[int, OtherSide]:
+        """Frame -> how a mask agrees with that from the other side, where `check_both_sides` saw.
+
+        Of the sequence that is shown. A mask that is found anew has to be compared anew.
+        """
+        self._check_object(object_id)
+        found = self._records.found.at((self.view.key, object_id)).items()
+        return {f: self._other_sides[one] for f, one in found if one in self._other_sides}
+
     # The above in parts, so that the model can work in another thread: `task` and `accept` are
     # quick and belong to the thread that sets prompts; `compute_...` take long and touch nothing
     # but the task, but only one may run at a time.
@@ -1267,6 +1296,23 @@ class Session:
             )
         return Task(self.view, self._source, anchors, wanted)
 
+    def check_task(self, objects: Iterable[int] | None = None) -> Task:
+        """What there is to compare now, for `check_both_sides`; raises as that does."""
+        task = self.task(objects)
+        wanted, is_between = {}, False
+        for object_id in task.wanted:
+            marked, known = task.anchors[object_id], self.other_sides(object_id)
+            found = self.looked_at(object_id) - set(self.stale(object_id)) - marked.keys()
+            between = {frame for frame in found if min(marked) < frame < max(marked)}
+            is_between = is_between or bool(between)
+            wanted[object_id] = frozenset(between - known.keys())
+        if not is_between:
+            raise NothingToDo(
+                "No object has masks between two slices that are marked: mark it on two slices or "
+                "more and propagate first."
+            )
+        return replace(task, wanted=wanted, is_check=True)
+
     def compute_preview(self, task: Task, frame: int) -> Step:
         """The masks of all objects with prompts on a frame, from these prompts alone."""
         return self._engine.preview(task, frame)
@@ -1289,6 +1335,9 @@ class Session:
 
     def accept(self, task: Task, step: Step) -> None:
         """Take over what was found, except where prompts have changed since it was asked for."""
+        if task.is_check:
+            self._compare(task, step)
+            return
         key = task.view.key
         history = self.history
         with history.following() if step.is_preview else history.change("Propagate", task):
@@ -1319,6 +1368,14 @@ class Session:
                 self._write(task.view, [step.frame])
 
     # -- helpers -------------------------------------------------------------------------------
+
+    def _compare(self, task: Task, step: Step) -> None:
+        """Keep how masks agree with those from the other side, unless they are others by now."""
+        for object_id, mask in step.masks.items():
+            known = self._records.found.get((task.view.key, object_id), step.frame)
+            if known is not None and known.basis == task.basis(object_id, step.frame):
+                self._other_sides[known] = OtherSide.of(known.mask, mask)
+        self.objects_changed.emit()
 
     def _carry_out(self, task: Task) -> Iterator[Step]:
         for step in self.compute_propagation(task):

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sam2_engine.frames import Geometry
     from sam2_engine.memory import MemorySelection, MemoryTokens
     from sam2_engine.model import SAM2
-    from sam2_engine.sequence import SequencePredictor
+    from sam2_engine.sequence import Direction, SequencePredictor
 
 _MOST_CLICKS = 8  # for one scribble
 _CLICK_DISTANCE = 0.1  # of the frame, at least between them
@@ -29,6 +29,8 @@ _ROUGH = 16.0  # the logit in the middle of a lasso
 
 Anchors = Mapping[int, SlicePrompts]
 """Frame -> what masks of one object follow from."""
+Wanted = Mapping[int, frozenset[int]]
+"""Object -> frames to be computed."""
 
 
 class LazyModel:
@@ -109,8 +111,11 @@ class Task:
     source: Source
     anchors: Mapping[int, Anchors]
     """Of all objects."""
-    wanted: Mapping[int, frozenset[int]]
-    """The frames to be computed of the objects that were asked for."""
+    wanted: Wanted
+    """Of the objects that were asked for."""
+    is_check: bool = False
+    """Whether masks are followed from the farther one of the two marked frames around them, to be
+    compared with those that are known."""
 
     def basis(self, object_id: int, frame: int) -> Basis:
         """What the object's mask on a frame follows from."""
@@ -129,6 +134,36 @@ class Step:
     """This is step `done` of `total`."""
     is_preview: bool = False
     """Whether this follows from the prompts on the frame alone."""
+
+
+class OtherSide(NamedTuple):
+    """How a mask on a frame agrees with that followed from the marked frame on the other side."""
+
+    iou: float
+    """1 where neither shows the object."""
+    pixels: int
+    """Of one of them and not of the other."""
+
+    @classmethod
+    def of(cls, one: ObjectMask | None, other: ObjectMask | None) -> OtherSide:
+        """None: the object is not seen."""
+        areas = [0 if mask is None else int(mask.summary[0]) for mask in (one, other)]
+        shared = 0 if one is None or other is None else shared_pixels(one, other)
+        either = sum(areas) - shared
+        return cls(shared / either if either else 1.0, either - shared)
+
+
+def shared_pixels(one: ObjectMask, other: ObjectMask) -> int:
+    """How many pixels two masks of a frame have in common."""
+    top, left = max(one.top, other.top), max(one.left, other.left)
+    bottom, right = (min(a.stop, b.stop) for a, b in zip(one.area, other.area, strict=True))
+    if bottom <= top or right <= left:
+        return 0
+    parts = (
+        mask.logits[top - mask.top : bottom - mask.top, left - mask.left : right - mask.left] > 0
+        for mask in (one, other)
+    )
+    return int(np.logical_and(*parts).sum())
 
 
 def basis(source: Source, anchors: Anchors, frame: int) -> Basis:
@@ -176,10 +211,16 @@ class Engine:
         self._prepare(task)
         tracker = self._tracker
         self._said = _set_prompts(tracker, task.anchors, self._said, task.view)
-        wanted = {i: frames for i, frames in task.wanted.items() if frames}
-        total = tracker.num_steps(wanted, only=wanted)
-        for done, result in enumerate(tracker.propagate(wanted, only=wanted), start=1):
-            yield Step(result.frame, _masks_of(result), done, total)
+        both: dict[Direction, Wanted] = {"both": task.wanted}
+        passes: list[tuple[Direction, Wanted]] = []
+        for direction, frames in (_far_passes(task) if task.is_check else both).items():
+            passes.append((direction, {i: own for i, own in frames.items() if own}))
+        total = sum(tracker.num_steps(own, direction, only=own) for direction, own in passes)
+        done = 0
+        for direction, wanted in passes:
+            for result in tracker.propagate(wanted, direction, only=wanted):
+                done += 1
+                yield Step(result.frame, _masks_of(result), done, total)
 
     def _is_prepared(self, task: Task) -> bool:
         return self._key == (task.view, task.source)
@@ -219,6 +260,21 @@ class Engine:
         preview.features = tracker.features
         self._tracker, self._preview = tracker, preview
         self._key, self._said = (task.view, source), {}
+
+
+def _far_passes(task: Task) -> dict[Direction, Wanted]:
+    """In which direction frames follow from the farther one of the marked frames around them."""
+    forward, backward = {}, {}
+    for object_id, frames in task.wanted.items():
+        marked = sorted(task.anchors[object_id])
+        places = {frame: bisect_left(marked, frame) for frame in frames}
+        forward[object_id] = frozenset(  # of two that are equally near, the earlier one serves
+            frame
+            for frame, place in places.items()
+            if frame - marked[place - 1] > marked[place] - frame
+        )
+        backward[object_id] = frames - forward[object_id]
+    return {"forward": forward, "backward": backward}
 
 
 def _sum_of_file(name: str) -> str:

@@ -10,11 +10,11 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from napari_sam2.automatic import add_all, find_all
 from napari_sam2.session import Session
 from napari_sam2.slice_data import ObjectMask
+from napari_sam2.tasks import shared_pixels
 
 if TYPE_CHECKING:
     from sam2_engine.automatic import Candidate, Rules
@@ -177,20 +177,7 @@ def _end_weaker(
 
 
 def _iou(one: ObjectMask, other: ObjectMask) -> float:
-    """Of two masks of a frame, computed within their boxes."""
-    top, left = max(one.top, other.top), max(one.left, other.left)
-    bottom = min(one.area[0].stop, other.area[0].stop)
-    right = min(one.area[1].stop, other.area[1].stop)
-    if bottom <= top or right <= left:
-        return 0.0
-
-    def part(mask: ObjectMask) -> NDArray[np.bool_]:
-        inside: NDArray[np.bool_] = (
-            mask.logits[top - mask.top : bottom - mask.top, left - mask.left : right - mask.left]
-            > 0
-        )
-        return inside
-
-    both = int((part(one) & part(other)).sum())
-    either = one.summary[0] + other.summary[0] - both
-    return both / either if either else 0.0
+    """Of two masks of a frame."""
+    shared = shared_pixels(one, other)
+    either = one.summary[0] + other.summary[0] - shared
+    return shared / either if either else 0.0

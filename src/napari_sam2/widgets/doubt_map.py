@@ -117,6 +117,8 @@ def reasons(known: Evidence, frame: int) -> str:
     if not known.is_open[frame]:
         return "you have judged it"
     text = f"doubt {known.doubt[frame]:.2f}"
+    if known.differing[frame] >= 0.2 * max(known.area[frame], 1):
+        text += f", {known.differing[frame]:.0f} pixels differ from the other side"
     if not known.area[frame]:
         near = known.distance[frame]
         is_missed = known.expected[frame] > 0 and np.isfinite(near)

@@ -9,6 +9,7 @@ from napari_sam2.widgets.panel import SELECTED_OBJECTS
 from napari_sam2.widgets.reach import chosen_task
 
 _NAMED = 3  # objects in a message
+_ALIKE = 0.8  # IoU of masks that are as good as the same
 
 
 class Propagation:
@@ -41,6 +42,18 @@ class Propagation:
         if session is not None and not self._context.is_running:
             task = session.task(self._ids(session), only_stale=True)
             self._run(session, task, "Nothing is out of date.")
+
+    def check_both_sides(self) -> None:
+        """Follow all objects between marked slices from the farther ones, too, and compare."""
+        session = self._context.session
+        if session is None or self._context.is_running:
+            return
+        try:
+            task = session.check_task()
+        except ValueError as error:
+            self._panel.fail(str(error))
+        else:
+            self._run(session, task, "All masks between marked slices are compared already.")
 
     def stop(self) -> None:
         """End after the slice under way; what is done is kept."""
@@ -90,6 +103,9 @@ class Propagation:
         if stopped:
             self._panel.say("Stopped. The slices done so far are kept.")
             return
+        if task.is_check:
+            self._say_compared(session, task)
+            return
         masks = session.masks
         found = [
             f"{self._context.name(i)} is on {len(masks.get(i, ()))} of {len(task.view)} slices"
@@ -98,4 +114,18 @@ class Propagation:
         self._panel.say(
             f"Done: {'; '.join(found[:_NAMED])}{'; …' if len(found) > _NAMED else ''}. Where a "
             "slice is wrong, mark it there or paint, then Update."
+        )
+
+    def _say_compared(self, session: Session, task: Task) -> None:
+        known = [
+            session.other_sides(i).get(frame)
+            for i, frames in task.wanted.items()
+            if i in session.objects
+            for frame in frames
+        ]
+        compared = [one.iou for one in known if one is not None]
+        differ = sum(iou < _ALIKE for iou in compared)
+        self._panel.say(
+            f"Compared from both sides: on {differ} of {len(compared)} slices the two ways share "
+            f"less than {_ALIKE:.0%}. Next doubtful slice counts this now."
         )

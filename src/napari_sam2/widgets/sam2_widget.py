@@ -230,6 +230,11 @@ class SAM2Widget(QWidget):
         """Go to the slice, and the object, where the masks are most likely wrong."""
         self._reviewing.next_doubtful()
 
+    def check_both_sides(self) -> None:
+        """Compare masks between marked slices with those from the farther ones: doubt counts it."""
+        self._marking.take_over_strokes()
+        self._propagation.check_both_sides()
+
     def copy_approved(self) -> None:
         """Add a labels layer that holds the approved masks and no others."""
         self._reviewing.copy_approved()
@@ -344,10 +349,23 @@ class SAM2Widget(QWidget):
         panel.objects.chosen.connect(self._on_object_chosen)
         panel.strip.go_to.connect(self._context.go_to)
         panel.show_keys(KEYS)
-        entry = panel.session_menu.addAction("Second reader …")
-        assert entry is not None
-        entry.setToolTip("Compare with another person's masks, and take theirs where right.")
-        entry.triggered.connect(lambda *_: self.compare())
+        for text, tip, action in (
+            (
+                "Check from both sides",
+                "Follow objects between marked slices from the farther ones, too: where both ways "
+                "differ, there is more doubt.",
+                self.check_both_sides,
+            ),
+            (
+                "Second reader …",
+                "Compare with another person's masks, and take theirs where right.",
+                self.compare,
+            ),
+        ):
+            entry = panel.session_menu.addAction(text)
+            assert entry is not None
+            entry.setToolTip(tip)
+            entry.triggered.connect(partial(call, action))
         for key, action in self._keys().items():
             sequence = key.replace("-", "+").replace("Control", "Ctrl")
             shortcut = QShortcut(QKeySequence(sequence), self)
