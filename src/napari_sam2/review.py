@@ -147,13 +147,14 @@ def by_doubt(session: Session, objects: Iterable[int] | None = None) -> list[tup
     Left out are locked objects, and slices that a person has marked, painted, approved, locked or
     rejected.
     """
-    chosen = session.objects if objects is None else objects
-    found = {i: evidence(session, i) for i in chosen if not session.objects[i].locked}
-    ranked = [
-        (-float(known.wrong[frame]), object_id, int(frame))
-        for object_id, known in found.items()
-        for frame in np.flatnonzero(known.doubt >= _LEAST)
-    ]
+    ranked = []
+    for object_id in session.objects if objects is None else objects:
+        if session.objects[object_id].locked:
+            continue
+        known = evidence(session, object_id)
+        wrong = known.wrong
+        frames = np.flatnonzero(known.doubt >= _LEAST)
+        ranked += [(-float(wrong[frame]), object_id, int(frame)) for frame in frames]
     return [(object_id, frame) for _, object_id, frame in sorted(ranked)]
 
 
