@@ -7,9 +7,11 @@ import pickle
 
 import numpy as np
 import pytest
+import zarr
 from lazy import Lazy
 from models import small_model
 
+from napari_sam2.output import Output
 from napari_sam2.segmentation import segment
 from napari_sam2.sequence_view import ELSEWHERE, OUTSIDE, SequenceKey, SequenceView
 from napari_sam2.session import LockedError, NothingToDo, Session
@@ -782,6 +784,20 @@ def test_labels_are_written_slice_by_slice(volume, tmp_path):
     session.add_points(one, [(2, 16, 16)])
     session.propagate()
     np.testing.assert_array_equal(file == one, whole(session, one))
+
+
+def test_labels_on_disk_that_nothing_was_written_to_are_not_scanned():
+    store = zarr.storage.LoggingStore(zarr.storage.MemoryStore(), log_level="ERROR")
+    on_disk = zarr.create_array(
+        store, shape=(1500, 4096, 4096), chunks=(1, 1024, 1024), dtype=np.int32
+    )  # 100 GB
+    store.counter.clear()
+    assert Output(on_disk.shape, on_disk).others == frozenset()
+    assert store.counter["get"] == 0
+
+    few = zarr.create_array({}, shape=(4, 8, 8), chunks=(1, 4, 4), dtype=np.int32)
+    few[2, 3, 3] = 5
+    assert Output(few.shape, few).others == {5}
 
 
 def test_masks_move_to_other_labels(volume, others, session):

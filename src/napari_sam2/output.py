@@ -260,7 +260,9 @@ def _check(labels: Any, shape: tuple[int, ...]) -> None:
 
 
 def _ids_in(labels: Any) -> frozenset[int]:
-    """All ids but 0, read a block at a time."""
+    """All ids but 0, read a block at a time; a zarr array without a chunk on disk is not read."""
+    if getattr(labels, "nchunks_initialized", None) == 0 and not labels.fill_value:
+        return frozenset()
     chunks = getattr(labels, "chunks", None)
     size = chunks[0] if chunks and isinstance(chunks[0], int) else 1
     found: set[int] = set()
