@@ -22,6 +22,8 @@ from official import Goldens, OfficialTracker, full_frame, normalised
 
 from sam2_engine.frames import Geometry
 from sam2_engine.model import SAM2
+from sam2_engine.model.layers import Attention
+from sam2_engine.model.mask_decoder import ImageToToken, TokenToImage
 from sam2_engine.model.position import sine_encoding_2d
 from sam2_engine.sequence import SequencePredictor
 
@@ -208,3 +210,14 @@ def test_predictor_gives_the_published_masks(path: Path, scenario: str) -> None:
             key = f"{scenario}/pass0_f{result.frame:02d}_o{number}_low_res"
             ours = torch.from_numpy(result.low_res[number])[None, None]
             close(ours, golden[key], key, TOLERANCE * max(float(np.ptp(golden[key])), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "queries", "keys"), [(TokenToImage, 5, 64), (ImageToToken, 64, 5)]
+)
+def test_attention_of_few_tokens_is_attention(kind: Any, queries: int, keys: int) -> None:
+    torch.manual_seed(0)
+    attention = kind(32, heads=8, inner=16).double()
+    q, k, v = (torch.randn(2, n, 32, dtype=torch.float64) for n in (queries, keys, keys))
+    plain = Attention.forward(attention, q, k, v)
+    torch.testing.assert_close(attention(q, k, v), plain, rtol=0, atol=1e-12)

@@ -114,7 +114,8 @@ class HieraBlock(nn.Module):
             if self.pool:
                 shortcut = _max_pool(shortcut)
         x = shortcut + self.attn(x)
-        return x + in_parts(lambda part: self.mlp(self.norm2(part)), x.flatten(0, 2)).view_as(x)
+        out = in_parts(lambda part: self.mlp(self.norm2(part), plus=part), x.flatten(0, 2))
+        return out.view_as(x)
 
 
 class PatchEmbed(nn.Module):

@@ -45,9 +45,20 @@ def recycle_memory() -> None:
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none"
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: Activation = "none",
+    plus: Tensor | None = None,
 ) -> Tensor:
-    """The activation of x (..., inputs) times the weight (outputs, inputs) plus the bias."""
+    """The activation of x (..., inputs) times the weight (outputs, inputs) plus the bias; or, with
+    no activation, the same plus another tensor (..., outputs).
+    """
+    if plus is not None and not uses_onednn(x):
+        return plus + F.linear(x, weight, bias)
+    if plus is not None:
+        total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, bias, "add")
+        return total
     if uses_onednn(x):
         # What torch.compile makes of a linear layer; the last argument is gelu's exact form.
         product: Tensor = torch.ops.mkldnn._linear_pointwise(
@@ -76,8 +87,8 @@ class Linear(nn.Linear):
         super().__init__(inputs, outputs)
         self.activation: Activation = activation
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias, self.activation)
+    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        return linear(x, self.weight, self.bias, self.activation, plus)
 
 
 def pointwise(x: Tensor, conv: nn.Conv2d, after: nn.Conv2d | None = None) -> Tensor:
@@ -144,10 +155,13 @@ class MLP(nn.Module):
             for (a, b), after in zip(pairwise(widths), [*between, "none"], strict=True)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
+    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """What the layers make of x, plus another tensor of that shape if it is given."""
+        *inner, last = self.layers
+        for layer in inner:
             x = layer(x)
-        return x
+        out: Tensor = last(x, plus)
+        return out
 
 
 class Attention(nn.Module):

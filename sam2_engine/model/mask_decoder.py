@@ -16,6 +16,52 @@ _STABILITY_THRESHOLD = 0.98
 _CERTAIN = 10.0  # the logit of a prompt that is drawn
 
 
+class TokenToImage(Attention):
+    """Attention of a few tokens to the image.
+
+    An image's tokens are many, and their projection is linear. So the queries are taken back
+    through it and meet the image as it is, and of its values the averages are projected: half the
+    work, and no array as large as the image in between.
+    """
+
+    def forward(self, tokens: Tensor, placed: Tensor, image: Tensor) -> Tensor:
+        """Tokens (B, N, C), image with and without its position encoding (B, HW, C) -> (B, N, C).
+
+        The bias of the keys adds the same to all scores of a token, which changes no weight.
+        """
+        queries = _by_head(self.q_proj(tokens), self.heads)
+        queries = queries * queries.shape[-1] ** -0.5
+        queries = queries @ self.k_proj.weight.unflatten(0, (self.heads, -1))
+        scores = queries.flatten(1, 2) @ placed.transpose(1, 2)
+        averages = (scores.softmax(dim=-1) @ image).unflatten(1, (self.heads, -1))
+        values = averages @ self.v_proj.weight.unflatten(0, (self.heads, -1)).transpose(1, 2)
+        return self.out_proj(values.transpose(1, 2).flatten(2) + self.v_proj.bias)
+
+
+class ImageToToken(Attention):
+    """Attention of the image to a few tokens, whose keys and values meet it as it is, likewise."""
+
+    def forward(self, placed: Tensor, keys: Tensor, tokens: Tensor) -> Tensor:
+        """Image with its position encoding (B, HW, C), tokens with and without theirs (B, N, C) ->
+        (B, HW, C).
+        """
+        keys = _by_head(self.k_proj(keys), self.heads)
+        keys = keys * keys.shape[-1] ** -0.5
+        bias = keys @ self.q_proj.bias.unflatten(0, (self.heads, -1, 1))
+        keys = keys @ self.q_proj.weight.unflatten(0, (self.heads, -1))
+        scores = torch.baddbmm(bias.flatten(1, 2), keys.flatten(1, 2), placed.transpose(1, 2))
+        weights = scores.unflatten(1, (self.heads, -1)).softmax(dim=2).flatten(1, 2)
+        values = _by_head(self.v_proj(tokens), self.heads)
+        values = values @ self.out_proj.weight.t().unflatten(0, (self.heads, -1))
+        values = values + self.out_proj.bias / self.heads  # the weights of a head add up to 1
+        return weights.transpose(1, 2) @ values.flatten(1, 2)
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """(B, N, C) -> (B, heads, N, C / heads)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
 class TwoWayBlock(nn.Module):
     """Tokens attend to themselves and to the image; then the image attends to the tokens."""
 
@@ -24,12 +70,12 @@ class TwoWayBlock(nn.Module):
         inner = channels // 2
         self.self_attn = Attention(channels, heads)
         self.norm1 = nn.LayerNorm(channels)
-        self.cross_attn_token_to_image = Attention(channels, heads, inner)
+        self.cross_attn_token_to_image = TokenToImage(channels, heads, inner)
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = MLP(channels, mlp, channels, depth=2)
         self.norm3 = nn.LayerNorm(channels)
         self.norm4 = nn.LayerNorm(channels)
-        self.cross_attn_image_to_token = Attention(channels, heads, inner)
+        self.cross_attn_image_to_token = ImageToToken(channels, heads, inner)
         self.first = first
 
     def forward(
@@ -41,10 +87,11 @@ class TwoWayBlock(nn.Module):
             placed = tokens + token_pe
             tokens = tokens + self.self_attn(placed, placed, tokens)
         tokens = self.norm1(tokens)
-        attended = self.cross_attn_token_to_image(tokens + token_pe, image + image_pe, image)
+        placed = image + image_pe
+        attended = self.cross_attn_token_to_image(tokens + token_pe, placed, image)
         tokens = self.norm2(tokens + attended)
         tokens = self.norm3(tokens + self.mlp(tokens))
-        attended = self.cross_attn_image_to_token(image + image_pe, tokens + token_pe, tokens)
+        attended = self.cross_attn_image_to_token(placed, tokens + token_pe, tokens)
         return tokens, self.norm4(image + attended)
 
 
@@ -56,7 +103,7 @@ class TwoWayTransformer(nn.Module):
         self.layers = nn.ModuleList(
             TwoWayBlock(channels, heads, mlp, first=index == 0) for index in range(depth)
         )
-        self.final_attn_token_to_image = Attention(channels, heads, channels // 2)
+        self.final_attn_token_to_image = TokenToImage(channels, heads, channels // 2)
         self.norm_final_attn = nn.LayerNorm(channels)
 
     def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -90,10 +90,11 @@ class MemoryAttentionLayer(nn.Module):
         normed = self.norm1(x)
         x = x + self.self_attn(normed, normed, normed)
         x = x + self.cross_attn_image(self.norm2(x), placed, memory, num_pointers, pool)
-        return x + in_parts(self._feed_forward, x.flatten(0, 1)).view_as(x)
+        return in_parts(self._feed_forward, x.flatten(0, 1)).view_as(x)
 
     def _feed_forward(self, tokens: Tensor) -> Tensor:
-        return self.linear2(self.linear1(self.norm3(tokens)))
+        """The tokens and what is fed forward from them."""
+        return self.linear2(self.linear1(self.norm3(tokens)), plus=tokens)
 
 
 class MemoryAttention(nn.Module):

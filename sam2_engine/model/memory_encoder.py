@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sam2_engine.model.layers import LayerNorm2d, Linear, PointwiseConv, in_parts, pointwise
+from sam2_engine.model.layers import LayerNorm2d, Linear, PointwiseConv, in_parts, linear, pointwise
 
 
 class MaskDownsampler(nn.Module):
@@ -38,9 +38,9 @@ class ConvNeXtBlock(nn.Module):
         self.gamma = nn.Parameter(1e-6 * torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.norm(self.dwconv(x)).permute(0, 2, 3, 1)
-        inner = in_parts(lambda part: self.gamma * self.pwconv2(self.pwconv1(part)), inner)
-        return x + inner.permute(0, 3, 1, 2)
+        inner = self.pwconv1(self.norm(self.dwconv(x)).permute(0, 2, 3, 1))
+        weight, bias = self.gamma[:, None] * self.pwconv2.weight, self.gamma * self.pwconv2.bias
+        return linear(inner, weight, bias, plus=x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class _Fuser(nn.Module):
@@ -67,4 +67,8 @@ class MemoryEncoder(nn.Module):
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """Features (B or 1, C, h, w), scaled mask (B, 1, 16 h, 16 w) -> (B, memory_dim, h, w)."""
         projected = pointwise(image, self.pix_feat_proj)
-        return pointwise(self.fuser(projected + self.mask_downsampler(mask)), self.out_proj)
+
+        def remember(mask: Tensor) -> Tensor:
+            return pointwise(self.fuser(projected + self.mask_downsampler(mask)), self.out_proj)
+
+        return in_parts(remember, mask) if len(image) == 1 else remember(mask)
