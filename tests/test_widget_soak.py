@@ -263,6 +263,9 @@ class Hands:
         at = QPoint(int(self.rng.integers(shown.width())), int(self.rng.integers(shown.height())))
         self.d.qtbot.mouseClick(shown, Qt.MouseButton.LeftButton, pos=at)
 
+    def do_check_both_sides(self) -> None:
+        self.d.widget.check_both_sides()
+
     def do_second_reader(self) -> None:
         """Compare with masks of somebody else, and settle a difference."""
         if self.has_seen_3d:  # as for do_remove_layer
