@@ -90,6 +90,16 @@ class Prompt:
         return cls(yx, signs, corners, area, logits, together, limits)
 
     @property
+    def trims(self) -> bool:
+        """Whether it only says what does not belong to an earlier answer.
+
+        That does not show where the object is, so nothing is tracked from there; what is tracked
+        past it goes on from the answer that was trimmed.
+        """
+        shows = self.box is not None or self.mask is not None or bool((self.labels == 1).any())
+        return self.mask_input is not None and not shows
+
+    @property
     def num_tokens(self) -> int:
         """Points that the model sees, a box counting as two."""
         return len(self.points) + (2 if self.box is not None else 0)

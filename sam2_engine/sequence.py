@@ -183,7 +183,7 @@ class _Pass:
     shown: Mapping[int, list[int]]
     """Frames whose prompted objects are part of the results of this pass, with their ids."""
     wanted: Mapping[int, frozenset[int]]
-    """Frames of each object that give a result."""
+    """Frames of each object that give a result and are not prompted."""
 
     @property
     def yielded(self) -> set[int]:
@@ -370,8 +370,10 @@ class SequencePredictor:
         """Track objects through the sequence, one frame at a time.
 
         Forward, a frame follows from the last prompted frame before it; backward, from the next
-        one after it. With "both" it follows from the nearer of the two. Frames come in order,
-        first ascending, then descending; the two passes never give the same object twice.
+        one after it. With "both" it follows from the nearer of the two. A frame where clicks only
+        say what does not belong to an earlier answer (`Prompt.trims`) is passed through on the
+        way. Frames come in order, first ascending, then descending; the two passes never give the
+        same object twice.
 
         Close the generator to cancel. A later call that starts where it was cancelled goes on
         from there without tracking the earlier frames again, and gives the same masks.
@@ -423,13 +425,14 @@ class SequencePredictor:
         ids = self._chosen(objects)
         between = range(start, stop + 1)
         wanted = {i: frozenset(between if only is None else {*between} & {*only[i]}) for i in ids}
+        tracked = {i: frames - self._prompts[i].keys() for i, frames in wanted.items()}
         passes: list[_Pass] = []
         for step in _STEPS[direction]:
             sweeps = [
                 sweep
                 for i in ids
                 for sweep in self._sweeps(i, step, both=direction == "both")
-                if any(frame in wanted[i] for frame in sweep.frames)
+                if any(frame in tracked[i] for frame in sweep.frames)
             ]
             shown: dict[int, list[int]] = defaultdict(list)
             if not passes:  # prompted frames are shown once, in the first pass
@@ -437,11 +440,11 @@ class SequencePredictor:
                     for frame in self._prompts[i]:
                         if frame in wanted[i]:
                             shown[frame].append(i)
-            passes.append(_Pass(step, sweeps, shown, wanted))
+            passes.append(_Pass(step, sweeps, shown, tracked))
         return ids, passes
 
     def _sweeps(self, object_id: int, step: int, both: bool) -> Iterator[_Sweep]:
-        frames = sorted(self._prompts[object_id])
+        frames = self._origins(object_id)
         for before, origin, after in zip(
             [None, *frames[:-1]], frames, [*frames[1:], None], strict=True
         ):
@@ -458,6 +461,14 @@ class SequencePredictor:
             adjacent = (origin,) if other is None else (origin, other)
             sees = adjacent if self._adjacent else tuple(frames)
             yield _Sweep(object_id, origin, range(origin + step, last + step, step), sees)
+
+    def _origins(self, object_id: int) -> list[int]:
+        """The frames that an object is tracked from: all that are prompted, but for those where an
+        answer is only trimmed, unless there is no other.
+        """
+        prompts = self._prompts[object_id]
+        shown = [frame for frame in prompts if not prompts[frame].trims]
+        return sorted(shown or prompts)
 
     # -- tracking ------------------------------------------------------------------------------
 
@@ -512,13 +523,19 @@ class SequencePredictor:
 
     def _state(self, sweep: _Sweep, ids: tuple[int, ...]) -> tuple[Any, ...]:
         """All that the object's memories follow from, but for the frames and the model."""
-        frames = sorted(sweep.sees)
+        passed = self._prompts[sweep.object_id].keys() & set(sweep.frames)
+        frames = sorted({*sweep.sees, *passed})
         return ids, tuple((frame, *self._prompts_on(frame).items()) for frame in frames)
 
     @torch.inference_mode()
     def _track(self, frame: int, runners: Sequence[_Runner]) -> dict[int, _Answer]:
         """Track objects to a frame, together where their memories are equally many."""
         answers: dict[int, _Answer] = {}
+        trimmed = [r for r in runners if frame in self._prompts[r.sweep.object_id]]
+        for runner in trimmed:
+            prompted, i = self._prompted_frame(frame), runner.sweep.object_id
+            self._advance(frame, runner, prompted.answers[i], prompted.memories[i])
+        runners = [runner for runner in runners if runner not in trimmed]
         for runner in runners:
             if self._has_ended(runner):
                 answers[runner.sweep.object_id] = self._absent()
@@ -555,15 +572,19 @@ class SequencePredictor:
                 members, self._split(decoded), memories, strict=True
             ):
                 answers[runner.sweep.object_id] = answer
-                confidence = self._confidence(answer)
-                runner.bank.add(frame, memory, confidence)
-                if not self._is_selective or confidence >= CONFIDENT_IOU:
-                    runner.last = answer.low_res
-                runner.next += runner.sweep.frames.step
-                if self._end_after is not None:
-                    is_found = bool((answer.low_res > 0).any())
-                    runner.absent = 0 if is_found else runner.absent + 1
+                self._advance(frame, runner, answer, memory)
         return answers
+
+    def _advance(self, frame: int, runner: _Runner, answer: _Answer, memory: Memory) -> None:
+        """Remember an object's answer on a frame, and go on to the next."""
+        confidence = self._confidence(answer)
+        runner.bank.add(frame, memory, confidence)
+        if not self._is_selective or confidence >= CONFIDENT_IOU:
+            runner.last = answer.low_res
+        runner.next += runner.sweep.frames.step
+        if self._end_after is not None:
+            is_found = bool((answer.low_res > 0).any())
+            runner.absent = 0 if is_found else runner.absent + 1
 
     def _encode_ahead(self, frame: int, runners: Sequence[_Runner]) -> None:
         """Encode some of the next frames together with this one, which is quicker where frames are

@@ -55,6 +55,7 @@ def disc() -> np.ndarray:
 PROMPTS: list[tuple[int, int, dict[str, Any]]] = [
     (1, 2, {"points": [(25, 22)]}),
     (1, 8, {"points": [(25, 28), (5, 5)], "labels": [1, 0]}),
+    (1, 4, {"points": [(30, 22)], "labels": [0], "mask_input": np.full((32, 32), 1.5)}),
     (2, 2, {"box": (32, 50, 48, 68)}),
     (2, 9, {"points": [(40, 51)], "mask_input": np.full((32, 32), -1.5)}),
     (7, 5, {"mask": disc()}),
@@ -299,11 +300,29 @@ def test_a_correction_is_kept_and_reaches_the_frames_around() -> None:
     p = predictor()
     p.set_prompts(1, 0, points=[(25, 20)])
     first = collect(p.propagate())
-    p.set_prompts(1, 6, points=[(50, 70)], labels=[0], mask_input=first[6, 1])
+    p.set_prompts(1, 6, points=[(28, 24)], labels=[1], mask_input=first[6, 1])
     second = collect(p.propagate())
     np.testing.assert_array_equal(second[6, 1], p.predict(6).low_res[0])
     changed = {t for t in range(LENGTH) if not np.array_equal(first[t, 1], second[t, 1])}
     assert {5, 6, 7} <= changed and 0 not in changed
+
+
+def test_a_trimmed_mask_is_passed_through_and_nothing_is_tracked_from_it() -> None:
+    p = predictor()
+    p.set_prompts(1, 0, points=[(25, 20)])
+    p.set_prompts(1, 9, points=[(25, 24)])
+    first = collect(p.propagate())
+    p.set_prompts(1, 3, points=[(50, 70)], labels=[0], mask_input=first[3, 1])
+    second = collect(p.propagate())
+    np.testing.assert_array_equal(second[3, 1], p.predict(3).low_res[0])
+    changed = {t for t in range(LENGTH) if not np.array_equal(first[t, 1], second[t, 1])}
+    assert changed == {3, 4}, "past it, as far as is followed from the same frame"
+    same(collect(p.propagate(start=4, stop=4)), {(4, 1): second[4, 1]})
+
+    p.clear_prompts(1, 0)
+    p.clear_prompts(1, 9)
+    alone = collect(p.propagate())
+    assert alone.keys() == second.keys(), "where nothing else is said, it is all there is"
 
 
 def test_adjacent_prompts_reach_no_further_than_their_neighbours() -> None:

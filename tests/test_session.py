@@ -268,6 +268,25 @@ def test_clicks_on_a_tracked_slice_correct_its_mask(session):
     np.testing.assert_array_equal(session.labels[3], before[3])
 
 
+def test_what_is_trimmed_reaches_on_to_where_the_object_is_shown_next(session):
+    one = session.add_object()
+    session.add_points(one, [(0, 15, 16)])
+    session.add_points(one, [(4, 17, 16)])
+    run(session)
+    session.add_points(one, [(1, 30, 8)], labels=[0])
+    session.preview(1)
+    assert session.stale(one) == [2, 3], "which may follow from the slice before it"
+    session.update()
+    assert session.stale(one) == []
+    np.testing.assert_array_equal(session.labels, propagated(session))
+
+    session.set_prompts(one, 0)
+    assert session.stale(one) == [2, 3], "all that was followed from there"
+    session.set_prompts(one, 4)
+    run(session)
+    np.testing.assert_array_equal(session.labels, propagated(session))
+
+
 def test_a_click_where_the_object_was_lost_corrects_its_mask_nearby(session):
     one = session.add_object()
     session.add_points(one, [(1, 15, 16)])

@@ -45,7 +45,7 @@ from napari_sam2.slice_data import (
     SlicePrompts,
     State,
 )
-from napari_sam2.tasks import Engine, LazyModel, OtherSide, Source, Step, Task, basis
+from napari_sam2.tasks import Engine, LazyModel, OtherSide, Source, Step, Task, basis, origins
 from napari_sam2.windows import window_for
 
 if TYPE_CHECKING:
@@ -1283,13 +1283,14 @@ class Session:
             anchors[object_id] = own
             if object_id not in chosen or info.locked:
                 continue
-            low = max(first, min(own)) if direction == "forward" else first
-            high = min(last, max(own)) if direction == "backward" else last
+            marked = origins(own)
+            low = max(first, marked[0]) if direction == "forward" else first
+            high = min(last, marked[-1]) if direction == "backward" else last
             life = self._records.life(place)
             low = max(low, life.first)
             high = high if life.last is None else min(high, life.last)
             if to is not None:
-                near = min(own, key=lambda frame: (abs(frame - to), frame))
+                near = min(marked, key=lambda frame: (abs(frame - to), frame))
                 low, high = max(low, min(near, to)), min(high, max(near, to))
             wanted[object_id] = self._records.wanted(
                 place, self._source, range(low, high + 1), only_stale
@@ -1301,9 +1302,10 @@ class Session:
         task = self.task(objects)
         wanted, is_between = {}, False
         for object_id in task.wanted:
-            marked, known = task.anchors[object_id], self.other_sides(object_id)
-            found = self.looked_at(object_id) - set(self.stale(object_id)) - marked.keys()
-            between = {frame for frame in found if min(marked) < frame < max(marked)}
+            own, known = task.anchors[object_id], self.other_sides(object_id)
+            marked = origins(own)
+            found = self.looked_at(object_id) - set(self.stale(object_id)) - own.keys()
+            between = {frame for frame in found if marked[0] < frame < marked[-1]}
             is_between = is_between or bool(between)
             wanted[object_id] = frozenset(between - known.keys())
         if not is_between:

@@ -281,6 +281,13 @@ class SlicePrompts:
         )
 
     @property
+    def trims(self) -> bool:
+        """Whether this only says what does not belong to a tracked mask."""
+        return self.corrects is not None and not (
+            self.starts_over or self.points_inside or self.mask is not None
+        )
+
+    @property
     def count(self) -> int:
         """Clicks, box, scribbles, lassos and painting."""
         marks = len(self.points) + len(self.scribbles) + len(self.lassos)

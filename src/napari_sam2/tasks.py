@@ -166,14 +166,25 @@ def shared_pixels(one: ObjectMask, other: ObjectMask) -> int:
     return int(np.logical_and(*parts).sum())
 
 
+def origins(anchors: Anchors) -> list[int]:
+    """The frames that an object is followed from: not those where a tracked mask is only trimmed,
+    unless there is no other. As in `SequencePredictor`.
+    """
+    return sorted([f for f, said in anchors.items() if not said.trims] or anchors)
+
+
 def basis(source: Source, anchors: Anchors, frame: int) -> Basis:
-    """What an object's mask on a frame follows from: the prompts on it, else those around it."""
+    """What an object's mask on a frame follows from: the prompts on it, else those around it, up to
+    the next ones that it can be followed from.
+    """
     if frame in anchors:
         around = [frame]
     else:
-        frames = sorted(anchors)
-        place = bisect_left(frames, frame)
-        around = frames[max(0, place - 1) : place + 1] if place else frames[:1]
+        marked, frames = origins(anchors), sorted(anchors)
+        place = bisect_left(marked, frame)
+        first = bisect_left(frames, marked[place - 1]) if place else 0
+        last = bisect_left(frames, marked[place]) + 1 if place < len(marked) else len(frames)
+        around = frames[first:last]
     said = [anchors[f] for f in around]
     # Of what is painted or kept, only the mask counts, whatever else is said there.
     return source, *(one if one.mask is None else one.mask for one in said)
@@ -266,7 +277,7 @@ def _far_passes(task: Task) -> dict[Direction, Wanted]:
     """In which direction frames follow from the farther one of the marked frames around them."""
     forward, backward = {}, {}
     for object_id, frames in task.wanted.items():
-        marked = sorted(task.anchors[object_id])
+        marked = origins(task.anchors[object_id])
         places = {frame: bisect_left(marked, frame) for frame in frames}
         forward[object_id] = frozenset(  # of two that are equally near, the earlier one serves
             frame
