@@ -469,6 +469,24 @@ def test_refined_clicks_correct_the_mask_of_the_earlier_ones() -> None:
     np.testing.assert_allclose(together.low_res[2], first.predict(3).low_res[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("draws", [False, True])
+def test_a_box_is_not_answered_with_nothing_by_a_model_that_draws_prompts(
+    draws: bool, monkeypatch
+) -> None:
+    p = predictor(draws=draws)
+    decoder = p.model.sam_mask_decoder
+    none, some = decoder.output_hypernetworks_mlps[0], decoder.output_hypernetworks_mlps[1:]
+    upscaling = decoder.output_upscaling
+    monkeypatch.setattr(upscaling[-1], "forward", torch.abs)  # so signs are those of the weights
+    for refinement in decoder.refinements:
+        torch.nn.init.zeros_(refinement.leave.weight)
+    for mlp, value in [(none, -1.0), *((mlp, 1.0) for mlp in some)]:
+        torch.nn.init.zeros_(mlp.layers[-1].weight)
+        torch.nn.init.constant_(mlp.layers[-1].bias, value)
+    p.set_prompts(1, 2, box=(15, 12, 35, 32))
+    assert p.predict(2).mask(1).any() == draws, "as published, an empty mask counts as stable"
+
+
 def test_a_mask_prompt_is_the_answer_to_the_pixel() -> None:
     p = predictor()
     p.set_prompts(4, 5, mask=disc())

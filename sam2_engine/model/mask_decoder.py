@@ -191,6 +191,7 @@ class MaskDecoder(nn.Module):
         multimask: bool,
         stability_fallback: bool = True,
         mask_input: Tensor | None = None,
+        empty_is_stable: bool = True,
     ) -> DecoderOutput:
         """Decode.
 
@@ -205,6 +206,7 @@ class MaskDecoder(nn.Module):
             stability_fallback: where mask 0 changes much with the threshold, take the best
                 candidate in its place.
             mask_input: (B, 1, S/4, S/4) logits, of which ``dense`` was made; for refinements.
+            empty_is_stable: whether mask 0 is kept where it has no pixel at all, as published.
         """
         own = torch.cat(
             (self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight)
@@ -234,7 +236,7 @@ class MaskDecoder(nn.Module):
             return DecoderOutput(masks[:, 1:], ious[:, 1:], mask_tokens[:, 1:], object_score)
         token = mask_tokens[:, :1]
         if stability_fallback:
-            masks, ious = _stable_or_best(masks, ious)
+            masks, ious = _stable_or_best(masks, ious, empty_is_stable)
         else:
             masks, ious = masks[:, :1], ious[:, :1]
         return DecoderOutput(masks, ious, token, object_score)
@@ -246,7 +248,7 @@ class MaskDecoder(nn.Module):
         return refined
 
 
-def _stable_or_best(masks: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
+def _stable_or_best(masks: Tensor, ious: Tensor, empty_is_stable: bool) -> tuple[Tensor, Tensor]:
     """Mask 0 where it is stable, else the candidate with the best predicted IoU.
 
     Stability is the IoU of the masks at thresholds +delta and -delta.
@@ -256,7 +258,7 @@ def _stable_or_best(masks: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
     single = masks[:, 0].flatten(1)
     inner = (single > _STABILITY_DELTA).sum(dim=1).float()
     outer = (single > -_STABILITY_DELTA).sum(dim=1).float()
-    stability = torch.where(outer > 0, inner / outer, 1.0)
+    stability = torch.where(outer > 0, inner / outer, float(empty_is_stable))
     stable = stability >= _STABILITY_THRESHOLD
     chosen = torch.where(stable, torch.zeros_like(best), best)
     return masks[row, chosen][:, None], ious[row, chosen][:, None]
