@@ -317,8 +317,11 @@ def test_a_minute_of_fine_tuning_helps_on_unseen_images_of_the_kind(tmp_path: Pa
 
 @needs_data
 @pytest.mark.slow
-def test_a_minute_of_fine_tuning_helps_on_real_images(tmp_path: Path) -> None:
-    """Cardiac MR, which nano has not learnt, of two patients; another phase of one is held out."""
+def test_a_minute_of_fine_tuning_keeps_what_is_best_on_real_images(tmp_path: Path) -> None:
+    """Cardiac MR, which nano has not learnt, of two patients; another phase of one is held out.
+
+    A minute helps a little or not at all there, as the machine has time; it never harms.
+    """
     folder = DATA / "dev"
     patients = [
         read_pairs([folder / f"cardiac/{name}.nii.gz"], [folder / f"cardiac/{name}_labels.nii.gz"])[
@@ -333,7 +336,8 @@ def test_a_minute_of_fine_tuning_helps_on_real_images(tmp_path: Path) -> None:
         held_out=0.25,
         also=[stack()],
     )
-    assert card.is_written and card.after.mean > card.before.mean, card
+    assert card.is_complete and card.after.mean >= card.before.mean, card
+    assert card.is_written == (card.after.mean > card.before.mean), card
     for name, before in card.others_before.items():
         assert card.others_after[name].mean > before.mean - 0.1, card
 

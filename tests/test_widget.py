@@ -92,6 +92,7 @@ def test_the_bundled_model_loads_in_the_background_and_marks_a_disc(desk):
     d = desk(model="nano", data=(noise + 80 * disc).astype(np.float32), contrast_limits=(0, 180))
     assert "Loading the model" in d.status
     d.press(d.panel.modes["box"])
+    QApplication.processEvents()  # the window makes room for the widget
     d.drag((22, 34), (74, 86))  # before the model is there
     d.settle()
     found = d.labels[d.viewer.dims.current_step[0]] > 0
