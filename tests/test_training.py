@@ -319,7 +319,8 @@ def test_every_part_of_the_model_learns_from_clips() -> None:
     clip_step(model, batch, generator()).loss.backward()
     image_step(model, batch, generator()).loss.backward()
     # no_mem_pos_enc is in every checkpoint but unused, and so is no_mask_embed where prompts are
-    # drawn; a bias of the image's keys adds the same to all scores of a token; the shares of prompts are random, so that one batch need not hold each kind.
+    # drawn; a bias of the image's keys adds the same to all scores of a token; the shares of
+    # prompts are random, so that one batch need not hold each kind.
     optional = (
         "no_mem_pos_enc",
         "no_mask_embed",
