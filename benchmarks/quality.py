@@ -28,6 +28,7 @@ from scipy import ndimage
 
 from benchmarks import cases, classical, report
 from benchmarks.cases import Item, Target, first_frame, grey_frames, read_case, read_items
+from napari_sam2.records import NEAR
 from sam2_engine.model import SAM2
 from sam2_engine.sequence import SequencePredictor
 from sam2_engine.training.measures import (
@@ -54,7 +55,6 @@ PROMPTS = {
 IN_ORDER = ("click", "box", NO_MEMORY, "mask", "box+3")  # of the table
 _MODEL_ALONE = (NO_MEMORY, "box+3")  # prompts that the classical method does not take
 MAX_CORRECTIONS = 3
-NEAR = 5  # slices within which a click on a missed object corrects another slice's answer
 CACHE_BYTES = 4 << 30  # features of a whole volume, so that each frame is encoded and timed once
 
 

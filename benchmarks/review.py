@@ -73,14 +73,14 @@ def score_item(model: SAM2, item: Item, prompts: int = 1) -> dict[str, Any]:
     is_open = np.concatenate([one.is_open for one in known])
     wrong = np.concatenate(counts)[is_open]
 
-    def gain_of(rank: Callable[[Evidence], Floats]) -> float:
-        known = [evidence(session, object_id) for object_id in session.objects]
+    def gain_of(rank: Callable[[Evidence], Floats], known: Sequence[Evidence]) -> float:
         return gain(np.concatenate([rank(one) for one in known])[is_open], wrong)
 
-    gains = {name: gain_of(rank) for name, rank in RANKS.items()}
+    gains = {name: gain_of(rank, known) for name, rank in RANKS.items()}
     if prompts > 1:
         session.check_both_sides()
-        gains[BOTH_SIDES] = gain_of(RANKS["doubt"])
+        compared = [evidence(session, object_id) for object_id in session.objects]
+        gains[BOTH_SIDES] = gain_of(RANKS["doubt"], compared)
     return {
         "dataset": item.dataset,
         "item": item.name,

@@ -27,7 +27,8 @@ from napari_sam2.slice_data import (
 from napari_sam2.tasks import Source, basis
 
 _ALL = "objects"  # the one place of each table that has a row for an object
-_NEAR = 5  # frames within which an object that was lost may still look as it did
+NEAR = 5
+"""Frames within which an object that was lost may still look as it did."""
 
 
 Cell = tuple[int, Any, int]
@@ -199,12 +200,12 @@ class Records:
 
         A click on a frame where the object was looked for in vain corrects that mask.
         """
-        found = self.found.at(place)
-        masks = {f: found[f].mask for f in found if abs(f - frame) <= _NEAR}
-        seen = [f for f, mask in masks.items() if mask is not None and mask.coarse is not None]
-        nearest = min(seen, key=lambda f: (abs(f - frame), f), default=None)
-        mask = None if nearest is None else masks[nearest]
-        return None if mask is None else mask.coarse
+        near = [
+            (abs(f - frame), f, one.mask.coarse)
+            for f, one in self.found.at(place).items()
+            if abs(f - frame) <= NEAR and one.mask is not None and one.mask.coarse is not None
+        ]
+        return min(near, key=lambda seen: seen[:2])[2] if near else None
 
     def reject(self, place: Place, frames: Collection[int]) -> list[int]:
         """Clear what is found and said on frames, and lock the nearest slices around them.
