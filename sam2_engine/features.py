@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,27 +23,80 @@ class FeatureStore(Protocol):
         """Keep the features (batch of 1) of an image."""
 
 
+class EncodingStream:
+    """A CUDA device's own queue for encoding, so that it works beside what else is computed.
+
+    Other devices do one thing after the other: there, all of this does nothing.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._own = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.follow()  # the model's weights may be on their way still
+
+    @property
+    def is_own(self) -> bool:
+        """Whether encoding goes on beside other work."""
+        return self._own is not None
+
+    def follow(self) -> None:
+        """Have what is queued here from now on wait for all that others have queued up to now."""
+        if self._own is not None:
+            self._own.wait_stream(torch.cuda.current_stream(self._own.device))
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Queue here what is computed inside."""
+        if self._own is None:
+            yield
+        else:
+            with torch.cuda.stream(self._own):
+                yield
+
+    def mark(self) -> torch.cuda.Event | None:
+        """The point that the queue has come to, for ``hand_over``."""
+        return None if self._own is None else self._own.record_event()
+
+    def hand_over(self, features: ImageFeatures, made: torch.cuda.Event | None) -> None:
+        """Have others wait until features are made, and their memory be kept until these others
+        have used them, whenever they are forgotten.
+        """
+        if self._own is not None and made is not None:
+            current = torch.cuda.current_stream(self._own.device)
+            current.wait_event(made)
+            for level in features:
+                level.record_stream(current)
+
+
+class _Kept(NamedTuple):
+    features: ImageFeatures
+    made: torch.cuda.Event | None
+    """When they are there; until then they may be on their way."""
+
+
 class FeatureCache:
     """Keeps the most recently used features, up to a number of bytes."""
 
     def __init__(
         self,
-        encode: Callable[[int], ImageFeatures],
+        encode: Callable[[Sequence[int]], list[ImageFeatures]],
         budget: int,
         dtype: torch.dtype | None = None,
+        stream: EncodingStream | None = None,
     ) -> None:
         """
         Args:
-            encode: computes the features of a frame.
+            encode: computes the features of some frames, each a batch of 1.
             budget: bytes of features to keep; 0 keeps none.
             dtype: what features are rounded to and kept in, such as torch.float16 for half the
                 bytes; by default as they are. They are rounded before their first use, too, so
                 that masks do not depend on what is still kept.
+            stream: where all encoding is queued; by default where all else is.
         """
         self._encode = encode
         self._dtype = dtype
+        self._stream = stream or EncodingStream(torch.device("cpu"))
         self._computed_in = torch.float32
-        self._features: OrderedDict[int, ImageFeatures] = OrderedDict()
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()
         self._frame_bytes = 0
         self.budget = budget
         self.nbytes = 0
@@ -50,36 +104,62 @@ class FeatureCache:
         self.encoded = 0
         """How many frames have been encoded, or looked up in a store."""
 
+    @property
+    def encodes_ahead(self) -> bool:
+        """Whether ``encode`` returns at once, and encoding goes on beside other work."""
+        return self._stream.is_own
+
     def __contains__(self, frame: int) -> bool:
-        return frame in self._features
+        """Whether features are kept, or on their way."""
+        return frame in self._kept
 
     def __getitem__(self, frame: int) -> ImageFeatures:
-        """Features of a frame (batch of 1), from the cache or computed now."""
-        if frame in self._features:
-            self._features.move_to_end(frame)
-            return _as(self._features[frame], self._computed_in)
-        return self.keep(frame, self._encode(frame))
+        """Features of a frame (batch of 1), from the cache or computed now.
+
+        What is encoded later waits for what has been queued up to now, and not for what is
+        computed from these features.
+        """
+        self._stream.follow()
+        if frame in self._kept:
+            self._kept.move_to_end(frame)
+            kept = self._kept[frame]
+        else:
+            (kept,) = self._made([frame])
+        self._stream.hand_over(*kept)
+        return _as(kept.features, self._computed_in)
 
     def holds(self, count: int) -> bool:
         """Whether so many frames, as large as those before, can be kept at once."""
         return 0 < count * self._frame_bytes <= self.budget
 
-    def keep(self, frame: int, features: ImageFeatures) -> ImageFeatures:
-        """Keep features (batch of 1) of a frame that is not known yet; returns them rounded."""
-        self.encoded += 1
-        self._computed_in = features.stride16.dtype
-        kept = _as(features, self._dtype or self._computed_in)
-        self._frame_bytes = size = _nbytes(kept)
-        if size <= self.budget:
-            while self.nbytes + size > self.budget:
-                self.nbytes -= _nbytes(self._features.popitem(last=False)[1])
-            self._features[frame] = kept
-            self.nbytes += size
-        return _as(kept, self._computed_in)
+    def encode(self, frames: Sequence[int]) -> None:
+        """Encode frames that are not known yet in one batch, and keep them."""
+        self._made(frames)
 
     def clear(self) -> None:
-        self._features.clear()
+        self._kept.clear()
         self.nbytes = 0
+
+    def _made(self, frames: Sequence[int]) -> list[_Kept]:
+        """The features of frames, rounded, and kept as far as the budget goes."""
+        with self._stream.encoding():
+            made = self._encode(frames)
+            self._computed_in = made[0].stride16.dtype
+            rounded = [_as(features, self._dtype or self._computed_in) for features in made]
+            kept = [_Kept(features, self._stream.mark()) for features in rounded]
+        self.encoded += len(frames)
+        for frame, one in zip(frames, kept, strict=True):
+            self._keep(frame, one)
+        return kept
+
+    def _keep(self, frame: int, one: _Kept) -> None:
+        self._frame_bytes = size = _nbytes(one.features)
+        if size > self.budget:
+            return
+        while self.nbytes + size > self.budget:
+            self.nbytes -= _nbytes(self._kept.popitem(last=False)[1].features)
+        self._kept[frame] = one
+        self.nbytes += size
 
 
 def _as(features: ImageFeatures, dtype: torch.dtype) -> ImageFeatures:

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from sam2_engine.features import FeatureCache, FeatureStore
+from sam2_engine.features import EncodingStream, FeatureCache, FeatureStore
 from sam2_engine.frames import Fit, Frames, FrameSource, Geometry, Windows
 from sam2_engine.holes import fill_small_holes
 from sam2_engine.memory import (
@@ -259,9 +259,11 @@ class SequencePredictor:
         self.source = FrameSource(frames, model.image_size, window, fit, pixel_size)
         # Without a reference to self, a predictor that is let go frees its features at once.
         self.features = FeatureCache(
-            partial(_encode, model, self.source, store), cache_bytes, cache_dtype
+            partial(_encode, model, self.source, store),
+            cache_bytes,
+            cache_dtype,
+            EncodingStream(model.device),
         )
-        self._store = store
         self._adjacent = max_prompted_frames == "adjacent"
         self._max_prompted = None if max_prompted_frames == "adjacent" else max_prompted_frames
         self._end_after = end_after
@@ -482,6 +484,7 @@ class SequencePredictor:
             runs.append((one, resumed))
         self._paused.clear()  # of earlier calls, which could pile up
         for one, runners in runs:
+            looks_ahead = self.features.encodes_ahead
             try:
                 for frame in one.frames(runners):
                     answers = {
@@ -489,6 +492,7 @@ class SequencePredictor:
                     }
                     active = [runner for runner in runners if runner.is_due(frame)]
                     tracked = self._track(frame, active)
+                    looks_ahead = looks_ahead and self._encode_ahead(frame, one.step, runners)
                     answers |= {i: a for i, a in tracked.items() if frame in one.wanted[i]}
                     if answers:
                         yield self._result(frame, answers, given)
@@ -543,7 +547,7 @@ class SequencePredictor:
         runners = [runner for runner in runners if not self._has_ended(runner)]
         if not runners:
             return answers
-        self._encode_ahead(frame, runners)
+        self._encode_with_next(frame, runners)
         features = self.features[frame]
         groups: dict[tuple[int, int], list[tuple[_Runner, Tensor, Tensor]]] = defaultdict(list)
         for runner in runners:
@@ -586,26 +590,51 @@ class SequencePredictor:
             is_found = bool((answer.low_res > 0).any())
             runner.absent = 0 if is_found else runner.absent + 1
 
-    def _encode_ahead(self, frame: int, runners: Sequence[_Runner]) -> None:
+    def _encode_with_next(self, frame: int, runners: Sequence[_Runner]) -> None:
         """Encode some of the next frames together with this one, which is quicker where frames are
         small for the machine.
         """
         if frame in self.features:
             return
-        model, step = self.model, runners[0].sweep.frames.step
-        count = _MOST_FRAMES_AT_ONCE
-        if model.device.type == "cpu":
-            count = min(count, _PIXELS_AT_ONCE // model.image_size**2)
-        ahead: set[int] = set()
-        for runner in runners:  # as far as an object cannot have ended before
-            until = count if self._end_after is None else self._end_after - runner.absent
-            ahead.update(runner.ahead[: min(count, until)])
-        following = [t for t in range(frame, frame + count * step, step) if t in ahead]
+        count, step = self._frames_at_once, runners[0].sweep.frames.step
+        due = self._sure_of(runners, count)
+        following = [t for t in range(frame, frame + count * step, step) if t in due]
         missing = [t for t in following if t not in self.features]
         if len(missing) > 1 and self.features.holds(len(missing) + 1):
-            encoded = _encode_together(model, self.source, self._store, missing)
-            for t, features in zip(missing, encoded, strict=True):
-                self.features.keep(t, features)
+            self.features.encode(missing)
+
+    def _encode_ahead(self, frame: int, step: int, runners: Sequence[_Runner]) -> bool:
+        """Have the device encode the next frames beside what it still has to do for this one, one
+        batch ahead. Returns False where one of them cannot be had: the error is raised where that
+        frame is needed, when the results before it are out.
+        """
+        count = self._frames_at_once
+        most = 2 * count - 1  # the rest of this batch, and the next one
+        due = self._sure_of(runners, most)
+        following = [t for t in range(frame + step, frame + (most + 1) * step, step) if t in due]
+        missing = [t for t in following if t not in self.features]
+        is_enough = len(following) - len(missing) >= count
+        if missing and not is_enough and self.features.holds(len(following) + 2):
+            try:
+                self.features.encode(missing[:count])
+            except Exception:
+                return False
+        return True
+
+    @property
+    def _frames_at_once(self) -> int:
+        """How many frames are encoded together."""
+        if self.model.device.type != "cpu":
+            return _MOST_FRAMES_AT_ONCE
+        return min(_MOST_FRAMES_AT_ONCE, _PIXELS_AT_ONCE // self.model.image_size**2)
+
+    def _sure_of(self, runners: Sequence[_Runner], count: int) -> set[int]:
+        """The next frames, up to so many of each, that objects cannot have ended before."""
+        due: set[int] = set()
+        for runner in runners:
+            until = count if self._end_after is None else self._end_after - runner.absent
+            due.update(runner.ahead[: max(min(count, until), 0)])
+        return due
 
     def _confidence(self, answer: _Answer) -> float:
         """Predicted IoU, 0 of an absent object; read from the device only where it is needed."""
@@ -791,14 +820,8 @@ def _portions(members: list[T]) -> Iterator[list[T]]:
         yield members[start : start + _OBJECTS_AT_ONCE]
 
 
-def _encode(
-    model: SAM2, source: FrameSource, store: FeatureStore | None, frame: int
-) -> ImageFeatures:
-    return _encode_together(model, source, store, [frame])[0]
-
-
 @torch.inference_mode()
-def _encode_together(
+def _encode(
     model: SAM2, source: FrameSource, store: FeatureStore | None, frames: Sequence[int]
 ) -> list[ImageFeatures]:
     """Features of each frame, a batch of 1, from the store or encoded in one batch."""

@@ -9,6 +9,8 @@ import platform
 import random
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,10 +21,11 @@ import torch
 from images import DATA, needs_data
 from models import device_model, small_model
 
+from sam2_engine.features import EncodingStream, FeatureCache
 from sam2_engine.frames import FrameSource, Geometry, sample_window
 from sam2_engine.holes import fill_small_holes
 from sam2_engine.memory import CONFIDENT_IOU, ConfidentMemoryBank, Memory, MemorySelection
-from sam2_engine.model import SAM2
+from sam2_engine.model import SAM2, ImageFeatures
 from sam2_engine.model.position import axial_rotations
 from sam2_engine.model.prompt_encoder import draw_prompts
 from sam2_engine.sequence import FrameResult, SequencePredictor
@@ -571,6 +574,229 @@ def test_frames_are_encoded_once_for_all_objects_and_passes() -> None:
     for direction in ("both", "forward", "backward"):
         list(p.propagate(direction=direction))
     assert p.features.encoded == LENGTH
+
+
+class SimulatedStream(EncodingStream):
+    """A stream of its own, as a CUDA device has one: what is encoded on it is there only when it
+    has been waited for. Until then it is all zeros.
+    """
+
+    is_own = True
+
+    def __init__(self) -> None:
+        self.is_encoding = False
+        self.hidden: dict[int, torch.Tensor] = {}
+        self.marks = 0
+
+    def follow(self) -> None:
+        assert not self.is_encoding
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        self.is_encoding = True
+        try:
+            yield
+        finally:
+            self.is_encoding = False
+
+    def mark(self) -> Any:
+        assert self.is_encoding, "a mark elsewhere says nothing of what is encoded here"
+        self.marks += 1
+        return self.marks
+
+    def hide(self, features: ImageFeatures) -> None:
+        assert self.is_encoding
+        for level in features:
+            self.hidden[level.data_ptr()] = level.clone()
+            level.zero_()
+
+    def hand_over(self, features: ImageFeatures, made: Any) -> None:
+        assert made and not self.is_encoding
+        for level in features:
+            if level.data_ptr() in self.hidden:
+                level.copy_(self.hidden.pop(level.data_ptr()))
+
+
+def ahead(p: SequencePredictor) -> list[list[int]]:
+    """Make a predictor encode ahead as on a CUDA device; returns the batches as they come."""
+    stream, encode, batches = SimulatedStream(), p.features._encode, []
+
+    @torch.inference_mode()
+    def hidden(frames: Sequence[int]) -> list[ImageFeatures]:
+        made = encode(frames)
+        made = [ImageFeatures(*(level.clone() for level in one)) for one in made]
+        for one in made:
+            stream.hide(one)
+        batches.append(list(frames))
+        return made
+
+    p.features = FeatureCache(hidden, p.features.budget, stream=stream)
+    return batches
+
+
+def test_encoding_ahead_changes_no_mask_and_no_count(draws: bool, reference: dict) -> None:
+    p = predictor(draws=draws)
+    batches = ahead(p)
+    for i, frame, prompt in PROMPTS:
+        p.set_prompts(i, frame, **prompt)
+    with torch.inference_mode():
+        found = collect(p.propagate())
+    same(found, reference)
+    assert sorted(t for batch in batches for t in batch) == list(range(LENGTH))
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_one_batch_is_encoded_ahead_in_the_direction_of_propagation(direction: str) -> None:
+    p = predictor(movie(16))
+    batches = ahead(p)
+    origin, step = (0, 1) if direction == "forward" else (15, -1)
+    p.set_prompts(1, origin, points=[(25, 22)])
+    known = []
+    with torch.inference_mode():
+        for result in p.propagate(direction=direction):
+            known.append(sum((t - result.frame) * step > 0 for batch in batches for t in batch))
+    order = [origin + step * n for n in range(16)]
+    assert batches == [order[:1], order[1:5], order[5:9], order[9:13], order[13:]]
+    assert known == [0, 7, 6, 5, 4, 7, 6, 5, 4, 6, 5, 4, 3, 2, 1, 0]
+
+
+def test_stopping_while_frames_are_encoded_ahead_leaves_them_for_later(reference: dict) -> None:
+    p = predictor()
+    batches = ahead(p)
+    p.set_prompts(1, 0, points=[(25, 22)])
+    once = predictor()
+    once.set_prompts(1, 0, points=[(25, 22)])
+    with torch.inference_mode():
+        assert len(list(itertools.islice(p.propagate(), 2))) == 2
+        assert [len(batch) for batch in batches] == [1, 4, 4]
+        p.set_prompts(2, 7, box=(32, 50, 48, 68))  # a frame that is on its way
+        once.set_prompts(2, 7, box=(32, 50, 48, 68))
+        preview = p.predict(7).low_res
+        np.testing.assert_array_equal(preview, once.predict(7).low_res)
+        same(collect(p.propagate()), collect(once.propagate()))
+    assert sorted(t for batch in batches for t in batch) == list(range(LENGTH))
+
+
+@pytest.mark.parametrize("room", [0, 1, 4, 8, 9, 10])
+def test_encoding_ahead_keeps_the_budget_and_encodes_nothing_twice(room: int) -> None:
+    """room: for how many frames there is some."""
+    one = predictor()
+    one.features[0]
+    size = one.features.nbytes
+    p, plain = (predictor(movie(20), cache_bytes=room * size) for _ in range(2))
+    batches = ahead(p)
+    found = []
+    with torch.inference_mode():
+        for each in (p, plain):
+            each.set_prompts(1, 0, points=[(25, 22)])
+            results = {}
+            for result in each.propagate():
+                results[result.frame, 1] = result.low_res[0]
+                assert each.features.nbytes <= room * size
+            found.append(results)
+    for key, low_res in found[0].items():
+        np.testing.assert_allclose(low_res, found[1][key], atol=1e-4)
+    if room:
+        assert p.features.encoded == 20 and len(p.features._stream.hidden) == 0
+    assert max(map(len, batches)) == (4 if room >= 5 else 3 if room == 4 else 1)
+
+
+def test_a_frame_that_cannot_be_read_is_told_of_where_it_is_needed() -> None:
+    class Damaged:
+        def __len__(self) -> int:
+            return 16
+
+        def __getitem__(self, index: int) -> np.ndarray:
+            if index == 7:
+                raise OSError("frame 7 is damaged")
+            return movie(16)[index]
+
+    p = predictor(Damaged(), window=(0, 1000))
+    ahead(p)
+    p.set_prompts(1, 0, points=[(25, 22)])
+    frames = []
+    with torch.inference_mode(), pytest.raises(OSError, match="frame 7"):
+        frames.extend(result.frame for result in p.propagate())
+    assert len(frames) >= 5, "the first batch is without it"
+
+
+def test_an_object_that_may_have_ended_has_few_frames_encoded_ahead() -> None:
+    p = predictor(movie(16), end_after=2)
+    batches = ahead(p)
+    p.set_prompts(1, 0, points=[(25, 22)])
+    known = []
+    with torch.inference_mode():
+        for result in p.propagate():
+            known.append(sum(t > result.frame for batch in batches for t in batch))
+    assert max(known) <= 2
+
+
+def test_a_stream_of_its_own_waits_and_is_waited_for(monkeypatch) -> None:
+    """What is asked of CUDA, in order; there is none where the tests run."""
+    said: list[str] = []
+
+    class Stream:
+        def __init__(self, name: Any) -> None:
+            self.name, self.device = str(name), "cuda:0"
+
+        def wait_stream(self, other: Any) -> None:
+            said.append(f"{self.name} waits for {other.name}")
+
+        def wait_event(self, event: str) -> None:
+            said.append(f"{self.name} waits for {event}")
+
+        def record_event(self) -> str:
+            said.append(f"{self.name} comes to a mark")
+            return f"the mark of {self.name}"
+
+    class Level:
+        def record_stream(self, stream: Stream) -> None:
+            said.append(f"kept for {stream.name}")
+
+    @contextmanager
+    def entered(stream: Stream) -> Iterator[None]:
+        said.append(f"enter {stream.name}")
+        try:
+            yield
+        finally:
+            said.append(f"leave {stream.name}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("own"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    stream = EncodingStream(torch.device("cuda"))
+    assert stream.is_own and said == ["own waits for main"]
+    said.clear()
+    with pytest.raises(OSError), stream.encoding():
+        raise OSError
+    assert said == ["enter own", "leave own"]
+    said.clear()
+    with stream.encoding():
+        made = stream.mark()
+    features: Any = [Level(), Level()]
+    stream.hand_over(features, made)
+    assert said == [
+        "enter own", "own comes to a mark", "leave own",
+        "main waits for the mark of own", "kept for main", "kept for main",
+    ]  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("cache_bytes", [1 << 30, 1 << 20, 0])
+def test_encoding_on_a_stream_of_its_own_changes_no_mask(cache_bytes: int) -> None:
+    model = device_model("cuda", torch.float32)
+    found = []
+    for is_ahead in (True, False):
+        p = SequencePredictor(model, movie(40), cache_bytes=cache_bytes)
+        assert p.features.encodes_ahead
+        if not is_ahead:
+            p.features = FeatureCache(p.features._encode, cache_bytes)
+        for i, frame, prompt in PROMPTS:
+            p.set_prompts(i, frame, **prompt)
+        found.append(collect(p.propagate()))
+    for key, low_res in found[0].items():
+        np.testing.assert_allclose(low_res, found[1][key], atol=1e-4, err_msg=str(key))
 
 
 def test_the_feature_cache_keeps_its_budget() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from desk import SHAPE, TIMEOUT, assert_same, blobs
@@ -12,6 +14,7 @@ from qtpy.QtWidgets import QApplication, QColorDialog, QDialogButtonBox, QLineEd
 
 from napari_sam2.feature_files import SETTING, allowed_gigabytes
 from napari_sam2.io import read_labels
+from napari_sam2.output import ids_in
 from napari_sam2.session import Session
 from napari_sam2.widgets import choices
 from napari_sam2.widgets.object_table import COLOUR, EYE, LOCK, NAME, PROMPTS
@@ -33,6 +36,12 @@ def choose(combo, value):
     assert index >= 0
     combo.setCurrentIndex(index)
     combo.activated.emit(index)
+
+
+def write_to(d, layer):
+    """Choose where masks are written to, and wait until the layer has been looked through."""
+    choose(d.panel.targets, layer)
+    d.settle()
 
 
 def mark_two(d):
@@ -568,7 +577,7 @@ def test_masks_are_written_where_the_person_wants_them(desk):
     shared[:, 10:30, 10:16] = 3
     before = shared.copy()
     other = d.viewer.add_labels(shared, name="shared")
-    choose(d.panel.targets, other)
+    write_to(d, other)
     assert d.widget.labels_layer is other
     assert list(d.session.objects) == [4]  # an id that was free
     d.go_to(2)
@@ -612,13 +621,13 @@ def test_masks_are_written_where_the_person_wants_them(desk):
 def test_objects_that_wait_for_marks_go_with_the_person_to_an_empty_layer(desk):
     d = desk()
     empty = d.viewer.add_labels(np.zeros(SHAPE, np.int32), name="empty")
-    choose(d.panel.targets, empty)
+    write_to(d, empty)
     assert [(i, info.name) for i, info in d.session.objects.items()] == [(1, "Object 1")]
     choose(d.panel.targets, "new layer")
     d.session.edit_object(1, name="liver", colour=(1.0, 0.5, 0.0))
     d.session.add_object()
     taken = d.viewer.add_labels(np.full(SHAPE, 3, np.int32), name="taken")
-    choose(d.panel.targets, taken)
+    write_to(d, taken)
     names = {i: info.name for i, info in d.session.objects.items()}
     assert names == {4: "liver", 5: "Object 5"}
     assert d.session.objects[4].colour == (1.0, 0.5, 0.0)
@@ -637,7 +646,7 @@ def test_masks_are_written_to_zarr_on_disk_slice_by_slice(desk, tmp_path):
 
     d = desk()
     layer = d.viewer.add_labels(array, name="on disk")
-    choose(d.panel.targets, layer)
+    write_to(d, layer)
     assert d.widget.labels_layer is layer
     d.go_to(2)
     d.press(d.panel.modes["include"])
@@ -664,6 +673,34 @@ def test_masks_are_written_to_zarr_on_disk_slice_by_slice(desk, tmp_path):
         d.key(Qt.Key.Key_Z, CONTROL)
     d.session.write_rest()
     assert not again[:].any()
+
+
+def test_a_large_labels_layer_is_looked_through_while_the_window_goes_on(desk, monkeypatch):
+    d = desk()
+    gate, threads = threading.Event(), []
+
+    def slow(labels):
+        threads.append(threading.current_thread())
+        assert gate.wait(TIMEOUT / 1000)
+        return ids_in(labels)
+
+    monkeypatch.setattr("napari_sam2.widgets.options.ids_in", slow)
+    large = d.viewer.add_labels(np.full(SHAPE, 3, np.int32), name="large")
+    choose(d.panel.targets, large)
+    assert "Looking through large" in d.status
+    assert d.panel.targets.currentData() is large
+    assert d.widget.labels_layer is not large
+    choose(d.panel.targets, "new layer")  # and change one's mind
+    gate.set()
+    d.settle()
+    assert d.widget.labels_layer is not large
+    assert d.panel.targets.currentData() == "new layer"
+    assert list(d.session.objects) == [1]
+    write_to(d, large)
+    assert d.widget.labels_layer is large
+    assert list(d.session.objects) == [4]
+    assert "Looking through" not in d.status
+    assert len(threads) == 2 and threading.main_thread() not in threads
 
 
 def test_a_labels_layer_that_does_not_fit_is_refused(desk):

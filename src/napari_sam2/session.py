@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -1086,17 +1086,20 @@ class Session:
         labels: NDArray[np.int32] = output.labels
         return labels
 
-    def write_to(self, labels: Any = None, overwrite: bool = False) -> None:
+    def write_to(
+        self, labels: Any = None, overwrite: bool = False, others: Collection[int] | None = None
+    ) -> None:
         """Write masks to another array; the present one gets back what it held before.
 
         Args:
             labels: integers in the shape of the image, such as a zarr array on disk; by default a
                 new array. It is read once, for the ids in it, which belong to others.
             overwrite: whether masks cover what belongs to others; it comes back where they go.
+            others: what `ids_in` says of a large array, which is not read then.
 
         Raises ValueError where the array cannot hold the masks; nothing has changed then.
         """
-        output = Output(self.view.shape, labels, overwrite)
+        output = Output(self.view.shape, labels, overwrite, others)
         largest = max(self.objects, default=0)
         if largest > output.largest_id:
             raise ValueError(

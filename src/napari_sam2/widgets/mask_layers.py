@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from napari_sam2.alignment import align
 from napari_sam2.io.readers import METADATA_KEY
 from napari_sam2.io.writers import SESSION_KEY
+from napari_sam2.output import check_labels
 from napari_sam2.prompt_layers import Follower, new_labels_layer, object_colours
 from napari_sam2.session import Session
 from napari_sam2.widgets.events import Connections, Hooks, Keys, bind_keys, unbind_keys
@@ -66,14 +67,29 @@ class MaskLayers:
             layers.insert(layers.index(self.image) + 1, layer)
             self._take(layer, hooks)
 
-    def write_to(self, layer: Labels | None, layers: LayerList, hooks: Hooks) -> None:
+    def check(self, layer: Labels) -> None:
+        """Raises ValueError where a layer cannot take the masks, as far as its ids are not needed
+        to say so.
+        """
+        check_grid(self.image, layer, self.session.view.shape)
+        check_labels(layer.data, self.session.view.shape)
+
+    def write_to(
+        self,
+        layer: Labels | None,
+        layers: LayerList,
+        hooks: Hooks,
+        others: Collection[int] | None = None,
+    ) -> None:
         """Show masks in another layer, an existing one or a new one.
+
+        others: the ids that the layer holds, where they are known.
 
         Raises ValueError where the layer cannot take them; nothing has changed then.
         """
         if layer is not None:
-            check_grid(self.image, layer, self.session.view.shape)
-        self.session.write_to(None if layer is None else layer.data)
+            self.check(layer)
+        self.session.write_to(None if layer is None else layer.data, others=others)
         old, was_own = self.layer, self.is_own
         self.forget()
         if was_own and old is not None and old in layers:

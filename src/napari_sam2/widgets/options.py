@@ -12,6 +12,7 @@ import napari.layers
 from qtpy.QtCore import QTimer
 
 from napari_sam2.feature_files import SETTING, allow_gigabytes, allowed_gigabytes
+from napari_sam2.output import ids_in
 from napari_sam2.sequence_view import Channels, Windows, image_shape
 from napari_sam2.session import default_name
 from napari_sam2.slice_data import ObjectInfo
@@ -38,6 +39,8 @@ class Options:
         self._context = context
         self._marking = marking
         self._images = images
+        self._awaited: tuple[Workspace, napari.layers.Labels] | None = None
+        """The labels layer that is looked through, before masks of an image are written to it."""
         self._window = QTimer(context)
         self._window.setSingleShot(True)
         self._window.setInterval(_WINDOW_MS)
@@ -64,6 +67,8 @@ class Options:
         targets += [("one layer per object, too", ONE_EACH)]
         targets += [(layer.name, layer) for layer in self._labels_layers(work)]
         chosen: object = NEW_LAYER if work.masks.is_own else work.labels
+        if self._awaited is not None and self._awaited[0] is work:
+            chosen = self._awaited[1]
         panel.show_choices(panel.targets, targets, ONE_EACH if work.masks.has_each else chosen)
         panel.memory.setCurrentIndex(panel.memory.findData(work.session.memory))
         panel.overwrite.setChecked(work.session.overwrite)
@@ -185,6 +190,7 @@ class Options:
         if work is None:
             return
         self._marking.add_layers()
+        self._awaited = None
         masks, layers = work.masks, context.viewer.layers
         if target != ONE_EACH and masks.has_each:
             masks.show_each(False)
@@ -192,20 +198,43 @@ class Options:
             masks.show_each(True)
         elif target == NEW_LAYER and not masks.is_own:
             context.attempt(partial(masks.write_to, None, layers, self._marking.hooks))
-        elif target != NEW_LAYER and target is not work.labels:
-            self._write_to(work, target)
+        elif target == NEW_LAYER or target is work.labels:
+            pass
+        elif context.attempt(partial(masks.check, target)):
+            self._look_through(work, target)
         self.fill()
         context.changed.emit()
 
-    def _write_to(self, work: Workspace, layer: napari.layers.Labels) -> None:
+    def _look_through(self, work: Workspace, layer: napari.layers.Labels) -> None:
+        """Find out what ids a layer holds, which takes its time where it is large; then write."""
+        context, array = self._context, layer.data
+
+        def done(others: frozenset[int]) -> None:
+            if self._awaited != awaited:
+                return  # another one has been chosen since
+            self._awaited = None
+            if work is context.work:
+                context.say_what_next()
+                if layer in context.viewer.layers and layer.data is array:
+                    self._write_to(work, layer, others)
+                self.fill()
+                context.changed.emit()
+
+        awaited = self._awaited = (work, layer)
+        context.panel.say(f"Looking through {layer.name} …")
+        context.runner.request(partial(ids_in, array), done)
+
+    def _write_to(
+        self, work: Workspace, layer: napari.layers.Labels, others: frozenset[int]
+    ) -> None:
         """Objects without marks give way, and get ids that the layer does not hold yet."""
         context, session = self._context, work.session
         waiting: Mapping[int, ObjectInfo] = {}
         if not session.prompted_objects and not session.masks:
             waiting = session.objects
             session.restore(replace(session.snapshot(), objects={}, sequences={}, last_id=0))
-        write = partial(work.masks.write_to, layer, context.viewer.layers, self._marking.hooks)
-        context.attempt(write)
+        layers, hooks = context.viewer.layers, self._marking.hooks
+        context.attempt(partial(work.masks.write_to, layer, layers, hooks, others))
         for object_id, info in waiting.items():
             has_name = info.name != default_name(object_id)
             new = session.add_object(info.name if has_name else "")
