@@ -133,8 +133,15 @@ class FeatureCache:
         return 0 < count * self._frame_bytes <= self.budget
 
     def encode(self, frames: Sequence[int]) -> None:
-        """Encode frames that are not known yet in one batch, and keep them."""
-        self._made(frames)
+        """Encode those of some frames that are not known yet in one batch, and keep all of them
+        rather than any others.
+        """
+        for frame in frames:
+            if frame in self._kept:
+                self._kept.move_to_end(frame)
+        missing = [frame for frame in frames if frame not in self._kept]
+        if missing:
+            self._made(missing)
 
     def clear(self) -> None:
         self._kept.clear()

@@ -601,7 +601,7 @@ class SequencePredictor:
         following = [t for t in range(frame, frame + count * step, step) if t in due]
         missing = [t for t in following if t not in self.features]
         if len(missing) > 1 and self.features.holds(len(missing) + 1):
-            self.features.encode(missing)
+            self.features.encode(following)
 
     def _encode_ahead(self, frame: int, step: int, runners: Sequence[_Runner]) -> bool:
         """Have the device encode the next frames beside what it still has to do for this one, one
@@ -615,8 +615,9 @@ class SequencePredictor:
         missing = [t for t in following if t not in self.features]
         is_enough = len(following) - len(missing) >= count
         if missing and not is_enough and self.features.holds(len(following) + 2):
+            later = missing[count:]
             try:
-                self.features.encode(missing[:count])
+                self.features.encode([t for t in following if t not in later])
             except Exception:
                 return False
         return True
