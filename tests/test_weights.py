@@ -382,6 +382,26 @@ def test_cuda_is_chosen_with_bfloat16_where_it_computes_with_it(tmp_path):
     assert model.dtype == (torch.bfloat16 if native else torch.float32)
 
 
+def test_a_processor_can_multiply_in_half_precision_where_it_can(tmp_path, monkeypatch):
+    path = tmp_path / "small.safetensors"
+    save_model(small_model(), path)
+    monkeypatch.setattr(loading, "multiplies_bfloat16", lambda: True)
+    exact, mixed = (load_model(path, "cpu", dtype) for dtype in ("float32", "mixed"))
+    assert mixed.is_mixed and not exact.is_mixed
+    assert mixed.dtype == torch.float32
+    image = torch.randn(1, 3, exact.image_size, exact.image_size)
+    with torch.inference_mode():
+        features = [model.encode_image(image).stride16 for model in (exact, mixed)]
+    assert features[1].dtype == torch.float32
+    difference = (features[0] - features[1]).abs().max()
+    assert 0 < difference < 0.03 * features[0].abs().max()
+    monkeypatch.setattr(loading, "multiplies_bfloat16", lambda: False)
+    with pytest.raises(ValueError, match="does not multiply in bfloat16"):
+        load_model(path, "cpu", "mixed")
+    with pytest.raises(ValueError, match="mixed is for the processor"):
+        loading._check_dtype("mixed", torch.device("cuda"))
+
+
 # -- bad files ---------------------------------------------------------------------------------
 
 

@@ -26,12 +26,17 @@ def uses_onednn(x: Tensor) -> bool:
     Its matrix products are a tenth to a fifth faster than the ones that torch takes by itself,
     and add the bias and apply the activation while the result is in the processor's cache.
     """
+    return x.dtype == torch.float32 and _onednn_takes(x)
+
+
+def _onednn_takes(x: Tensor) -> bool:
     return (
         _HAS_ONEDNN
         and x.device.type == "cpu"
-        and x.dtype == torch.float32
+        and x.dtype in (torch.float32, torch.bfloat16)
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()  # whose own products they are
     )
 
 
@@ -53,18 +58,22 @@ def linear(
 ) -> Tensor:
     """The activation of x (..., inputs) times the weight (outputs, inputs) plus the bias; or, with
     no activation, the same plus another tensor (..., outputs).
+
+    Where only the weight is in half precision, the product is, and what comes out is as x.
     """
-    if plus is not None and not uses_onednn(x):
+    if weight.dtype != x.dtype:
+        half = None if bias is None else bias.to(weight.dtype)
+        product = linear(x.to(weight.dtype), weight, half, activation).to(x.dtype)
+        return product if plus is None else plus + product
+    if plus is not None and not _onednn_takes(x):
         return plus + F.linear(x, weight, bias)
     if plus is not None:
         total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, bias, "add")
         return total
-    if uses_onednn(x):
+    if _onednn_takes(x):
         # What torch.compile makes of a linear layer; the last argument is gelu's exact form.
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, weight, bias, activation, [], "none"
-        )
-        return product
+        own: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
+        return own
     return _ACTIVATIONS[activation](F.linear(x, weight, bias))
 
 

@@ -53,13 +53,14 @@ class RotaryAttention(Attention):
         The weights of a query add up to 1. So its values can be averaged first and projected
         then, which is less work where they are narrower than their projection, as memories are.
         """
-        q = (q / math.sqrt(q.shape[2])).expand(len(k), -1, -1)
+        half_or_full = self.k_proj.weight.dtype
+        q = (q / math.sqrt(q.shape[2])).to(half_or_full).expand(len(k), -1, -1)
         at_once = min(_SCORES_AT_ONCE * torch.get_num_threads(), _MOST_SCORES_AT_ONCE)
         parts = math.ceil(q.shape[1] * k.shape[1] / at_once)
         averages = v.new_empty(len(k), q.shape[1], v.shape[2])
         for index, average in enumerate(averages):
-            keys = self._keys(k[index : index + 1], turns, unplaced)[0]
-            values = v[index].t().contiguous()
+            keys = self._keys(k[index : index + 1], turns, unplaced)[0].to(half_or_full)
+            values = v[index].t().to(half_or_full, memory_format=torch.contiguous_format)
             pieces = zip(q[index].chunk(parts), average.chunk(parts), strict=True)
             for queries, out in pieces:
                 scores = linear(queries, keys)
@@ -67,7 +68,7 @@ class RotaryAttention(Attention):
                 out.copy_(linear(scores, values))
                 del scores  # so that the next ones take its place, which is in the cache
         weight = self.out_proj.weight @ self.v_proj.weight
-        bias = torch.addmv(self.out_proj.bias, self.out_proj.weight, self.v_proj.bias)
+        bias = self.out_proj(self.v_proj.bias[None])[0]
         return linear(averages, weight, bias)
 
 

@@ -47,7 +47,8 @@ def load_model(
             names, or a .safetensors file that save_model wrote.
         device: "auto" takes CUDA, else MPS, else the CPU.
         dtype: "auto" is half precision on CUDA devices that compute with it, bfloat16 for a Hiera
-            trunk, as published, and float16 for a convolutional one; else float32.
+            trunk, as published, and float16 for a convolutional one; else float32. "mixed" is for
+            a CPU that multiplies in bfloat16: see SAM2.mix_precision.
         image_size: side of the square input in pixels. A .pt file does not tell: the default is
             what the model was published with, 1024 for an unknown file.
         folder: with model files, for machines without a network. Default: SAM2_MODELS.
@@ -55,10 +56,10 @@ def load_model(
 
     Raises:
         WeightsError: the file cannot be had, is damaged, or is not a SAM 2 checkpoint.
-        ValueError: no such device or dtype, or an impossible image size.
+        ValueError: no such device or dtype, none that this CPU has, or an impossible image size.
     """
     device = _choose_device(device)
-    _check_dtype(dtype)
+    _check_dtype(dtype, device)
     info = model_info(str(name_or_path))
     if info is not None:
         path = fetch(info, Path(folder) if folder else None, progress)
@@ -83,7 +84,8 @@ def load_model(
         model = SAM2(config)
     _check_tensors(state, model.state_dict(), path)
     model.load_state_dict(state, strict=True, assign=True)
-    return model.to(device=device, dtype=_choose_dtype(dtype, device, config)).eval()
+    model = model.to(device=device, dtype=_choose_dtype(dtype, device, config)).eval()
+    return model.mix_precision() if dtype == _MIXED else model
 
 
 def save_model(
@@ -146,11 +148,25 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_MIXED = "mixed"
 
 
-def _check_dtype(dtype: str | torch.dtype) -> None:
-    if dtype not in ("auto", *_DTYPES, *_DTYPES.values()):
-        raise ValueError(f"A model cannot have the dtype {dtype}: use auto, {', '.join(_DTYPES)}.")
+def multiplies_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16, at about twice the rate of float32."""
+    capabilities: dict[str, object] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # not in older versions
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _check_dtype(dtype: str | torch.dtype, device: torch.device) -> None:
+    if dtype == _MIXED and device.type != "cpu":
+        raise ValueError(f"The dtype mixed is for the processor (cpu); use auto on {device.type}.")
+    if dtype == _MIXED and not multiplies_bfloat16():
+        raise ValueError("This processor does not multiply in bfloat16: use the dtype auto.")
+    if dtype not in ("auto", _MIXED, *_DTYPES, *_DTYPES.values()):
+        names = ", ".join([_MIXED, *_DTYPES])
+        raise ValueError(f"A model cannot have the dtype {dtype}: use auto, {names}.")
 
 
 def _choose_dtype(
@@ -159,6 +175,8 @@ def _choose_dtype(
     if dtype == "auto":
         is_half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return half_precision(config) if is_half else torch.float32
+    if dtype == _MIXED:
+        return torch.float32
     return _DTYPES[dtype] if isinstance(dtype, str) else dtype
 
 

@@ -141,6 +141,5 @@ def feature_files(model: LazyModel) -> FeatureFiles | None:
     if not gigabytes > 0 or not model.checksum:
         return None
     loaded = model.get()  # where and how precisely it computes shows in the features, too
-    return FeatureFiles(
-        f"{model.checksum} {loaded.device.type} {loaded.dtype}", int(gigabytes * 1e9)
-    )
+    precision = "mixed" if loaded.is_mixed else loaded.dtype
+    return FeatureFiles(f"{model.checksum} {loaded.device.type} {precision}", int(gigabytes * 1e9))

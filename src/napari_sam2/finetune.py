@@ -21,7 +21,7 @@ import numpy as np
 
 from napari_sam2.io import ReadError, WriteError, read_volume
 from napari_sam2.segmentation import loaded
-from napari_sam2.tasks import LazyModel
+from napari_sam2.tasks import CPU_BFLOAT16, LazyModel
 from napari_sam2.whole_file import write_text
 
 if TYPE_CHECKING:
@@ -219,7 +219,8 @@ def finetune(
         "images": [(one.name, list(one.labels.shape)) for one in sources],
     }
     _check_settings(folder, settings, resume)
-    model = loaded(LazyModel(start, device)).float()
+    # What is learnt would be lost in half precision.
+    model = loaded(LazyModel(start, "cpu" if device == CPU_BFLOAT16 else device)).float()
     began = time.monotonic()
     try:
         folder.mkdir(exist_ok=True)

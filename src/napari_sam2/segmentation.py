@@ -79,7 +79,7 @@ def segment(
     slices: first and last slice (both included) to segment; by default all. Prompts may lie
         outside. Other slices stay 0.
     model: a name of `sam2_engine.list_models()`, a checkpoint's path, or a loaded model. device:
-        "auto", "cpu", "cuda" or "mps".
+        "auto", "cpu", "cpu-bfloat16", "cuda" or "mps".
     window: the intensities shown as black and white; by default the 0.5 and 99.5 percentiles of the
         volume.
     memory, memory_tokens: as for `Session`; "confident" for slices in no order, "pooled" for speed.

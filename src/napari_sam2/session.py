@@ -109,7 +109,8 @@ class Session:
             image: a napari image layer, an array (..., y, x), or a list of up to three of either
                 that are seen in colours; read frame by frame.
             model: a name, a checkpoint's path, or a loaded model.
-            device: "auto", "cpu", "cuda" or "mps", for a model that is yet to be loaded.
+            device: "auto", "cpu", "cuda" or "mps", for a model that is yet to be loaded; or
+                "cpu-bfloat16", quicker on processors that multiply in half precision.
             window: intensities shown to the model as black and white, or these for each channel;
                 by default the layer's contrast limits, and for an array percentiles of the
                 sequence. See `window_for`.

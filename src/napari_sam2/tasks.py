@@ -33,11 +33,19 @@ Wanted = Mapping[int, frozenset[int]]
 """Object -> frames to be computed."""
 
 
+CPU_BFLOAT16 = "cpu-bfloat16"
+"""The device of a model that is to multiply in bfloat16 on a processor, which is quicker."""
+
+
 class LazyModel:
     """A model by name, loaded when it is first needed."""
 
     def __init__(self, model: SAM2 | str = "nano", device: str = "auto") -> None:
-        """model: a name of `sam2_engine.list_models()`, a checkpoint's path, or a loaded model."""
+        """
+        Args:
+            model: a name of `sam2_engine.list_models()`, a checkpoint's path, or a loaded model.
+            device: "auto", "cpu", "cpu-bfloat16", "cuda" or "mps".
+        """
         self.name = model if isinstance(model, str) else "model"
         self.device = device
         self.downloaded: tuple[int, int | None] | None = None
@@ -59,10 +67,10 @@ class LazyModel:
                 from sam2_engine.weights import load_model
 
                 self._stopped = False
+                is_mixed = self.device == CPU_BFLOAT16
+                device, dtype = ("cpu", "mixed") if is_mixed else (self.device, "auto")
                 try:
-                    self._loaded = load_model(
-                        self.name, device=self.device, progress=self._on_progress
-                    )
+                    self._loaded = load_model(self.name, device, dtype, progress=self._on_progress)
                 finally:
                     self.downloaded = None
             return self._loaded

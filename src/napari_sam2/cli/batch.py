@@ -63,7 +63,7 @@ def add_batch(commands: Any) -> None:
     add("--window", metavar="LO,HI", help="intensities shown as black and white, as -160,240")
     help_ = "a name of `napari-sam2 models` or a checkpoint (default: the session's, or nano)"
     add("--model", help=help_)
-    add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    add("--device", default="auto", help="auto, cpu, cpu-bfloat16, cuda or mps (default: auto)")
     help_ = "processes on this machine (default: one for each graphics card, or two cores)"
     add("--workers", type=int, metavar="N", help=help_)
     add("--scheduler", metavar="ADDRESS", help="a dask scheduler, as tcp://node1:8786")

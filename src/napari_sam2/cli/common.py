@@ -90,7 +90,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         "SEG), or a name that ends in _RES (Cell Tracking Challenge)"
     )
     add("-o", "--output", required=True, metavar="OUT", help=help_)
-    add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    add("--device", default="auto", help="auto, cpu, cpu-bfloat16, cuda or mps (default: auto)")
     add_choice_of_image(parser)
     add("--measures", metavar="CSV", help="write sizes, places and intensities of objects, too")
     add("--overwrite", action="store_true", help="replace OUT if it exists")

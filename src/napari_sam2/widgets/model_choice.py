@@ -9,7 +9,7 @@ from weakref import WeakSet
 from qtpy.QtCore import QObject, Qt, Signal
 from qtpy.QtWidgets import QFileDialog
 
-from napari_sam2.tasks import LazyModel
+from napari_sam2.tasks import CPU_BFLOAT16, LazyModel
 from napari_sam2.widgets import choices
 from napari_sam2.widgets.panel import Panel, size_text
 from napari_sam2.widgets.worker import Worker
@@ -199,9 +199,11 @@ def _look() -> tuple[list[Any], set[str], set[str]]:
 
     from sam2_engine.weights import list_models
     from sam2_engine.weights.download import find
+    from sam2_engine.weights.loading import multiplies_bfloat16
 
     models = list_models()
     devices = {"auto", "cpu"}
     devices |= {"cuda"} if torch.cuda.is_available() else set()
+    devices |= {CPU_BFLOAT16} if multiplies_bfloat16() else set()
     devices |= {"mps"} if torch.backends.mps.is_available() else set()
     return models, {info.name for info in models if find(info) is not None}, devices

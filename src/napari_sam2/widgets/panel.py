@@ -23,6 +23,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_sam2.tasks import CPU_BFLOAT16
 from napari_sam2.widgets.doubt_map import DoubtMap
 from napari_sam2.widgets.icons import icon
 from napari_sam2.widgets.object_table import ObjectTable
@@ -44,6 +45,11 @@ _MEMORIES = {
 _DEVICES = {
     "auto": ("automatic", "The graphics card if there is one, else the processor."),
     "cpu": ("processor (CPU)", "Works everywhere; slow with the larger models."),
+    CPU_BFLOAT16: (
+        "processor, quicker",
+        "Multiplies in half precision (bfloat16): two thirds of the time for SAM 2.1 models, and "
+        "nearly the same masks.",
+    ),
     "cuda": ("NVIDIA GPU (CUDA)", "Needs an NVIDIA card and a PyTorch built for it."),
     "mps": ("Apple GPU (MPS)", "Needs a Mac with Apple silicon."),
 }
