@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sam2_engine.model.config import HieraConfig, ModelConfig
 from sam2_engine.model.conv_trunk import ConvTrunk
 from sam2_engine.model.hiera import Hiera
-from sam2_engine.model.layers import MLP, recycle_memory
+from sam2_engine.model.layers import MLP, Linear, recycle_memory
 from sam2_engine.model.mask_decoder import MaskDecoder
 from sam2_engine.model.memory_attention import MemoryAttention
 from sam2_engine.model.memory_encoder import MemoryEncoder
@@ -103,6 +103,8 @@ class SAM2(nn.Module):
         super().__init__()
         recycle_memory()
         self.config = config
+        self.is_mixed = False
+        """Whether it multiplies in half precision and keeps all else in float32."""
         d_model, memory_dim = config.d_model, config.memory_dim
         self.image_encoder = ImageEncoder(config)
         self.memory_attention = MemoryAttention(
@@ -140,6 +142,19 @@ class SAM2(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.no_obj_ptr.dtype
+
+    def mix_precision(self) -> SAM2:
+        """From now on, linear layers of the trunk and of memory attention, and attention to
+        memories, multiply in bfloat16; all else stays in float32. Returns the model.
+
+        For processors that multiply in bfloat16, and not for training.
+        """
+        self.is_mixed = True
+        for part in (self.image_encoder.trunk, self.memory_attention):
+            for layer in part.modules():
+                if isinstance(layer, Linear):
+                    layer.weight.data = layer.weight.data.to(torch.bfloat16)
+        return self
 
     # -- image ---------------------------------------------------------------------------------
 
