@@ -29,6 +29,7 @@ from scipy import ndimage
 from benchmarks import cases, classical, report
 from benchmarks.cases import Item, Target, first_frame, grey_frames, read_case, read_items
 from napari_sam2.records import NEAR
+from napari_sam2.tasks import LazyModel
 from sam2_engine.model import SAM2
 from sam2_engine.sequence import SequencePredictor
 from sam2_engine.training.measures import (
@@ -40,7 +41,6 @@ from sam2_engine.training.measures import (
     largest_slice,
     tight_box,
 )
-from sam2_engine.weights import load_model
 
 Point = tuple[int, int]  # y, x
 
@@ -303,7 +303,7 @@ def score_items(
     """Each item's scores as they come, computed in `jobs` processes that share the cores."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     if jobs == 1:
-        loaded = load_model(model, device=device)
+        loaded = LazyModel(model, device).get()
         yield from (score_item(loaded, item, classically, options) for item in items)
         return
     context = multiprocessing.get_context("spawn")
@@ -317,7 +317,7 @@ _worker_model: SAM2 | None = None
 def _start_worker(model: str, device: str, threads: int) -> None:
     global _worker_model
     torch.set_num_threads(threads)
-    _worker_model = load_model(model, device=device)
+    _worker_model = LazyModel(model, device).get()
 
 
 def _score_in_worker(classically: bool, options: Mapping[str, Any], item: Item) -> list[ItemScores]:

@@ -18,6 +18,9 @@ _FEW_CHANNELS = 8
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_linear_pointwise"
 )
+_ONEDNN_TYPES = [torch.float32]
+if _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    _ONEDNN_TYPES.append(torch.bfloat16)
 
 
 def uses_onednn(x: Tensor) -> bool:
@@ -33,7 +36,7 @@ def _onednn_takes(x: Tensor) -> bool:
     return (
         _HAS_ONEDNN
         and x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.dtype in _ONEDNN_TYPES
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()  # whose own products they are

@@ -153,9 +153,8 @@ _MIXED = "mixed"
 
 def multiplies_bfloat16() -> bool:
     """Whether this processor multiplies in bfloat16, at about twice the rate of float32."""
-    capabilities: dict[str, object] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # not in older versions
+    # Older versions of torch do not tell.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
