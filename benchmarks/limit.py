@@ -81,8 +81,10 @@ def _custom_operations() -> dict[Any, Any]:
     def attention(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:
         return 2 * prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
-    def product(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
-        return 2 * prod(x) * weight[0]
+    def product(x: Sequence[int], *others: Any, **_: Any) -> int:
+        adds = others[1] is not None and len(others[1]) == 2  # x, what is added, the weight
+        weight = others[1] if adds else others[0]
+        return 2 * prod(x) * int(weight[0])
 
     known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
     if hasattr(torch.ops.mkldnn, "_linear_pointwise"):

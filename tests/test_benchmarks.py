@@ -553,6 +553,10 @@ def test_operations_are_counted_the_way_they_are_done() -> None:
     with torch.inference_mode():
         x, weight = torch.zeros(2, 3, 16), torch.zeros(4, 16)
         assert limit.operations(lambda: linear(x, weight)) == 2 * (2 * 3 * 16 * 4)
+        plus = torch.zeros(2, 3, 4)
+        assert limit.operations(lambda: linear(x, weight, plus=plus)) == 2 * (2 * 3 * 16 * 4)
+        rows = torch.zeros(6, 4)
+        assert limit.operations(lambda: linear(x.flatten(0, 1), weight, plus=rows)) == 768
         q = torch.zeros(1, 1, 5, 16)
         attended = limit.operations(
             lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)
