@@ -32,6 +32,7 @@ from sam2_engine.memory import (
     MemoryTokens,
 )
 from sam2_engine.model import SAM2, Decoded, ImageFeatures
+from sam2_engine.model.compiled import FRAMES_AT_ONCE
 from sam2_engine.prompts import Prompt
 
 T = TypeVar("T")
@@ -42,7 +43,6 @@ _STEPS = {"both": (_FORWARD, _BACKWARD), "forward": (_FORWARD,), "backward": (_B
 _MASK_INPUT_LIMIT = 32.0
 _BEYOND = -8.0  # the logit where an object may not lie
 _OBJECTS_AT_ONCE = 32  # more of them in one batch take more memory and are no quicker
-_MOST_FRAMES_AT_ONCE = 4  # encoded together
 _PIXELS_AT_ONCE = 2 * 512 * 512  # of them on a processor, where more are no quicker and one waits
 _ABSENT = -1024.0  # the published logit of an object that is not there
 
@@ -626,8 +626,8 @@ class SequencePredictor:
     def _frames_at_once(self) -> int:
         """How many frames are encoded together."""
         if self.model.device.type != "cpu":
-            return _MOST_FRAMES_AT_ONCE
-        return min(_MOST_FRAMES_AT_ONCE, _PIXELS_AT_ONCE // self.model.image_size**2)
+            return FRAMES_AT_ONCE
+        return min(FRAMES_AT_ONCE, _PIXELS_AT_ONCE // self.model.image_size**2)
 
     def _sure_of(self, runners: Sequence[_Runner], count: int) -> set[int]:
         """The next frames, up to so many of each, that objects cannot have ended before."""

@@ -1,5 +1,6 @@
 """The SAM 2 network, one file per component of the paper."""
 
+from sam2_engine.model.compiled import compile_model
 from sam2_engine.model.config import VARIANTS, ConvTrunkConfig, HieraConfig, ModelConfig
 from sam2_engine.model.sam2 import ABSENT_LOGIT, SAM2, Decoded, ImageFeatures
 
@@ -12,4 +13,5 @@ __all__ = [
     "HieraConfig",
     "ImageFeatures",
     "ModelConfig",
+    "compile_model",
 ]

@@ -13,14 +13,19 @@ from sam2_engine.model.layers import MLP, Linear, in_parts
 
 
 @lru_cache(maxsize=32)
+def _made_once(size: int, to: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        each = torch.eye(size, device="cpu")[None, None]
+        return F.interpolate(each, size=(to, size), mode="bicubic")[0, 0].to(device)
+
+
+@torch.compiler.assume_constant_result
 def _stretching(size: int, to: int, device: torch.device) -> Tensor:
     """(to, size) matrix that stretches so many values to others by bicubic interpolation.
 
     Made on the processor, from where it is on the device at once, for whichever stream comes next.
     """
-    with torch.inference_mode(False), torch.no_grad():
-        each = torch.eye(size, device="cpu")[None, None]
-        return F.interpolate(each, size=(to, size), mode="bicubic")[0, 0].to(device)
+    return _made_once(size, to, device)
 
 
 def _max_pool(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sam2_engine.model.compiled import CompiledParts, Compute, Part
 from sam2_engine.model.config import HieraConfig, ModelConfig
 from sam2_engine.model.conv_trunk import ConvTrunk
 from sam2_engine.model.hiera import Hiera
@@ -105,6 +106,8 @@ class SAM2(nn.Module):
         self.config = config
         self.is_mixed = False
         """Whether it multiplies in half precision and keeps all else in float32."""
+        self.compiled: CompiledParts | None = None
+        """What runs compiled, if that was asked for; see ``compile_model``."""
         d_model, memory_dim = config.d_model, config.memory_dim
         self.image_encoder = ImageEncoder(config)
         self.memory_attention = MemoryAttention(
@@ -160,9 +163,12 @@ class SAM2(nn.Module):
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Encode (B, 3, S, S) images, normalised with ImageNet's mean and deviation."""
+        return ImageFeatures(*self._run("encoder", self._encode_image, images.to(self.dtype)))
+
+    def _encode_image(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         neck, decoder = self.image_encoder.neck, self.sam_mask_decoder
-        levels = self.image_encoder.trunk(images.to(self.dtype))
-        return ImageFeatures(
+        levels = self.image_encoder.trunk(images)
+        return (
             neck.stride16(levels),
             neck.lateral(levels, 1, after=decoder.conv_s1),
             neck.lateral(levels, 0, after=decoder.conv_s0),
@@ -253,12 +259,20 @@ class SAM2(nn.Module):
         Returns:
             (B, memory_dim, S/16, S/16).
         """
+        inputs = features.shared_stride16, high_res, object_score, binarise
+        if binarise:  # a prompted frame
+            return self._encode_memory(*inputs)[0]
+        return self._run("memory encoder", self._encode_memory, *inputs)[0]
+
+    def _encode_memory(
+        self, image: Tensor, high_res: Tensor, object_score: Tensor, binarise: bool
+    ) -> tuple[Tensor]:
         mask = (high_res > 0).to(self.dtype) if binarise else high_res.sigmoid().to(self.dtype)
-        memory = self.memory_encoder(features.shared_stride16, mask * _MASK_SCALE + _MASK_BIAS)
+        memory = self.memory_encoder(image, mask * _MASK_SCALE + _MASK_BIAS)
         if self.config.version == "2.1":
             absent = (object_score <= 0).to(self.dtype)
             memory = memory + (absent * self.no_obj_embed_spatial)[:, :, None, None]
-        return memory
+        return (memory,)
 
     # -- masks ---------------------------------------------------------------------------------
 
@@ -281,6 +295,24 @@ class SAM2(nn.Module):
             mask_input: (B, 1, S/4, S/4) logits of an earlier answer.
             multimask: decode three candidates, for ambiguous prompts.
         """
+        levels = features.stride8, features.stride4, conditioned
+        if points is None and multimask:  # a tracked frame
+            found = self._run("decoder", self._decode_masks, *levels, None, None, mask_input, True)
+        else:
+            found = self._decode_masks(*levels, points, labels, mask_input, multimask)
+        return Decoded(*found)
+
+    def _decode_masks(
+        self,
+        stride8: Tensor,
+        stride4: Tensor,
+        conditioned: Tensor,
+        points: Tensor | None,
+        labels: Tensor | None,
+        mask_input: Tensor | None,
+        multimask: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The fields of Decoded."""
         batch = conditioned.shape[0]
         encoder = self.sam_prompt_encoder
         if self.config.draws_prompts and points is not None and labels is not None:
@@ -293,8 +325,8 @@ class SAM2(nn.Module):
         dense = encoder.no_mask() if mask_input is None else encoder.embed_mask(mask_input)
         masks, ious, tokens, object_score = self.sam_mask_decoder(
             conditioned,
-            features.stride8,
-            features.stride4,
+            stride8,
+            stride4,
             encoder.dense_position(),
             encoder.embed_points(points, labels),
             dense,
@@ -308,7 +340,7 @@ class SAM2(nn.Module):
         token = tokens[torch.arange(batch, device=best.device), best]
         visible = (object_score > 0).to(token.dtype)
         pointer = self._pointer(self.obj_ptr_proj(token), visible)
-        return Decoded(masks, ious, object_score, best, pointer)
+        return masks, ious, object_score, best, pointer
 
     def mask_as_output(self, features: ImageFeatures, mask: Tensor) -> Decoded:
         """Take a mask prompt (B, 1, S, S), 0 or 1, as the answer; the decoder adds a pointer."""
@@ -334,6 +366,14 @@ class SAM2(nn.Module):
     def upscale(self, low_res: Tensor) -> Tensor:
         """(B, 1, S/4, S/4) logits -> (B, 1, S, S) float32."""
         return F.interpolate(low_res.float(), size=(self.image_size,) * 2, mode="bilinear")
+
+    def _run(
+        self, part: Part, compute: Compute, *inputs: Tensor | bool | None
+    ) -> tuple[Tensor, ...]:
+        """What a part computes, compiled if that was asked for."""
+        if self.compiled is None:
+            return compute(*inputs)
+        return self.compiled.run(part, compute, *inputs)
 
     def _pointer(self, pointer: Tensor, visible: Tensor) -> Tensor:
         return visible * pointer + (1 - visible) * self.no_obj_ptr

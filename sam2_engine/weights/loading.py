@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sam2_engine.model import SAM2, VARIANTS, ModelConfig
+from sam2_engine.model import SAM2, VARIANTS, ModelConfig, compile_model
+from sam2_engine.model.compiled import Tell, say
 from sam2_engine.model.config import ConvStage, ConvTrunkConfig, HieraConfig
 from sam2_engine.weights.download import Progress, fetch, first_line
 from sam2_engine.weights.registry import MODELS, WeightsError, list_models, model_info
@@ -38,6 +39,8 @@ def load_model(
     *,
     folder: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    compile: bool = False,
+    tell: Tell = say,
 ) -> SAM2:
     """Load a model, ready to predict.
 
@@ -53,6 +56,9 @@ def load_model(
             what the model was published with, 1024 for an unknown file.
         folder: with model files, for machines without a network. Default: SAM2_MODELS.
         progress: called with the bytes downloaded and the bytes in all.
+        compile: have torch.compile make code for it, see `compile_model`; it takes minutes at
+            first, and changes masks by rounding only.
+        tell: is given a sentence before and after each such wait; by default it is printed.
 
     Raises:
         WeightsError: the file cannot be had, is damaged, or is not a SAM 2 checkpoint.
@@ -85,7 +91,11 @@ def load_model(
     _check_tensors(state, model.state_dict(), path)
     model.load_state_dict(state, strict=True, assign=True)
     model = model.to(device=device, dtype=_choose_dtype(dtype, device, config)).eval()
-    return model.mix_precision() if dtype == _MIXED else model
+    if dtype == _MIXED:
+        model.mix_precision()
+    if compile:
+        compile_model(model, tell=tell)
+    return model
 
 
 def save_model(

@@ -40,6 +40,10 @@ class Settings:
     model: str | None = None
     """By default "nano", and for sessions the one that they were made with."""
     device: str = "auto"
+    compile: bool = False
+    """Whether each worker compiles its model, see `sam2_engine.load_model`."""
+    is_quiet: bool = False
+    """Whether workers print nothing of how long that takes."""
     window: tuple[float, float] | None = None
     axis: int | str = 0
     direction: str = "both"
@@ -146,7 +150,7 @@ def _run(job: Job, settings: Settings, begin: float) -> JobResult:
     from napari_sam2.io import WriteError, check_target, read_volume, write_labels
 
     volume = read_volume(job.image, volume=job.volume, channel=job.channel, series=job.series)
-    lazy = _model(_model_name(job, settings), settings.device)
+    lazy = _model(_model_name(job, settings), settings.device, settings.compile, settings.is_quiet)
     key = _key(job, settings, volume, lazy)
     output, record = output_of(job, settings), read_record(job, settings)
     if output.exists():
@@ -280,11 +284,11 @@ def _masks(path: Path, volume: Volume) -> NDArray[Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def _model(name: str, device: str) -> LazyModel:
+def _model(name: str, device: str, compile: bool, is_quiet: bool) -> LazyModel:
     """Loaded once in each process."""
     from napari_sam2.tasks import LazyModel
 
-    return LazyModel(name, device)
+    return LazyModel(name, device, compile=compile, is_quiet=is_quiet)
 
 
 def _model_name(job: Job, settings: Settings) -> str:

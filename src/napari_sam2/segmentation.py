@@ -54,7 +54,7 @@ def segment(
     axis: int | str = 0,
     direction: Direction = "both",
     slices: tuple[float, float] | None = None,
-    model: str | PathLike[str] | SAM2 = "nano",
+    model: str | PathLike[str] | SAM2 | LazyModel = "nano",
     device: str = "auto",
     window: tuple[float, float] | None = None,
     memory: MemorySelection = "recent",
@@ -78,7 +78,8 @@ def segment(
         prompt, "backward" what lies behind its last.
     slices: first and last slice (both included) to segment; by default all. Prompts may lie
         outside. Other slices stay 0.
-    model: a name of `sam2_engine.list_models()`, a checkpoint's path, or a loaded model. device:
+    model: a name of `sam2_engine.list_models()`, a checkpoint's path, a loaded model, or a
+        `LazyModel`, which says whether it is compiled. device:
         "auto", "cpu", "cpu-bfloat16", "cuda" or "mps".
     window: the intensities shown as black and white; by default the 0.5 and 99.5 percentiles of the
         volume.
@@ -112,7 +113,9 @@ def segment(
         )
     prompts = _gather(array.shape[:3], axis, boxes, points, negative_points, masks)
 
-    network = loaded(LazyModel(str(model), device)) if isinstance(model, str | PathLike) else model
+    if isinstance(model, str | PathLike):
+        model = LazyModel(str(model), device)
+    network = loaded(model) if isinstance(model, LazyModel) else model
     labels = np.zeros(array.shape[:3], np.min_scalar_type(max(i for i, _ in prompts)))
     spacing = volume.spacing if isinstance(volume, Volume) else None
     session = Session(

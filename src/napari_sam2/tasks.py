@@ -40,14 +40,25 @@ CPU_BFLOAT16 = "cpu-bfloat16"
 class LazyModel:
     """A model by name, loaded when it is first needed."""
 
-    def __init__(self, model: SAM2 | str = "nano", device: str = "auto") -> None:
+    def __init__(
+        self,
+        model: SAM2 | str = "nano",
+        device: str = "auto",
+        *,
+        compile: bool = False,
+        is_quiet: bool = False,
+    ) -> None:
         """
         Args:
             model: a name of `sam2_engine.list_models()`, a checkpoint's path, or a loaded model.
             device: "auto", "cpu", "cpu-bfloat16", "cuda" or "mps".
+            compile: as for `sam2_engine.load_model`, for a model that is yet to be loaded.
+            is_quiet: whether nothing is printed of how long that takes.
         """
         self.name = model if isinstance(model, str) else "model"
         self.device = device
+        self.compile = compile
+        self._is_quiet = is_quiet
         self.downloaded: tuple[int, int | None] | None = None
         """Bytes downloaded and bytes in all, during a download."""
         self._is_named = isinstance(model, str)
@@ -64,13 +75,21 @@ class LazyModel:
         """The model, after a download if need be. Raises what `sam2_engine.load_model` raises."""
         with self._lock:
             if self._loaded is None:
+                from sam2_engine.model.compiled import say, say_nothing
                 from sam2_engine.weights import load_model
 
                 self._stopped = False
                 is_mixed = self.device == CPU_BFLOAT16
                 device, dtype = ("cpu", "mixed") if is_mixed else (self.device, "auto")
                 try:
-                    self._loaded = load_model(self.name, device, dtype, progress=self._on_progress)
+                    self._loaded = load_model(
+                        self.name,
+                        device,
+                        dtype,
+                        progress=self._on_progress,
+                        compile=self.compile,
+                        tell=say_nothing if self._is_quiet else say,
+                    )
                 finally:
                     self.downloaded = None
             return self._loaded

@@ -17,6 +17,7 @@ from napari_sam2.cli.common import (
     FAILED_JOBS,
     OK,
     UserError,
+    add_compile,
     pair,
 )
 
@@ -64,6 +65,7 @@ def add_batch(commands: Any) -> None:
     help_ = "a name of `napari-sam2 models` or a checkpoint (default: the session's, or nano)"
     add("--model", help=help_)
     add("--device", default="auto", help="auto, cpu, cpu-bfloat16, cuda or mps (default: auto)")
+    add_compile(parser)
     help_ = "processes on this machine (default: one for each graphics card, or two cores)"
     add("--workers", type=int, metavar="N", help=help_)
     add("--scheduler", metavar="ADDRESS", help="a dask scheduler, as tcp://node1:8786")
@@ -88,6 +90,8 @@ def _batch(options: argparse.Namespace) -> int:
         suffix=options.format,
         model=options.model,
         device=options.device,
+        compile=options.compile,
+        is_quiet=options.quiet,
         window=pair("--window", options.window),
         axis=options.axis,
         direction=options.direction,

@@ -7,7 +7,10 @@ import contextlib
 import math
 import sys
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from napari_sam2.tasks import LazyModel
 
 OK, FAILED, BAD_COMMAND, BAD_INPUT, BAD_OUTPUT, NO_MODEL, FAILED_JOBS = range(7)
 STOPPED = 130
@@ -76,8 +79,22 @@ def add_model_and_window(parser: argparse.ArgumentParser) -> None:
     """What looks at an image that nobody has looked at before, and how it sees it."""
     help_ = "a name of `napari-sam2 models` or a checkpoint file (default: nano)"
     parser.add_argument("--model", default="nano", help=help_)
+    add_compile(parser)
     help_ = "intensities shown as black and white, as -160,240 (default: 0.5 and 99.5 percentile)"
     parser.add_argument("--window", metavar="LO,HI", help=help_)
+
+
+def add_compile(parser: argparse.ArgumentParser) -> None:
+    """Whether the model is compiled."""
+    help_ = "have PyTorch compile the model: minutes at first, quicker then; for a graphics card"
+    parser.add_argument("--compile", action="store_true", help=help_)
+
+
+def chosen_model(options: argparse.Namespace) -> LazyModel:
+    """The model of add_model_and_window, on the device of add_output."""
+    from napari_sam2.tasks import LazyModel
+
+    return LazyModel(options.model, options.device, compile=options.compile, is_quiet=options.quiet)
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

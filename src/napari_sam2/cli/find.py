@@ -15,6 +15,7 @@ from napari_sam2.cli.common import (
     add_model_and_window,
     add_output,
     add_tracks,
+    chosen_model,
     clear_errors,
     pair,
 )
@@ -75,7 +76,6 @@ def _find(options: argparse.Namespace) -> int:
     from napari_sam2.io import check_target, read_volume, write_labels
     from napari_sam2.segmentation import loaded
     from napari_sam2.session import Session
-    from napari_sam2.tasks import LazyModel
     from napari_sam2.throughout import find_throughout
     from napari_sam2.tracks import write_tracks
     from sam2_engine.automatic import Rules
@@ -94,7 +94,7 @@ def _find(options: argparse.Namespace) -> int:
         is_colour = volume.array.ndim == 4
         session = Session(
             volume.array,
-            loaded(LazyModel(options.model, options.device)),
+            loaded(chosen_model(options)),
             window=window,
             rgb=is_colour,
             spacing=volume.spacing,
