@@ -66,7 +66,11 @@ def test_evidence_is_what_the_masks_show():
     assert known.is_open.tolist() == [True, False, True, True, True, True, False, True]
 
     steady = 1 - 0.5 * 2 * way
+    np.testing.assert_allclose(
+        known.steadiness[:5], [0.5, 0.5, 0.5 * steady, 0.75 * steady, 0.5 * (1 - 0.5 * way)]
+    )
     np.testing.assert_allclose(known.wrong[2], 100 * (1 - 0.6 * 0.5 * steady) * (1 / 5))
+    np.testing.assert_allclose(known.wrong[3], 100 * (1 - 0.8 * 0.5 * steady) * (2 / 6))
     assert known.expected.tolist() == [100, 0, 0, 0, 0, 50, 0, 0], "7 was not looked at"
     np.testing.assert_allclose(known.wrong[5], 50 * (4 / 5) ** 2, err_msg="lost")
     np.testing.assert_allclose(known.doubt, known.wrong / 100)
@@ -110,13 +114,32 @@ def test_a_smaller_iou_a_jump_and_a_longer_way_raise_the_doubt():
     states = {0: "prompted"}
     plain = evidence_of(masks, states, 12, {}, masks, {}).doubt
     assert (np.diff(plain) > 0).all(), "the longer the way"
-    for worse in (found_mask(0, 0, 10, 10, iou=0.7), found_mask(0, 0, 10, 10, sure=0.8)):
+    unsure = found_mask(0, 0, 10, 10, iou=0.7)
+    doubt = evidence_of(masks | {6: unsure}, states, 12, {}, masks, {}).doubt
+    assert doubt[6] > plain[6]
+    np.testing.assert_array_equal(np.delete(doubt, 6), np.delete(plain, 6))
+    for worse, first in ((found_mask(0, 0, 10, 10, sure=0.8), 6), (found_mask(3, 0, 10, 10), 5)):
         doubt = evidence_of(masks | {6: worse}, states, 12, {}, masks, {}).doubt
-        assert doubt[6] > plain[6]
-        np.testing.assert_array_equal(np.delete(doubt, 6), np.delete(plain, 6))
-    moved = evidence_of(masks | {6: found_mask(3, 0, 10, 10)}, states, 12, {}, masks, {}).doubt
-    assert (moved[5:8] > plain[5:8]).all()
-    assert moved.max() <= 1
+        assert (doubt[first:] > plain[first:]).all(), "what follows is doubted, too"
+        np.testing.assert_array_equal(doubt[:first], plain[:first])
+        assert doubt.max() <= 1
+
+
+def test_what_was_followed_past_an_unsteady_slice_is_doubted_up_to_the_next_mark():
+    sure = {2: 0.5, 5: 0.8, 7: 0.6, 9: 0.7}
+    masks = {f: found_mask(0, 0, 10, 10, sure=sure.get(f, 1.0)) for f in range(12)}
+
+    def worst(*marked):
+        return evidence_of(masks, dict.fromkeys(marked, "prompted"), 12, {}, masks, {}).worst
+
+    expected = [1, 1, 0.5, 1, 1, 0.8, 1, 0.6, 1, 0.7, 1, 1]
+    np.testing.assert_allclose(worst(), expected, err_msg="there is no way")
+    expected = [0.5, 0.5, 0.5, 1, 1, 0.8, 0.8, 0.6, 0.6, 0.6, 0.6, 0.6]
+    np.testing.assert_allclose(worst(3), expected)
+    expected = [0.5, 0.5, 0.5, 1, 1, 0.8, 0.6, 0.6, 1, 0.7, 0.7, 0.7]
+    np.testing.assert_allclose(worst(3, 8), expected, err_msg="6 follows from 8, 5 from 3")
+    expected = [1, 1, 0.5, 0.5, 0.5, 0.5, 0.6, 0.6, 1, 0.7, 1, 1]
+    np.testing.assert_allclose(worst(1, 9), expected, err_msg="5 is as near to 1 as to 9")
 
 
 def test_the_next_doubtful_slice_is_one_that_nobody_has_judged(session):

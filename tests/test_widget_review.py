@@ -11,9 +11,10 @@ from qtpy.QtWidgets import QApplication, QToolTip
 
 from napari_sam2.io.files import read_volume
 from napari_sam2.io.writers import write_nifti
-from napari_sam2.review import by_doubt, doubts
+from napari_sam2.review import by_doubt, doubts, evidence_of
 from napari_sam2.session import Session
-from napari_sam2.widgets.doubt_map import DoubtMap
+from napari_sam2.slice_data import CoarseLogits, ObjectMask
+from napari_sam2.widgets.doubt_map import DoubtMap, reasons
 from napari_sam2.widgets.object_table import NAME
 from napari_sam2.widgets.slice_strip import MASK, REJECTED
 
@@ -101,6 +102,18 @@ def test_the_map_shows_the_worst_of_what_shares_a_pixel(qtbot):
     assert abs(y - 101 / 200 * 30) < 2
     assert shown.place_at(49.99, 29.99) == (200, 999)
     assert shown.place_at(0, 0) == (1, 0)
+
+
+def test_a_slice_that_was_followed_past_an_unsteady_one_says_so():
+    def mask(sure):
+        coarse = np.where(np.arange(100) < sure, 20, 0).astype(np.int8)[None]
+        return ObjectMask(0, 0, np.ones((9, 9), np.float16), CoarseLogits(256, 0, 0, coarse), 0.8)
+
+    masks = {frame: mask(60 if frame == 2 else 90) for frame in range(5)}
+    known = evidence_of(masks, {0: "prompted"}, 5, {}, masks, {})
+    assert ["less sure on the way" in reasons(known, frame) for frame in range(5)] == [
+        False, False, False, True, True,
+    ]  # fmt: skip
 
 
 def test_a_key_goes_from_one_doubtful_slice_to_the_next(desk):

@@ -44,6 +44,11 @@ class Evidence:
     shift: Floats
     """0 to 1: the larger way of the centre towards a neighbouring slice, in radii of the larger
     mask, taken as a disc."""
+    steadiness: Floats
+    """0 to 1: the stability, less what area and position jump."""
+    worst: Floats
+    """0 to 1: the least steadiness on the way from the nearest slice that a person has marked,
+    painted, approved or locked, without that one, to this one; without any, its own."""
     expected: Floats
     """Pixels that a slice without a mask would have if the object was there: those of the nearest
     slice with a mask, or half of the box that was drawn where the model has found nothing. 0 with a
@@ -62,14 +67,14 @@ class Evidence:
     def wrong(self) -> Floats:
         """(slices,) pixels that are likely wrong; 0 where a person has spoken.
 
-        Of a mask, what the model is unsure of and what jumps, the more the farther it is from what
-        a person has said, for errors add up on the way. Of a slice without a mask, what may have
+        Of a mask, what the model is unsure of, there and where it was least steady on the way
+        there, for what has gone wrong once is followed from then on; the more the farther it is
+        from what a person has said, for errors add up. Of a slice without a mask, what may have
         been lost, the more the nearer, for nothing vanishes beside its marks. Of both, a part of
         what differs between the ways from both sides.
         """
         near = _REACH / (self.distance + _REACH)
-        steady = (1 - _JUMP * self.area_change) * (1 - _JUMP * self.shift)
-        unsure = (1 - self.iou * self.stability * steady) * self.area * (1 - near)
+        unsure = (1 - self.iou * self.worst) * self.area * (1 - near)
         lost = self.expected * near**2
         wrong: Floats = np.where(self.is_open, unsure + lost + _DIFFERS * self.differing, 0)
         return wrong
@@ -122,12 +127,16 @@ def evidence_of(
     differing = np.zeros(slices)
     for frame, other in other_sides.items():
         differing[frame] = other.pixels
+    area_change, shift = _area_change(area), _shift(area, y, x)
+    steadiness = stability * (1 - _JUMP * area_change) * (1 - _JUMP * shift)
     return Evidence(
         area=area,
         iou=np.clip(iou, 0, 1),
         stability=stability,
-        area_change=_area_change(area),
-        shift=_shift(area, y, x),
+        area_change=area_change,
+        shift=shift,
+        steadiness=steadiness,
+        worst=_worst_on_the_way(steadiness, fixed),
         expected=_expected(area, said, prompts, looked_at),
         distance=_distance(fixed, slices),
         differing=differing,
@@ -193,6 +202,17 @@ def _shift(area: Floats, y: Floats, x: Floats) -> Floats:
         way = np.hypot(y - near_y, x - near_x) / radius
         shifts.append(np.where((area > 0) & (near > 0), np.fmin(way, 1), 0))
     return np.fmax(*shifts)
+
+
+def _worst_on_the_way(steadiness: Floats, fixed: NDArray[np.int64]) -> Floats:
+    """As in `Evidence`. fixed: sorted slices; of two that are equally near, the earlier serves."""
+    worst = steadiness.copy()
+    starts = (fixed[:-1] + fixed[1:]) // 2 + 1
+    for start, mark, stop in zip([0, *starts], fixed, [*starts, len(worst)], strict=False):
+        behind, before = slice(mark + 1, stop), slice(start, mark)
+        worst[behind] = np.minimum.accumulate(steadiness[behind])
+        worst[before] = np.minimum.accumulate(steadiness[before][::-1])[::-1]
+    return worst
 
 
 def _expected(

@@ -15,6 +15,7 @@ from napari_sam2.review import Evidence
 
 _HEIGHT = 30
 _MARK = 3  # pixels at the left of the row of the selected object
+_FULL = 0.5  # doubt from which on the colour covers the ground
 _TIP = (
     "How doubtful the masks are: a row for each object, slices from left to right. The redder, "
     "the more is likely wrong. Click to go there."
@@ -131,6 +132,8 @@ def reasons(known: Evidence, frame: int) -> str:
         parts.append(f"the area changes by {known.area_change[frame]:.0%}")
     if known.shift[frame] >= 0.2:
         parts.append("it moves")
+    if known.worst[frame] <= known.steadiness[frame] - 0.1:
+        parts.append("less sure on the way here from your marks")
     return f"{text}: {', '.join(parts)}"
 
 
@@ -144,7 +147,7 @@ def _image(doubt: NDArray[np.float64], size: tuple[int, int]) -> QImage:
     pixels[..., 0] = 40
     pixels[..., 1] = 220 * (1 - small)
     pixels[..., 2] = 240
-    pixels[..., 3] = 255 * np.sqrt(small)
+    pixels[..., 3] = 255 * np.fmin(small / _FULL, 1)
     height, width = small.shape
     image = QImage(pixels.tobytes(), width, height, 4 * width, QImage.Format.Format_ARGB32)
     return image.copy()  # it has its own pixels
