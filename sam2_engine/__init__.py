@@ -7,8 +7,31 @@ for result in predictor.propagate():
     labels[result.frame] = result.labels()
 """
 
-from sam2_engine.prompts import Prompt
-from sam2_engine.sequence import FrameResult, SequencePredictor
-from sam2_engine.weights import list_models, load_model
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sam2_engine.prompts import Prompt
+    from sam2_engine.sequence import FrameResult, SequencePredictor
+    from sam2_engine.weights import list_models, load_model
 
 __all__ = ["FrameResult", "Prompt", "SequencePredictor", "list_models", "load_model"]
+
+_HOMES = {
+    "FrameResult": "sequence",
+    "Prompt": "prompts",
+    "SequencePredictor": "sequence",
+    "list_models": "weights",
+    "load_model": "weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, and no more.
+
+    If the package imported its modules, two threads that ask for different ones first could each
+    wait for what the other has begun, which Python ends with an ImportError.
+    """
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -51,6 +51,15 @@ def test_importing_napari_sam2_without_its_widgets_loads_no_napari_and_no_qt():
     assert not (NAPARI | QT) & loaded_by(modules)
 
 
+def test_importing_the_engine_imports_none_of_its_modules_yet():
+    """Else two threads that ask for different ones first wait for each other, as the widget's may
+    when it opens: one looks for models, the other loads one.
+    """
+    loaded = loaded_by(["sam2_engine"])
+    assert "torch" not in loaded
+    assert not {name for name in loaded if name.startswith("sam2_engine.")}
+
+
 def test_only_public_parts_of_napari_are_used():
     """No private module of napari, and no private part of a viewer, its window or a layer."""
     owners = {"viewer", "window", "layers", "layer", "dims", "image", "labels", "points", "boxes"}

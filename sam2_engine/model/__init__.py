@@ -1,6 +1,6 @@
 """The SAM 2 network, one file per component of the paper."""
 
-from sam2_engine.model.compiled import compile_model
+from sam2_engine.model.compiled import compile_model, say, say_nothing
 from sam2_engine.model.config import VARIANTS, ConvTrunkConfig, HieraConfig, ModelConfig
 from sam2_engine.model.sam2 import ABSENT_LOGIT, SAM2, Decoded, ImageFeatures
 
@@ -14,4 +14,6 @@ __all__ = [
     "ImageFeatures",
     "ModelConfig",
     "compile_model",
+    "say",
+    "say_nothing",
 ]

@@ -75,7 +75,7 @@ class LazyModel:
         """The model, after a download if need be. Raises what `sam2_engine.load_model` raises."""
         with self._lock:
             if self._loaded is None:
-                from sam2_engine.model.compiled import say, say_nothing
+                from sam2_engine.model import say, say_nothing
                 from sam2_engine.weights import load_model
 
                 self._stopped = False
