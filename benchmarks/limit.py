@@ -35,12 +35,18 @@ up whole batches of those that are encoded together."""
 Work = Callable[[], Any]
 
 
+ENCODER = "encoder"
+
+
 def parts(model: SAM2, objects: int) -> dict[str, Work]:
-    """The work on one tracked frame by part, with a full memory bank for each object."""
+    """The work on one tracked frame by part, with a full memory bank for each object; but of the
+    encoder, the work on all frames that a pass encodes together.
+    """
     config, device = model.config, model.device
     side = config.image_size // 16
     source = FrameSource([movie_frame(0, config.image_size)], config.image_size, (0, 255))
     image = source[0][None].to(device)
+    images = image.expand(frames_at_once(model), -1, -1, -1).contiguous()
     features = model.encode_image(image).expand(objects)
     memory = torch.randn(objects, config.memory_dim, side, side, device=device, dtype=model.dtype)
     pointer = torch.randn(objects, config.d_model, device=device, dtype=model.dtype)
@@ -58,13 +64,19 @@ def parts(model: SAM2, objects: int) -> dict[str, Work]:
         return model.encode_memory(features, high_res, decoded.object_score, binarise=False)
 
     return {
-        "encoder": lambda: model.encode_image(image),
+        ENCODER: lambda: model.encode_image(images),
         "memory attention": lambda: model.attend_to_memory(features, *tokens),
         "decoder": lambda: model.decode_masks(
             features, conditioned, mask_input=mask_input, multimask=True
         ),
         "memory encoder": encode_memory,
     }
+
+
+def frames_at_once(model: SAM2) -> int:
+    """How many frames are encoded together."""
+    frame = movie_frame(0, model.image_size)
+    return SequencePredictor(model, [frame], window=(0, 255)).frames_at_once
 
 
 def operations(work: Work) -> int:
@@ -107,11 +119,12 @@ def measure(model: SAM2, objects: int, rounds: int) -> list[dict[str, Any]]:
     matrix = torch.randn(_MATRIX, _MATRIX, device=device, dtype=model.dtype)
     rows = []
     for name, work in parts(model, objects).items():
-        count = operations(work)
+        share = frames_at_once(model) if name == ENCODER else 1
+        count = operations(work) // share
         at_limit, taken = [], []
         for turn in range(rounds + 1):
             multiplying = seconds(lambda: linear(matrix, matrix), device)
-            working = seconds(work, device)
+            working = seconds(work, device) / share
             if turn:  # the first one warms up
                 at_limit.append(count * multiplying / (2 * _MATRIX**3))
                 taken.append(working)
