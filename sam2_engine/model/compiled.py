@@ -102,18 +102,18 @@ def compile_model(model: SAM2, parts: Collection[Part] | None = None, tell: Tell
         tell: is given a sentence before and after each wait, and where there is no compiler.
     """
     if parts is None:
-        parts = _PARTS_ON_A_PROCESSOR if model.device.type == "cpu" else get_args(Part)
+        parts = get_args(Part) if model.device.type == "cuda" else _PARTS_ON_A_PROCESSOR
     model.compiled = CompiledParts(parts, model.image_size, tell)
-    _warm_up(model)
+    _warm_up(model, FRAMES_AT_ONCE if "encoder" in parts else 1)
 
 
 @torch.inference_mode()
-def _warm_up(model: SAM2) -> None:
-    """Compute what a pass computes for a frame with one object, and for a batch of frames."""
+def _warm_up(model: SAM2, frames: int) -> None:
+    """Compute what a pass computes for a batch of frames, and for a frame with one object."""
     size, device = model.image_size, model.device
-    images = torch.zeros((FRAMES_AT_ONCE, 3, size, size), device=device)
+    images = torch.zeros((frames, 3, size, size), device=device)
     features = model.encode_image(images).select(0)
-    logits = torch.zeros((1, 1, size // 4, size // 4), device=device)
+    logits = torch.zeros((1, 1, size // 4, size // 4), device=device, dtype=model.dtype)
     decoded = model.decode_masks(
         features,
         model.without_memory(features),

@@ -297,6 +297,8 @@ class SAM2(nn.Module):
         """
         levels = features.stride8, features.stride4, conditioned
         if points is None and multimask:  # a tracked frame
+            if mask_input is not None:  # of one type always, for what is compiled
+                mask_input = mask_input.to(self.dtype)
             found = self._run("decoder", self._decode_masks, *levels, None, None, mask_input, True)
         else:
             found = self._decode_masks(*levels, points, labels, mask_input, multimask)
