@@ -389,6 +389,7 @@ def test_a_processor_can_multiply_in_half_precision_where_it_can(tmp_path, monke
     exact, mixed = (load_model(path, "cpu", dtype) for dtype in ("float32", "mixed"))
     assert mixed.is_mixed and not exact.is_mixed
     assert mixed.dtype == torch.float32
+    assert LazyModel(str(path), CPU_BFLOAT16).get().is_mixed
     image = torch.randn(1, 3, exact.image_size, exact.image_size)
     with torch.inference_mode():
         features = [model.encode_image(image).stride16 for model in (exact, mixed)]
