@@ -16,6 +16,7 @@ import tifffile
 import torch
 from models import small_model
 from test_sequence import movie
+from torch._dynamo.utils import counters
 
 from napari_sam2 import batch, batch_worker
 from napari_sam2.cli import main
@@ -49,6 +50,8 @@ def masks(model: SAM2, objects: int, length: int = 8) -> np.ndarray:
 @pytest.fixture
 def without_compiler(monkeypatch) -> None:
     """Everything of torch.compile but the writing of code."""
+    torch.compiler.reset()
+    counters.clear()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
 
 
@@ -67,6 +70,8 @@ def test_shapes_are_few_and_told_of(without_compiler) -> None:
         np.testing.assert_allclose(found, masks(plain, objects), atol=1e-3)
         assert len(told) == new and all("4 objects" in sentence for sentence in told)
         told.clear()
+    # Of the encoder, and for one object and four of the others: none was compiled without a word.
+    assert counters["stats"]["unique_graphs"] == 5
 
 
 def test_what_a_person_waits_for_is_not_compiled(without_compiler) -> None:

@@ -127,9 +127,9 @@ def _warm_up(model: SAM2, frames: int) -> None:
 
 def _filled(x: Tensor, count: int) -> Tensor:
     """Repeat the last item until there are so many; what is the same for all is given once."""
-    if x.stride(0) == 0:
-        return x[:1]
-    if len(x) in (1, count):
+    if len(x) == 1 or x.stride(0) == 0:
+        return x[0][None]  # one stride for what is compiled, whatever is written in x
+    if len(x) == count:
         return x
     return torch.cat((x, x[-1:].expand(count - len(x), *x.shape[1:])))
 
