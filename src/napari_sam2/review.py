@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 _JUMP = 0.5  # how much a jump of area or position from one slice to the next takes from the trust
 _REACH = 4.0  # slices from what a person has said to where it counts half
-_DIFFERS = 0.25  # of the pixels that only one of both ways shows
+_DIFFERS = 0.125  # of the pixels that only one of both ways shows
 _FILLED = 0.5  # part of a box that an object fills
 _LEAST = 0.01  # doubt that is worth a look
 
