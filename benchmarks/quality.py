@@ -46,6 +46,7 @@ Point = tuple[int, int]  # y, x
 
 NO_MEMORY = "box, no memory"
 PUBLISHED: Mapping[str, Any] = {}
+_LEAST_OBJECT = 8  # pixels; an area is no smaller for one that is smaller
 """Options of the predictor as they are by default."""
 PROMPTS = {
     "volume": ("click", "mask", NO_MEMORY, "box", "box+3"),
@@ -277,12 +278,13 @@ def score_item(
     """All prompts of one item, by the model and, if wanted, by the classical method."""
     frames, targets = read_case(item)
     truths = [target.truth for target in targets]
-    run = ModelRun(model, frames, item.kind, truths, options)
+    runs = _runs(model, frames, item.kind, truths, **options)
     grey = grey_frames(frames)
     results = []
     for prompt in PROMPTS[item.kind]:
-        seconds = run.run(prompt)
-        results.append(_scored(item, "model", prompt, targets, run.masks, seconds))
+        seconds = sum(run.run(prompt) for run in runs)
+        found = [mask for run in runs for mask in run.masks]
+        results.append(_scored(item, "model", prompt, targets, found, seconds))
         if prompt in _MODEL_ALONE or not classically:
             continue
         started = time.perf_counter()
@@ -290,6 +292,39 @@ def score_item(
         seconds = time.perf_counter() - started
         results.append(_scored(item, "classical", prompt, targets, masks, seconds))
     return results
+
+
+def _runs(
+    model: SAM2,
+    frames: NDArray[Any],
+    kind: str,
+    truths: Sequence[Masks],
+    around: float | None = None,
+    **options: Any,
+) -> list[ModelRun]:
+    """All objects together, or each in an area of its own, so many times its size."""
+    if around is None:
+        return [ModelRun(model, frames, kind, truths, options)]
+    areas = [area_around(truth[prompt_frame(kind, truth)], around) for truth in truths]
+    return [
+        ModelRun(model, frames, kind, [truth], options | {"area": area})
+        for truth, area in zip(truths, areas, strict=True)
+    ]
+
+
+def area_around(mask: Mask, times: float) -> tuple[int, int, int, int]:
+    """A square (y0, x0, y1, x1) about an object, so many times as wide as its longer side, as far
+    as the frame goes; moved into it where that keeps its size.
+    """
+    y0, x0, y1, x1 = tight_box(mask)
+    side = round(times * max(y1 - y0 + 1, x1 - x0 + 1, _LEAST_OBJECT))
+    ends = []
+    for middle, size in zip(((y0 + y1 + 1) / 2, (x0 + x1 + 1) / 2), mask.shape, strict=True):
+        extent = min(side, size)
+        begin = int(np.clip(round(middle - extent / 2), 0, size - extent))
+        ends.append((begin, begin + extent))
+    (top, bottom), (left, right) = ends
+    return top, left, bottom, right
 
 
 def score_items(
@@ -479,6 +514,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="how much of a memory a tracked frame looks at (default: all, as published)",
     )
     parser.add_argument(
+        "--around",
+        type=float,
+        metavar="TIMES",
+        help="look at each object by itself, in an area so many times its size (default: all of "
+        "the frame, and all objects together)",
+    )
+    parser.add_argument(
         "--classical",
         type=Path,
         metavar="FILE",
@@ -490,7 +532,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     items = read_items(chosen.data, chosen.split, chosen.limit)
     if chosen.classical:
         check_items(chosen.classical, known, items)
-    options = {"memory": chosen.memory, "memory_tokens": chosen.memory_tokens}
+    options = {
+        "memory": chosen.memory,
+        "memory_tokens": chosen.memory_tokens,
+        "around": chosen.around,
+    }
     started = begun = time.perf_counter()
     results: list[ItemScores] = []
     for scored in score_items(items, chosen.model, chosen.device, chosen.jobs, not known, options):

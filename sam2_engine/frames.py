@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Fit = Literal["stretch", "pad"]
+Area = tuple[int, int, int, int]
+"""Part of a frame: y0, x0, y1, x1 in pixels, the last two just beyond it."""
 Window = tuple[float, float]
 """The intensities shown as black and as white."""
 Windows = Window | tuple[Window, ...]
@@ -19,6 +21,7 @@ Windows = Window | tuple[Window, ...]
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+_UNSEEN_LOGIT = -1024.0  # where the model has not looked
 _SAMPLED_FRAMES = 16
 _SAMPLED_PIXELS = 1 << 16
 
@@ -48,20 +51,34 @@ class Geometry:
     fit: Fit = "stretch"
     pixel_size: tuple[float, float] = (1.0, 1.0)
     """Height and width of a pixel, in any unit."""
+    area: Area | None = None
+    """The part of the frames that the model sees; by default all."""
+
+    @property
+    def seen(self) -> Area:
+        """The part of the frames that the model sees."""
+        return self.area or (0, 0, *self.frame_shape)
+
+    @property
+    def seen_shape(self) -> tuple[int, int]:
+        """Height and width of that part."""
+        top, left, bottom, right = self.seen
+        return bottom - top, right - left
 
     @property
     def filled(self) -> tuple[int, int]:
-        """Height and width of the part of the square that the frame fills."""
+        """Height and width of the part of the square that is filled."""
         if self.fit == "stretch":
             return self.image_size, self.image_size
-        extent = np.array(self.frame_shape) * self.pixel_size
+        extent = np.array(self.seen_shape) * self.pixel_size
         height, width = np.rint(extent * self.image_size / extent.max()).clip(1).astype(int)
         return int(height), int(width)
 
     def to_model(self, yx: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, 2) y, x in frame pixels -> (N, 2) x, y in model pixels."""
-        scale = np.array(self.filled, np.float32) / np.array(self.frame_shape, np.float32)
-        return np.ascontiguousarray((yx * scale)[:, ::-1], np.float32)
+        scale = np.array(self.filled, np.float32) / np.array(self.seen_shape, np.float32)
+        corner = np.array(self.seen[:2], np.float32)
+        return np.ascontiguousarray(((yx - corner) * scale)[:, ::-1], np.float32)
 
     def mask_to_model(self, mask: Tensor) -> Tensor:
         """(B, 1, H, W) masks -> (B, 1, S, S) of 0 and 1."""
@@ -73,19 +90,26 @@ class Geometry:
 
     def image_to_model(self, image: Tensor) -> Tensor:
         """(B, C, H, W) float -> (B, C, S, S), empty parts 0."""
+        top, left, bottom, right = self.seen
+        image = image[..., top:bottom, left:right]
         height, width = self.filled
         if image.shape[-2:] != (height, width):
             image = F.interpolate(image, size=(height, width), mode="bilinear", antialias=True)
         return F.pad(image, (0, self.image_size - width, 0, self.image_size - height))
 
     def logits_to_frame(self, low_res: Tensor) -> Tensor:
-        """(B, 1, S/4, S/4) logits -> (B, 1, H, W)."""
+        """(B, 1, S/4, S/4) logits -> (B, 1, H, W), -1024 where the model sees nothing."""
         logits = low_res.float()
         if self.fit == "pad":
             size = self.image_size
             logits = F.interpolate(logits, size=(size, size), mode="bilinear")
             logits = logits[..., : self.filled[0], : self.filled[1]]
-        return F.interpolate(logits, size=self.frame_shape, mode="bilinear")
+        logits = F.interpolate(logits, size=self.seen_shape, mode="bilinear")
+        if self.area is None:
+            return logits
+        (height, width), (top, left, bottom, right) = self.frame_shape, self.seen
+        around = (left, width - right, top, height - bottom)
+        return F.pad(logits, around, value=_UNSEEN_LOGIT)
 
 
 class FrameSource:
@@ -98,12 +122,13 @@ class FrameSource:
         window: Windows | None = None,
         fit: Fit = "stretch",
         pixel_size: tuple[float, float] = (1.0, 1.0),
+        area: Area | None = None,
     ) -> None:
         """Look at the first frame for the shape, and at some more for the window if none is given.
 
         Raises:
             ValueError: no frames, frames that are not 2-D or colours, an unknown fit, a window
-                that is empty, or pixels without a size.
+                that is empty, pixels without a size, or an area that is not in the frames.
         """
         if len(frames) == 0:
             raise ValueError("The sequence has no frames.")
@@ -115,7 +140,15 @@ class FrameSource:
         first = self._read(0)
         self._raw_shape = first.shape
         shape = first.shape[0], first.shape[1]
-        self.geometry = Geometry(shape, image_size, fit, pixel_size)
+        if area is not None:
+            top, left, bottom, right = (int(edge) for edge in area)
+            area = (top, left, bottom, right)
+            if not (0 <= top < bottom <= shape[0] and 0 <= left < right <= shape[1]):
+                raise ValueError(
+                    f"The area {area} (y0, x0, y1, x1) is not a part of the frames, which are "
+                    f"{shape[0]} x {shape[1]} pixels."
+                )
+        self.geometry = Geometry(shape, image_size, fit, pixel_size, area)
         if window is None:
             window = sample_window(frames)
         channels = first.shape[2] if first.ndim == 3 else 1

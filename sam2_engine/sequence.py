@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from sam2_engine.features import EncodingStream, FeatureCache, FeatureStore
-from sam2_engine.frames import Fit, Frames, FrameSource, Geometry, Windows
+from sam2_engine.frames import Area, Fit, Frames, FrameSource, Geometry, Windows
 from sam2_engine.holes import fill_small_holes
 from sam2_engine.memory import (
     CONFIDENT_IOU,
@@ -216,6 +216,7 @@ class SequencePredictor:
         window: Windows | None = None,
         fit: Fit = "stretch",
         pixel_size: tuple[float, float] = (1.0, 1.0),
+        area: Area | None = None,
         max_prompted_frames: int | Literal["adjacent"] | None = 8,
         end_after: int | None = None,
         memory: MemorySelection = "recent",
@@ -235,6 +236,9 @@ class SequencePredictor:
                 or one for each channel; by default the 0.5 and 99.5 percentiles of sampled frames.
             fit: "stretch" frames to the model's square as published, or "pad" to keep the aspect.
             pixel_size: height and width of a pixel in any unit, for the aspect.
+            area: (y0, x0, y1, x1), the part of the frames to look at, the last two just beyond it;
+                by default all. A small object is seen in more detail in an area some times its
+                size, and not found outside. Prompts and masks are in pixels of the whole frames.
             max_prompted_frames: prompted frames that a tracked frame sees, the nearest; None: all.
                 "adjacent": the last one before it and the first one after it, so that a prompt
                 changes no frame beyond the prompted frames next to it.
@@ -256,7 +260,7 @@ class SequencePredictor:
                 clicks in separate calls; else all at once, as published for one call.
         """
         self.model = model
-        self.source = FrameSource(frames, model.image_size, window, fit, pixel_size)
+        self.source = FrameSource(frames, model.image_size, window, fit, pixel_size, area)
         # Without a reference to self, a predictor that is let go frees its features at once.
         self.features = FeatureCache(
             partial(_encode, model, self.source, store),

@@ -82,3 +82,35 @@ def test_a_narrow_window_far_from_zero_keeps_its_grey_levels(dtype: str, offset:
 def test_other_percentiles_can_be_sampled() -> None:
     ramp = np.arange(101, dtype=np.uint8).reshape(1, 1, 101)
     assert sample_window(ramp, (10, 90)) == (10, 90)
+
+
+def test_a_part_of_the_frames_is_seen_as_if_it_were_the_whole() -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (2, 40, 60)).astype(np.uint8)
+    area = (10, 20, 34, 52)
+    part = frames[:, 10:34, 20:52]
+    for fit in ("stretch", "pad"):
+        seen = FrameSource(frames, 64, (0, 255), fit, area=area)
+        alone = FrameSource(part, 64, (0, 255), fit)
+        assert torch.equal(seen[1], alone[1])
+        yx = np.array([[10, 20], [33.5, 51]], np.float32)
+        np.testing.assert_allclose(
+            seen.geometry.to_model(yx), alone.geometry.to_model(yx - np.float32([10, 20]))
+        )
+        low_res = torch.randn(1, 1, 16, 16)
+        logits = seen.geometry.logits_to_frame(low_res)
+        assert logits.shape == (1, 1, 40, 60)
+        inside = alone.geometry.logits_to_frame(low_res)
+        assert torch.equal(logits[..., 10:34, 20:52], inside)
+        assert int((logits > -1000).sum()) == inside.numel()
+        mask = torch.zeros(1, 1, 40, 60)
+        mask[..., 15:25, 25:40] = 1
+        assert torch.equal(
+            seen.geometry.mask_to_model(mask),
+            alone.geometry.mask_to_model(mask[..., 10:34, 20:52]),
+        )
+
+
+@pytest.mark.parametrize("area", [(0, 0, 0, 5), (-1, 0, 5, 5), (0, 0, 41, 5), (9, 5, 5, 9)])
+def test_an_area_that_is_not_in_the_frames_is_refused(area: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match="not a part of the frames, which are 40 x 60"):
+        FrameSource(np.zeros((2, 40, 60)), 64, area=area)

@@ -253,6 +253,21 @@ def predictor_like(p: SequencePredictor) -> SequencePredictor:
     return other
 
 
+def test_an_area_gives_the_masks_of_its_frames_alone_in_their_place() -> None:
+    top, left, bottom, right = area = (5, 5, 45, 69)
+    whole = predictor(window=(0, 900), area=area)
+    alone = predictor(movie()[:, top:bottom, left:right], window=(0, 900))
+    for p, dy, dx in ((whole, 0, 0), (alone, top, left)):
+        p.set_prompts(1, 0, box=(15 - dy, 10 - dx, 35 - dy, 30 - dx))
+        p.set_prompts(2, 1, points=[(25 - dy, 21 - dx)])
+        mask = disc()
+        p.set_prompts(3, 2, mask=mask if p is whole else mask[top:bottom, left:right])
+    for one, other in zip(whole.propagate(), alone.propagate(), strict=True):
+        inside = one.masks[:, top:bottom, left:right]
+        np.testing.assert_array_equal(inside, other.masks)
+        assert one.masks.sum() == inside.sum()
+
+
 def test_each_object_and_frame_comes_once_and_steps_are_counted() -> None:
     for direction in ("both", "forward", "backward"):
         p = predictor()
