@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from sam2_engine.model import ImageFeatures
 from sam2_engine.training.augment import intensity, motion_grid, normalise, sample_images
-from sam2_engine.training.implants import implant
 from sam2_engine.training.regions import grow_bodies
 from sam2_engine.training.synthetic import synthetic_clip
 
@@ -37,8 +36,7 @@ SHARES = {
 """How often each data set is drawn; others get ``OTHER_SHARE`` each, what is left is synthetic."""
 OTHER_SHARE = 0.1
 SYNTHETIC_SHARE = 0.18
-BODIES_SHARE = 0.12  # what nobody has labelled in the volumes
-IMPLANTS_SHARE = 0.12  # growths set into the volumes
+BODIES_SHARE = 0.14  # what nobody has labelled in the volumes
 _CUT_SHARE = 0.35  # of batches whose clips end in another scene, where their objects are absent
 _MIN_AREA = 14  # pixels of the model's input: below that nobody could click
 
@@ -169,9 +167,7 @@ def window(image: np.ndarray) -> np.ndarray:
 
 
 class ClipSampler:
-    """Draws random clips of given length from sources, bodies and growths in them, and synthetic
-    scenes.
-    """
+    """Draws random clips of given length from sources, bodies in them, and synthetic scenes."""
 
     def __init__(
         self, sources: list[Source], side: int, synthetic_share: float | None = None
@@ -179,7 +175,7 @@ class ClipSampler:
         """
         Args:
             synthetic_share: of the clips, all others being of the sources, each group equally
-                often; by default the recipe of the bundled model (``SHARES`` and those beside).
+                often; by default the recipe of the bundled model (``SHARES``, bodies, synthetic).
         """
         self.side = side
         self.groups: dict[str, list[Source]] = {}
@@ -187,14 +183,14 @@ class ClipSampler:
             if source.labels.any():
                 self.groups.setdefault(source.group, []).append(source)
         self.volumes = [source for source in sources if source.volume and not source.instances]
-        self.names = [*self.groups, "synthetic", "bodies", "implants"]
+        self.names = [*self.groups, "synthetic", "bodies"]
         shares = np.array(
             [SHARES.get(name, OTHER_SHARE) for name in self.groups]
-            + [SYNTHETIC_SHARE, *((BODIES_SHARE, IMPLANTS_SHARE) if self.volumes else (0.0, 0.0))]
+            + [SYNTHETIC_SHARE, BODIES_SHARE if self.volumes else 0.0]
         )
         if synthetic_share is not None:
             own = (1 - synthetic_share) / max(len(self.groups), 1)
-            shares = np.array([own] * len(self.groups) + [synthetic_share, 0.0, 0.0])
+            shares = np.array([own] * len(self.groups) + [synthetic_share, 0.0])
         self.shares = shares / shares.sum()
 
     def clip(
@@ -209,8 +205,6 @@ class ClipSampler:
                 drawn: tuple[Tensor, Tensor] | None = self._synthetic(rng, frames, max_objects)
             elif name == "bodies":
                 drawn = self._bodies(rng, frames, max_objects)
-            elif name == "implants":
-                drawn = self._implants(rng, frames, max_objects)
             else:
                 group = self.groups[name]
                 drawn = self._real(rng, group[rng.integers(len(group))], frames, max_objects)
@@ -229,26 +223,7 @@ class ClipSampler:
     def _bodies(
         self, rng: np.random.Generator, frames: int, max_objects: int
     ) -> tuple[Tensor, Tensor] | None:
-        """Bodies of like intensity in any volume."""
-        half = math.exp(rng.uniform(math.log(0.25), math.log(1.1)))
-        images = self._tissue(rng, frames, half)
-        masks = grow_bodies(rng, images[:, 0].numpy(), max_objects)
-        return (images, torch.from_numpy(masks)) if len(masks) else None
-
-    def _implants(
-        self, rng: np.random.Generator, frames: int, max_objects: int
-    ) -> tuple[Tensor, Tensor] | None:
-        """Growths set into any volume."""
-        half = math.exp(rng.uniform(math.log(0.5), math.log(1.1)))
-        images, masks = implant(rng, self._tissue(rng, frames, half)[:, 0].numpy(), max_objects)
-        return (torch.from_numpy(images)[:, None], torch.from_numpy(masks)) if len(masks) else None
-
-    def _tissue(self, rng: np.random.Generator, frames: int, half: float) -> Tensor:
-        """Slices of a volume of any data set, each data set equally often, (T, 1, S, S).
-
-        Args:
-            half: extent of the view as a part of the slice's.
-        """
+        """Bodies of like intensity in any volume, of each data set equally often."""
         groups = sorted({source.group for source in self.volumes})
         group = groups[rng.integers(len(groups))]
         own = [source for source in self.volumes if source.group == group]
@@ -256,10 +231,13 @@ class ClipSampler:
         if rng.random() < 0.25:
             images = np.moveaxis(images, int(rng.integers(1, 3)), 0)
         chosen = _walk(rng, int(rng.integers(len(images))), np.ones(len(images)), frames)
+        half = math.exp(rng.uniform(math.log(0.25), math.log(1.1)))
         x, y = rng.uniform(-1, 1, 2) * max(0.0, 1 - half)
         grid = motion_grid(rng, frames, self.side, (x, y), (half, half), 0.0, 0.0)
         tensor = torch.from_numpy(np.ascontiguousarray(images[chosen])).float()[:, None]
-        return sample_images(tensor, grid, "border")
+        tensor = sample_images(tensor, grid, "border")
+        masks = grow_bodies(rng, tensor[:, 0].numpy(), max_objects)
+        return (tensor, torch.from_numpy(masks)) if len(masks) else None
 
     def _real(
         self, rng: np.random.Generator, source: Source, frames: int, max_objects: int

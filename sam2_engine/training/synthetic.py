@@ -49,7 +49,7 @@ def _bodies(rng: np.random.Generator, frames: int, side: int) -> tuple[np.ndarra
     drift = rng.normal(0, 0.012, (2,))[None] * np.arange(frames)[:, None]
     images = np.empty((frames, side, side), np.float32)
     background = rng.uniform(0.1, 0.7)
-    images[:] = background + rng.uniform(0, 0.25) * random_texture(rng, side)
+    images[:] = background + rng.uniform(0, 0.25) * _texture(rng, side)
     masks: list[np.ndarray] = []
     alike = rng.random() < 0.6
     shade = rng.uniform(0, 1)
@@ -72,7 +72,7 @@ def _bodies(rng: np.random.Generator, frames: int, side: int) -> tuple[np.ndarra
         rim = rng.uniform(0.03, 0.15) if rng.random() < 0.25 else 0.0
         rim_shade = rng.uniform(-0.35, 0.35)
         own = shade + rng.normal(0, 0.04) if alike else rng.uniform(0, 1)
-        texture = rng.uniform(0, 0.2) * random_texture(rng, side)
+        texture = rng.uniform(0, 0.2) * _texture(rng, side)
         body = np.zeros((frames, side, side), bool)
         core = np.zeros((frames, side, side), bool) if hollow else None
         for t in range(frames):
@@ -129,11 +129,11 @@ def _tissue(rng: np.random.Generator, frames: int, side: int) -> tuple[np.ndarra
     plane = 0.5 * height + np.arange(frames) * rng.uniform(0.005, 0.05)
     axis = (np.arange(coarse) + 0.5) / coarse
     bend = 0.06 * rng.uniform(0, 1)
-    px = axis[None, :] + bend * random_texture(rng, coarse)
-    py = axis[:, None] + bend * random_texture(rng, coarse)
+    px = axis[None, :] + bend * _texture(rng, coarse)
+    py = axis[:, None] + bend * _texture(rng, coarse)
     shades = np.clip(rng.normal(rng.uniform(0.3, 0.7), rng.uniform(0.02, 0.25), count), 0, 1)
     wall, wall_shade = rng.uniform(0.0, 0.02), rng.uniform(0, 1)
-    texture = rng.uniform(0, 0.25) * random_texture(rng, coarse)
+    texture = rng.uniform(0, 0.25) * _texture(rng, coarse)
     images = np.empty((frames, side, side), np.float32)
     labels = np.empty((frames, coarse, coarse), np.int64)
     for t in range(frames):
@@ -157,7 +157,7 @@ def _tissue(rng: np.random.Generator, frames: int, side: int) -> tuple[np.ndarra
     return np.clip(images, 0, 1), masks
 
 
-def random_texture(rng: np.random.Generator, side: int) -> np.ndarray:
+def _texture(rng: np.random.Generator, side: int) -> np.ndarray:
     """A random window of a smooth noise field of random grain, (side, side), about zero mean and
     unit spread; enlarged for larger models, so that scenes look alike.
     """
