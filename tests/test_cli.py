@@ -21,6 +21,7 @@ from models import small_model
 
 from napari_sam2 import PromptError, read_volume, segment
 from napari_sam2.cli import main
+from napari_sam2.session import Session
 from sam2_engine.model import SAM2
 from sam2_engine.weights import save_model
 
@@ -100,6 +101,33 @@ def test_labels_lie_on_the_image_and_equal_those_of_the_function(
     text = capsys.readouterr()
     assert f"{out}: object 1: " in text.out and "object 7: " in text.out and " ml)" in text.out
     assert "100%" in text.err and "12/12" in text.err
+
+
+def test_small_objects_are_looked_at_closely(
+    tmp_path: Path, checkpoint: str, network: SAM2
+) -> None:
+    volume, path, out = blobs((4, 80, 90)), tmp_path / "a.nii", tmp_path / "labels.nii"
+    nibabel.save(nibabel.Nifti1Image(volume.T, np.eye(4)), path)
+    boxes = ["--box", "1:1,20,20,26,26"]
+    model = ["--model", checkpoint, "--device", "cpu", "--window", "-100,500"]
+    assert main(["segment", str(path), "-o", str(out), *boxes, *model, "--closely", "-q"]) == 0
+    how = {"boxes": {1: (1, (20, 20, 26, 26))}, "window": (-100, 500), "model": network}
+    closely = segment(volume, closely=True, **how)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(out)), closely)
+    assert (closely != segment(volume, **how)).any()
+    session = Session(volume, network, window=(-100, 500))
+    session.add_box(session.add_object(), 1, (20, 20, 26, 26))
+    top, left, bottom, right = session.look_closely(1)
+    session.propagate()
+    np.testing.assert_array_equal(session.labels, closely)
+    closely[:, top:bottom, left:right] = 0
+    assert not closely.any()
+
+
+def test_what_is_not_found_at_its_points_is_looked_for_on_whole_slices(network: SAM2) -> None:
+    volume = np.zeros((3, 40, 50), np.uint8)
+    how = {"points": {1: (1, 20, 20)}, "window": (0, 1), "model": network}
+    np.testing.assert_array_equal(segment(volume, closely=True, **how), segment(volume, **how))
 
 
 @pytest.mark.parametrize("axis", ["y", "x"])

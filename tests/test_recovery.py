@@ -84,7 +84,7 @@ def work_until_killed(folder: Path, seconds: float, done: Any) -> None:
     for n in range(10**9):
         change(work, n)
         done.send((n, time.monotonic()))
-        assert not autosave.error
+        assert not autosave.error, autosave.error
         time.sleep(0.002)
 
 

@@ -67,6 +67,7 @@ def rich(volume: np.ndarray, **how: Any) -> Session:
     one, two = session.add_object("liver ☺"), session.add_object("two")
     session.add_points(one, [(2, 16, 16), (2, 2, 2)], [1, 0])
     session.add_box(two, 1, (17, 27, 35, 45))
+    session.look_closely(two, times=1.5)
     session.propagate()
     session.keep(one, [1])
     session.keep(two, [4], "locked")

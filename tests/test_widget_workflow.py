@@ -807,3 +807,41 @@ def test_a_drag_is_one_stroke_although_results_arrive(desk):
     d.settle()
     assert d.labels[5, 42, 5] == d.labels[5, 42, 12] == 1
     assert d.session.prompts[1][5].mask is not None
+
+
+def test_small_objects_are_looked_at_closely(desk):
+    shape = (5, 160, 200)
+    d = desk(data=blobs(shape))
+
+    def tick():
+        box = d.panel.closely
+        d.qtbot.mouseClick(box, Qt.MouseButton.LeftButton, pos=QPoint(8, box.height() // 2))
+
+    d.go_to(2)
+    d.press(d.panel.modes["box"])
+    d.drag((8, 12), (24, 28))
+    d.settle()
+    d.press(d.panel.more)
+    assert not d.panel.closely.isChecked()
+    tick()
+    top, left, bottom, right = d.session.area(1)
+    assert bottom - top == right - left < 120
+    assert d.panel.closely.isChecked()
+    assert "out of date" in d.status
+    d.press(d.panel.propagate)
+    d.settle()
+    assert d.session.stale(1) == [] and d.session.masks_of(1)
+    inside = np.zeros(shape, bool)
+    inside[:, top:bottom, left:right] = True
+    assert not (d.labels[~inside] == 1).any()
+    d.press(d.panel.new)
+    assert not d.panel.closely.isChecked(), "another object is selected"
+    tick()
+    assert "not known how large" in d.status
+    assert not d.panel.closely.isChecked()
+    d.panel.object_id = 1
+    assert d.panel.closely.isChecked()
+    tick()
+    assert d.session.area(1) is None
+    d.press(d.panel.undo)
+    assert d.session.area(1) is not None and d.panel.closely.isChecked()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from napari_sam2.areas import Area
 from napari_sam2.history import Cells, History
 from napari_sam2.slice_data import (
     REJECTED,
@@ -54,12 +55,13 @@ class Records:
         self._lives: Cells[Life] = Cells(history)  # all at frame 0
         self._parents: Cells[int] = Cells(history)
         self._no_divisions: Cells[frozenset[int]] = Cells(history)
+        self._areas: Cells[Area] = Cells(history)  # all at frame 0
 
     @property
     def tables(self) -> tuple[Cells[Any], ...]:
         """All there is, in one order."""
         said = self._objects, self.prompts, self.kept, self.found, self._tracked
-        return *said, self._lives, self._parents, self._no_divisions
+        return *said, self._lives, self._parents, self._no_divisions, self._areas
 
     def cells(self) -> dict[Cell, Any]:
         """The value of every cell that has one."""
@@ -100,6 +102,22 @@ class Records:
     def is_lineage(self, cells: Cells[Any]) -> bool:
         """Whether cells of a change say who descends from whom."""
         return cells is self._parents or cells is self._no_divisions
+
+    # -- where it is looked for ----------------------------------------------------------------
+
+    def area(self, place: Place) -> Area | None:
+        """The part of the frames that the model looks at for an object; None: all."""
+        return self._areas.get(place, 0)
+
+    def set_area(self, place: Place, area: Area | None) -> None:
+        """Change it. What was found before is out of date then."""
+        if area != self.area(place):
+            self._areas.set(place, 0, area)
+
+    def join_areas(self, into: Place, other: Place) -> None:
+        """Of one object that was two: where they were looked for in different ones, all."""
+        if self.area(into) != self.area(other):
+            self.set_area(into, None)
 
     # -- lives and lineages --------------------------------------------------------------------
 
@@ -231,6 +249,7 @@ class Records:
     def clear(self, place: Place) -> list[int]:
         """Forget all of an object in a sequence. Returns the frames that had something."""
         self.set_life(place, Life())
+        self.set_area(place, None)
         return self._clear(place, self.found, self._tracked, self.kept, self.prompts)
 
     def merge(self, frame: int, into: Place, other: Place) -> None:
@@ -333,7 +352,7 @@ class Records:
     def snapshot(self, source: Source) -> dict[Place, ObjectState]:
         """All but the objects themselves, by sequence and object."""
         tables: tuple[Cells[Any], ...] = (self.prompts, self.kept, self.found, self._tracked)
-        tables = (*tables, self._lives)
+        tables = (*tables, self._lives, self._areas)
         states = {}
         for place in sorted({place for table in tables for place in table.places}, key=repr):
             found, is_current = self.found.at(place), self._currency(place, source)
@@ -345,6 +364,7 @@ class Records:
                 rejected=frozenset(f for f, one in found.items() if one.basis == REJECTED),
                 tracked={frame: one.mask for frame, one in self._tracked.at(place).items()},
                 life=self.life(place),
+                area=self.area(place),
             )
         return states
 
@@ -363,6 +383,7 @@ class Records:
         """
         tables: tuple[Cells[Any], ...] = (self._objects, self.prompts, self.kept, self.found)
         tables = (*tables, self._tracked, self._lives, self._parents, self._no_divisions)
+        tables = (*tables, self._areas)
         for table in tables:
             table.clear()
         for daughter, parent in parents.items():
@@ -374,6 +395,8 @@ class Records:
         for place, state in states.items():
             if state.life != Life():
                 self._lives.put(place, 0, state.life)
+            if state.area is not None:
+                self._areas.put(place, 0, state.area)
             for frame, said in state.prompts.items():
                 self.prompts.put(place, frame, said)
             for frame, kept in state.kept.items():
@@ -384,7 +407,7 @@ class Records:
             for frame, mask in state.found.items():
                 follows: Basis = REJECTED if frame in state.rejected else ()
                 if trust and frame in state.current:
-                    follows = basis(source, anchors, frame)
+                    follows = basis(source, anchors, frame, state.area)
                 self.found.put(place, frame, Found(mask, follows))
 
     # -- helpers -------------------------------------------------------------------------------
@@ -392,17 +415,17 @@ class Records:
     def _currency(self, place: Place, source: Source) -> Callable[[int], bool]:
         """A test whether what was found on a frame follows from what there is now."""
         anchors, found = self.anchors(place), self.found.at(place)
-        frames = sorted(anchors)
+        frames, area = sorted(anchors), self.area(place)
         between: dict[int, Basis] = {}  # by the number of anchors before a frame
 
         def is_current(frame: int) -> bool:
             if frame not in found or not frames:
                 return False
             if frame in anchors:
-                return found[frame].basis == basis(source, anchors, frame)
+                return found[frame].basis == basis(source, anchors, frame, area)
             number = bisect_left(frames, frame)
             if number not in between:
-                between[number] = basis(source, anchors, frame)
+                between[number] = basis(source, anchors, frame, area)
             return found[frame].basis == between[number]
 
         return is_current

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from napari_sam2.io.volume import Volume
 from napari_sam2.sequence_view import SequenceKey
-from napari_sam2.session import Direction, Session
+from napari_sam2.session import Direction, NothingToDo, Session
 from napari_sam2.tasks import LazyModel
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def segment(
     window: tuple[float, float] | None = None,
     memory: MemorySelection = "recent",
     memory_tokens: MemoryTokens = "all",
+    closely: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Segment objects through a volume or time-lapse, from prompts on a few of its slices.
@@ -84,6 +86,8 @@ def segment(
     window: the intensities shown as black and white; by default the 0.5 and 99.5 percentiles of the
         volume.
     memory, memory_tokens: as for `Session`; "confident" for slices in no order, "pooled" for speed.
+    closely: look at each object in an area about it, 6 times its size where it is prompted, as
+        `Session.look_closely` does: for small objects; slower.
     progress: called as progress(done, total) after every slice.
 
     Returns labels (z, y, x) in the smallest unsigned integer type that holds the ids; 0 is
@@ -138,6 +142,12 @@ def segment(
             session.set_prompts(
                 object_id, frame, points=prompt.points, labels=prompt.labels, box=prompt.box
             )
+    if closely:
+        for frame in sorted({frame for _, frame in prompts}):
+            session.preview(frame)  # tells how large an object is
+        for object_id in session.objects:
+            with suppress(NothingToDo):  # nothing was found at its points
+                session.look_closely(object_id)
     session.propagate(
         direction,
         start=int(start),

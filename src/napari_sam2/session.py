@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from psygnal import Signal
 
 from napari_sam2.alignment import layer_on
+from napari_sam2.areas import CLOSE, Area, around_boxes, enlarged, joined
 from napari_sam2.history import Change, History
 from napari_sam2.lineage import LineageError, ancestors, divisions, merged, split_mask
 from napari_sam2.output import Entry, Output
@@ -256,6 +257,7 @@ class Session:
             for key, view in list(self._views.items()):
                 first, second = (key, into), (key, other)
                 self._records.join_lives(first, second)
+                self._records.join_areas(first, second)
                 said = self._records.prompts.at(second)
                 frames = sorted({*self._records.masks(second), *said})
                 for frame in frames:
@@ -620,6 +622,33 @@ class Session:
         self._check_object(object_id)
         return self._records.life((self.view.key, object_id))
 
+    def area(self, object_id: int) -> Area | None:
+        """The part of the slices (y0, x0, y1, x1) that the model looks at for an object, in the
+        sequence that is shown; None: all.
+        """
+        self._check_object(object_id)
+        return self._records.area((self.view.key, object_id))
+
+    def look_closely(self, object_id: int, times: float | None = CLOSE) -> Area | None:
+        """Look for an object in an area about it, at a higher resolution; not outside of it.
+
+        Small objects are followed better so; it takes longer, since every object has its own look
+        at each slice. Masks that the model has found are out of date then. What is marked outside
+        of the area later enlarges it.
+
+        times: how many times as wide as the object, where it is marked; None: all of the slices.
+
+        Returns the area (y0, x0, y1, x1), as `area`: None also where that would be all. Raises
+        NothingToDo where it is not known how large the object is; LockedError.
+        """
+        self._check_unlocked(object_id)
+        place = self.view.key, object_id
+        area = None if times is None else self._area_about(object_id, times)
+        with self.history.change("Look closely" if area else "Look at all of it"):
+            self._records.set_area(place, area)
+        self.objects_changed.emit()
+        return area
+
     def set_division(self, parent: int, daughters: Iterable[int]) -> None:
         """Say that an object divides into others, which begin after its last mask.
 
@@ -713,6 +742,7 @@ class Session:
                 self._make_prompt(new_place, start, masks[start])
             records.set_life(old_place, life._replace(last=frame - 1))
             records.set_life(new_place, life._replace(first=frame))
+            records.set_area(new_place, records.area(old_place))
             links = self._records.parents.items()
             records.set_parents({d: new if p == object_id else p for d, p in links})
             self._write(self.view, changed)
@@ -1278,13 +1308,16 @@ class Session:
         chosen = set(self.objects) if objects is None else set(objects)
         for object_id in chosen:
             self._check_object(object_id)
-        anchors, wanted = {}, {}
+        anchors, wanted, areas = {}, {}, {}
         for object_id, info in self.objects.items():
             place = self.view.key, object_id
             own = self._records.anchors(place)
             if not own:
                 continue
             anchors[object_id] = own
+            area = self._records.area(place)
+            if area is not None:
+                areas[object_id] = area
             if object_id not in chosen or info.locked:
                 continue
             marked = origins(own)
@@ -1299,7 +1332,7 @@ class Session:
             wanted[object_id] = self._records.wanted(
                 place, self._source, range(low, high + 1), only_stale
             )
-        return Task(self.view, self._source, anchors, wanted)
+        return Task(self.view, self._source, anchors, wanted, areas)
 
     def check_task(self, objects: Iterable[int] | None = None) -> Task:
         """What there is to compare now, for `check_both_sides`; raises as that does."""
@@ -1363,7 +1396,8 @@ class Session:
                 if (
                     known is not None
                     and known.basis == REJECTED
-                    and found.basis != basis(task.source, now, step.frame)
+                    and found.basis
+                    != basis(task.source, now, step.frame, self._records.area(place))
                 ):
                     continue  # it was rejected meanwhile
                 if known is not None and known.basis == found.basis:
@@ -1374,6 +1408,21 @@ class Session:
                 self._write(task.view, [step.frame])
 
     # -- helpers -------------------------------------------------------------------------------
+
+    def _area_about(self, object_id: int, times: float) -> Area | None:
+        """As for `look_closely`."""
+        place, boxes = (self.view.key, object_id), []
+        for frame, said in self._records.anchors(place).items():
+            mask = self._records.shown(place, frame)
+            if said.starts_over and said.extent is not None:
+                boxes.append(said.extent)
+            elif mask is not None and not mask.is_empty:
+                boxes.append(joined(said.extent, mask.box))
+        if not boxes:
+            raise NothingToDo(
+                f"It is not known how large {self._name(object_id)} is: mark it on a slice first."
+            )
+        return around_boxes(boxes, times, self.view.frame_shape)
 
     def _compare(self, task: Task, step: Step) -> None:
         """Keep how masks agree with those from the other side, unless they are others by now."""
@@ -1420,7 +1469,11 @@ class Session:
     def _say(
         self, object_id: int, frame: int, said: SlicePrompts, claimed: Iterable[int] = ()
     ) -> None:
-        changed = self._records.say((self.view.key, object_id), frame, said)
+        place = self.view.key, object_id
+        area, extent = self._records.area(place), said.extent
+        if area is not None and extent is not None:
+            self._records.set_area(place, enlarged(area, extent, self.view.frame_shape))
+        changed = self._records.say(place, frame, said)
         self._write(self.view, changed, claimed)
 
     @property

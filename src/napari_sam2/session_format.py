@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_sam2.areas import Area
 from napari_sam2.io.volume import WriteError
 from napari_sam2.lineage import has_circle
 from napari_sam2.sequence_view import Channels, SequenceKey, SequenceView, Windows
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 V = TypeVar("V")
 _FORMAT, _VERSION = "napari-sam2 session", 1
 _LARGEST_SIDE = 4096  # of coarse logits: more is damage
+_ALL = (0, 0, 0, 0)  # the area of a mask that was looked for on the whole frame
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # equal arrays make equal files
 
 _BLOCK = 16  # slices whose masks lie in one file, so that few are packed again after a change
@@ -238,6 +240,7 @@ def _to_json(saved: SavedSession, names: Mapping[Place, list[str]]) -> dict[str,
                 {"slice": frame, "how": kept.how} for frame, kept in sorted(known.kept.items())
             ],
             "life": list(known.life),
+            "area": known.area,
         }
         sequences.setdefault(key, []).append(one)
     return {
@@ -343,9 +346,11 @@ def _pack_coarse(table: str, logits: Mapping[int, CoarseLogits]) -> dict[str, ND
         return {}
     places = [(one.side, one.top, one.left, *one.steps.shape) for one in logits.values()]
     steps = [one.steps.ravel() for one in logits.values()]
+    areas = [one.area or _ALL for one in logits.values()]
     return {
         f"{table}_slices": np.array(list(logits), np.int64),
         f"{table}_boxes": np.array(places, np.int64).reshape(-1, 5),
+        f"{table}_areas": np.array(areas, np.int64).reshape(-1, 4),
         f"{table}_logits": np.concatenate([np.empty(0, np.int8), *steps]),
     }
 
@@ -423,7 +428,7 @@ def _from_json(content: Mapping[str, Any], file: zipfile.ZipFile) -> SavedSessio
                 raise ValueError("A mask belongs to no object.")
             place = view.key, one["object"]
             blocks = [zipfile.ZipFile(io.BytesIO(file.read(name))) for name in one["masks"]]
-            sequences[place] = _state(one, [_Arrays(block, view) for block in blocks], len(view))
+            sequences[place] = _state(one, [_Arrays(block, view) for block in blocks], view)
     end_after = content["end_after"]
     state = SessionState(
         objects=objects,
@@ -515,16 +520,20 @@ class _Arrays:
         frames = self.frames(f"{table}_slices")
         places = self._array(f"{table}_boxes", np.int64, 2)
         parts = _cut(self._array(f"{table}_logits", np.int8, 1), places[:, 1:])
+        areas = [list(_ALL)] * len(frames)
+        if f"{table}_areas.npy" in self._names:  # older files know of none
+            areas = self._array(f"{table}_areas", np.int64, 2).tolist()
         found = {}
-        for frame, (side, top, left, height, width), steps in zip(
-            frames, places.tolist(), parts, strict=True
+        for frame, (side, top, left, height, width), steps, area in zip(
+            frames, places.tolist(), parts, areas, strict=True
         ):
             if not (
                 0 <= top <= top + height <= side
                 and 0 <= left <= left + width <= side <= _LARGEST_SIDE
             ):
                 raise ValueError("A mask lies outside its slice.")
-            found[frame] = CoarseLogits(side, top, left, steps)
+            seen = None if tuple(area) == _ALL else _area(area, self._view.frame_shape)
+            found[frame] = CoarseLogits(side, top, left, steps, seen)
         return found
 
     def absent(self, table: str) -> list[int]:
@@ -556,7 +565,7 @@ def _cut(flat: NDArray[Any], boxes: NDArray[np.int64]) -> list[NDArray[Any]]:
     return [part.reshape(size) for part, size in zip(parts, sizes, strict=True)]
 
 
-def _state(one: Mapping[str, Any], blocks: Sequence[_Arrays], num_frames: int) -> ObjectState:
+def _state(one: Mapping[str, Any], blocks: Sequence[_Arrays], view: SequenceView) -> ObjectState:
     def masks(table: str) -> dict[int, ObjectMask]:
         return {f: mask for block in blocks for f, mask in block.masks(table).items()}
 
@@ -570,7 +579,7 @@ def _state(one: Mapping[str, Any], blocks: Sequence[_Arrays], num_frames: int) -
         _whole(said["slice"]): _said(said, corrected.get(said["slice"]), painted.get(said["slice"]))
         for said in one["prompts"]
     }
-    if any(frame >= num_frames for frame in prompts):
+    if any(frame >= len(view) for frame in prompts):
         raise ValueError("A prompt lies outside the image.")
     if how.keys() != kept.keys() or not set(how.values()) <= {"approved", "locked"}:
         raise ValueError("Approved or locked slices and their masks do not go together.")
@@ -583,8 +592,16 @@ def _state(one: Mapping[str, Any], blocks: Sequence[_Arrays], num_frames: int) -
         current=frozenset(f for block in blocks for f in block.frames("current_slices")),
         rejected=frozenset(f for block in blocks for f in block.rejected()),
         tracked={**tracked, **dict.fromkeys(absent("tracked"))},
-        life=_life(one.get("life", [0, None]), num_frames),
+        life=_life(one.get("life", [0, None]), len(view)),
+        area=None if one.get("area") is None else _area(one["area"], view.frame_shape),
     )
+
+
+def _area(area: Any, shape: tuple[int, int]) -> Area:
+    top, left, bottom, right = (_whole(edge) for edge in area)
+    if not (top < bottom <= shape[0] and left < right <= shape[1]):
+        raise ValueError("What is looked at closely lies outside the image.")
+    return top, left, bottom, right
 
 
 def _life(life: Any, num_frames: int) -> Life:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from napari_sam2.areas import Area, Box, joined
 from napari_sam2.lineage import split_mask
 from napari_sam2.sequence_view import SequenceKey, Windows
 
 if TYPE_CHECKING:
     from sam2_engine.memory import MemorySelection, MemoryTokens
 
-Box = tuple[float, float, float, float]
 Keep = Literal["approved", "locked"]
 State = Literal["auto", "prompted", "painted", "approved", "locked", "rejected"]
 """What a mask on a slice rests on: the model alone, marks there, or what a person says of it."""
@@ -51,15 +51,17 @@ class CoarseLogits:
     left: int
     steps: NDArray[np.int8]
     """(h, w) at `top`, `left`."""
+    area: Area | None = None
+    """The part of the frame that the model saw; None: all."""
 
     @classmethod
-    def of(cls, logits: NDArray[np.float32]) -> CoarseLogits:
+    def of(cls, logits: NDArray[np.float32], area: Area | None = None) -> CoarseLogits:
         """logits: (side, side)."""
         rows, columns = _bounding_box(logits > 0) or (slice(0, 0), slice(0, 0))
         top, left = max(0, rows.start - _MARGIN), max(0, columns.start - _MARGIN)
         near = logits[top : rows.stop + _MARGIN, left : columns.stop + _MARGIN]
         steps = np.rint(np.clip(near / _STEP, -127, 127)).astype(np.int8)
-        return cls(len(logits), top, left, steps)
+        return cls(len(logits), top, left, steps, area)
 
     def logits(self) -> NDArray[np.float32]:
         """(side, side)."""
@@ -85,15 +87,23 @@ class ObjectMask:
 
     @classmethod
     def of_logits(
-        cls, logits: NDArray[np.float32], low_res: NDArray[np.float32], iou: float
+        cls,
+        logits: NDArray[np.float32],
+        low_res: NDArray[np.float32],
+        iou: float,
+        area: Area | None = None,
     ) -> ObjectMask | None:
-        """From the logits of a whole frame; None where no pixel belongs to the object."""
-        area = _bounding_box(logits > 0)
-        if area is None:
+        """From the logits of a whole frame; None where no pixel belongs to the object.
+
+        low_res: of the part of the frame that the model saw, area.
+        """
+        box = _bounding_box(logits > 0)
+        if box is None:
             return None
-        inside = logits[area]
+        inside = logits[box]
         half = np.where(inside > 0, np.clip(inside, _FAINTEST, _CERTAIN), 0).astype(np.float16)
-        mask = cls(area[0].start, area[1].start, half, CoarseLogits.of(low_res), float(iou))
+        coarse = CoarseLogits.of(low_res, area)
+        mask = cls(box[0].start, box[1].start, half, coarse, float(iou))
         _ = mask.summary  # once, and in the thread of the model
         return mask
 
@@ -131,6 +141,12 @@ class ObjectMask:
         """The rows and columns of the frame that `logits` covers."""
         height, width = self.logits.shape
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
+
+    @property
+    def box(self) -> Box:
+        """y0, x0, y1, x1 of its outermost pixels."""
+        height, width = self.logits.shape
+        return self.top, self.left, self.top + height - 1, self.left + width - 1
 
     @property
     def is_empty(self) -> bool:
@@ -266,6 +282,17 @@ class SlicePrompts:
         return self.box is not None or len(self.lassos) > 0
 
     @property
+    def extent(self) -> Box | None:
+        """y0, x0, y1, x1 of all marks that are on or about the object; None without any."""
+        marks = [self.points[self.labels == 1], *(s.path for s in self.scribbles if s.label == 1)]
+        marks += [np.reshape(self.box, (2, 2))] if self.box is not None else []
+        corners = np.concatenate([*marks, *self.lassos])
+        found = (*corners.min(axis=0), *corners.max(axis=0)) if len(corners) else None
+        if self.mask is None or self.mask.is_empty:
+            return found
+        return joined(found, self.mask.box)
+
+    @property
     def points_inside(self) -> bool:
         """Whether a click or a scribble is on the object."""
         return bool((self.labels == 1).any()) or any(s.label == 1 for s in self.scribbles)
@@ -392,6 +419,8 @@ class ObjectState:
     tracked: Mapping[int, ObjectMask | None]
     """What was found on frames that got prompts afterwards."""
     life: Life = _WHOLE
+    area: Area | None = None
+    """The part of the frames that the model looks at for it; None: all."""
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import threading
 from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_sam2.areas import Area
 from napari_sam2.feature_files import feature_files
 from napari_sam2.sequence_view import SequenceView, Windows
-from napari_sam2.slice_data import Basis, ObjectMask, SlicePrompts
+from napari_sam2.slice_data import Basis, CoarseLogits, ObjectMask, SlicePrompts
 
 if TYPE_CHECKING:
     from sam2_engine.frames import Geometry
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 _MOST_CLICKS = 8  # for one scribble
 _CLICK_DISTANCE = 0.1  # of the frame, at least between them
 _ROUGH = 16.0  # the logit in the middle of a lasso
+_CACHE_BYTES = 1 << 30
+_MOST_CLOSE = 8  # objects with an area of their own whose features are kept, each its share
 
 Anchors = Mapping[int, SlicePrompts]
 """Frame -> what masks of one object follow from."""
@@ -140,13 +144,15 @@ class Task:
     """Of all objects."""
     wanted: Wanted
     """Of the objects that were asked for."""
+    areas: Mapping[int, Area] = field(default_factory=dict)
+    """The part of the frames to look at for an object; others are looked for on all of it."""
     is_check: bool = False
     """Whether masks are followed from the farther one of the two marked frames around them, to be
     compared with those that are known."""
 
     def basis(self, object_id: int, frame: int) -> Basis:
         """What the object's mask on a frame follows from."""
-        return basis(self.source, self.anchors[object_id], frame)
+        return basis(self.source, self.anchors[object_id], frame, self.areas.get(object_id))
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,9 +206,9 @@ def origins(anchors: Anchors) -> list[int]:
     return sorted([f for f, said in anchors.items() if not said.trims] or anchors)
 
 
-def basis(source: Source, anchors: Anchors, frame: int) -> Basis:
+def basis(source: Source, anchors: Anchors, frame: int, area: Area | None) -> Basis:
     """What an object's mask on a frame follows from: the prompts on it, else those around it, up to
-    the next ones that it can be followed from.
+    the next ones that it can be followed from; and where the model looks for it.
     """
     if frame in anchors:
         around = [frame]
@@ -214,7 +220,31 @@ def basis(source: Source, anchors: Anchors, frame: int) -> Basis:
         around = frames[first:last]
     said = [anchors[f] for f in around]
     # Of what is painted or kept, only the mask counts, whatever else is said there.
-    return source, *(one if one.mask is None else one.mask for one in said)
+    return source, area, *(one if one.mask is None else one.mask for one in said)
+
+
+@dataclass
+class _Pair:
+    """Two predictors that share their image features: previews may come between the steps of a
+    propagation, whose own prompts must not change meanwhile.
+    """
+
+    tracker: SequencePredictor
+    preview: SequencePredictor
+    said: dict[tuple[int, int], SlicePrompts] = field(default_factory=dict)
+    """What the tracker has been told."""
+
+    def tell(self, task: Task, objects: Iterable[int]) -> None:
+        """Let the tracker follow from what is said of these objects, and of no others."""
+        anchors = {object_id: task.anchors[object_id] for object_id in objects}
+        self.said = _set_prompts(self.tracker, anchors, self.said, task.view)
+
+    def look(self, task: Task, objects: Iterable[int], frame: int) -> dict[int, ObjectMask | None]:
+        """The masks of objects that are prompted on a frame, from these prompts alone."""
+        here = {i: {frame: task.anchors[i][frame]} for i in objects}
+        self.preview.clear_prompts()
+        _set_prompts(self.preview, here, {}, task.view)
+        return _masks_of(self.preview.predict(frame)) if here else {}
 
 
 class Engine:
@@ -222,82 +252,116 @@ class Engine:
 
     def __init__(self) -> None:
         self._key: tuple[SequenceView, Source] | tuple[()] = ()
-        self._preview: SequencePredictor
-        self._tracker: SequencePredictor
-        self._said: dict[tuple[int, int], SlicePrompts] = {}
+        self._whole: _Pair
+        """For all objects that are looked for on whole frames."""
+        self._close: OrderedDict[int, _Pair] = OrderedDict()
+        """By object: for those with an area of their own."""
 
     def preview(self, task: Task, frame: int) -> Step:
         """The masks of all objects that are prompted on a frame, from these prompts alone."""
         self._prepare(task)
-        here = {i: {frame: own[frame]} for i, own in task.anchors.items() if frame in own}
-        self._preview.clear_prompts()
-        _set_prompts(self._preview, here, {}, task.view)
-        masks = _masks_of(self._preview.predict(frame)) if here else {}
+        here = [i for i, own in task.anchors.items() if frame in own]
+        masks = self._whole.look(task, [i for i in here if i not in task.areas], frame)
+        for object_id in [i for i in here if i in task.areas]:
+            masks |= self._closely(task, object_id).look(task, [object_id], frame)
         return Step(frame, masks, is_preview=True)
 
     def encode(self, task: Task, frame: int) -> None:
         """Look at a frame, so that the first click on it is answered at once."""
         self._prepare(task)
-        self._tracker.features[frame]
+        self._whole.tracker.features[frame]
 
     def is_encoded(self, task: Task, frame: int) -> bool:
         """Whether a click on a frame would be answered at once."""
-        return self._is_prepared(task) and frame in self._tracker.features
+        return self._is_prepared(task) and frame in self._whole.tracker.features
 
     def propagate(self, task: Task) -> Iterator[Step]:
-        """The masks that are wanted, one frame at a time."""
+        """The masks that are wanted, one frame at a time; objects with an area of their own come
+        last, one after the other.
+        """
         self._prepare(task)
-        tracker = self._tracker
-        self._said = _set_prompts(tracker, task.anchors, self._said, task.view)
+        self._whole.tell(task, [i for i in task.anchors if i not in task.areas])
         both: dict[Direction, Wanted] = {"both": task.wanted}
-        passes: list[tuple[Direction, Wanted]] = []
+        passes: list[tuple[Direction, Wanted, Wanted]] = []
         for direction, frames in (_far_passes(task) if task.is_check else both).items():
-            passes.append((direction, {i: own for i, own in frames.items() if own}))
-        total = sum(tracker.num_steps(own, direction, only=own) for direction, own in passes)
+            whole: Wanted = {i: own for i, own in frames.items() if own and i not in task.areas}
+            close: Wanted = {i: own for i, own in frames.items() if own and i in task.areas}
+            passes.append((direction, whole, close))
+        count = self._whole.tracker.num_steps
+        total = sum(count(whole, direction, only=whole) for direction, whole, _ in passes)
+        total += sum(len(own) for _, _, close in passes for own in close.values())
         done = 0
-        for direction, wanted in passes:
-            for result in tracker.propagate(wanted, direction, only=wanted):
-                done += 1
-                yield Step(result.frame, _masks_of(result), done, total)
+        for direction, whole, close in passes:
+            for tracker, wanted in self._portions(task, whole, close):
+                for result in tracker.propagate(wanted, direction, only=wanted):
+                    done += 1
+                    yield Step(result.frame, _masks_of(result), done, total)
+
+    def _portions(
+        self, task: Task, whole: Wanted, close: Wanted
+    ) -> Iterator[tuple[SequencePredictor, Wanted]]:
+        """Predictors that have been told, and what to ask each of them."""
+        if whole:
+            yield self._whole.tracker, whole
+        for object_id, frames in close.items():
+            pair = self._closely(task, object_id)
+            pair.tell(task, [object_id])
+            yield pair.tracker, {object_id: frames}
 
     def _is_prepared(self, task: Task) -> bool:
         return self._key == (task.view, task.source)
 
     def _prepare(self, task: Task) -> None:
-        """Two predictors that share their image features: previews may come between the steps
-        of a propagation, whose own prompts must not change meanwhile."""
-        from sam2_engine.sequence import SequencePredictor
-
         if self._is_prepared(task):
             return
-        model, source, known = task.source.model.get(), task.source, self._key
-        tracker = SequencePredictor(
-            model,
-            task.view,
-            window=source.window,
-            fit="pad",
-            pixel_size=task.view.pixel_size,
-            refine_clicks=True,
-            max_prompted_frames="adjacent",
-            end_after=source.end_after,
-            memory=source.memory,
-            memory_tokens=source.memory_tokens,
-            store=feature_files(source.model),
-        )
-        preview = SequencePredictor(
-            model,
-            task.view,
-            window=tracker.source.window,
-            fit="pad",
-            pixel_size=task.view.pixel_size,
-            refine_clicks=True,
-        )
+        source, known = task.source, self._key
+        pair = _make_pair(task, source.window)
         alike = known and replace(known[1], model=source.model, window=source.window)
         if known and known == (task.view, alike):
-            tracker.features = self._tracker.features  # of the same frames, model and window
-        preview.features = tracker.features
-        self._tracker, self._preview = tracker, preview
-        self._key, self._said = (task.view, source), {}
+            # Of the same frames, model and window.
+            pair.tracker.features = pair.preview.features = self._whole.tracker.features
+        self._whole, self._key = pair, (task.view, source)
+        self._close.clear()
+
+    def _closely(self, task: Task, object_id: int) -> _Pair:
+        """The predictors of an object with an area of its own."""
+        area, pair = task.areas[object_id], self._close.pop(object_id, None)
+        if pair is None or pair.tracker.source.geometry.area != area:
+            window = self._whole.tracker.source.window
+            pair = _make_pair(task, window, area, _CACHE_BYTES // _MOST_CLOSE)
+        self._close[object_id] = pair
+        while len(self._close) > _MOST_CLOSE:
+            self._close.popitem(last=False)
+        return pair
+
+
+def _make_pair(
+    task: Task, window: Windows | None, area: Area | None = None, cache_bytes: int = _CACHE_BYTES
+) -> _Pair:
+    from sam2_engine.sequence import SequencePredictor
+
+    model, source = task.source.model.get(), task.source
+    look: dict[str, Any] = {
+        "fit": "pad",
+        "pixel_size": task.view.pixel_size,
+        "area": area,
+        "refine_clicks": True,
+    }
+    tracker = SequencePredictor(
+        model,
+        task.view,
+        window=window,
+        max_prompted_frames="adjacent",
+        end_after=source.end_after,
+        memory=source.memory,
+        memory_tokens=source.memory_tokens,
+        cache_bytes=cache_bytes,
+        store=feature_files(source.model),
+        **look,
+    )
+    preview = SequencePredictor(model, task.view, window=tracker.source.window, **look)
+    preview.features = tracker.features
+    return _Pair(tracker, preview)
 
 
 def _far_passes(task: Task) -> dict[Direction, Wanted]:
@@ -368,21 +432,21 @@ def engine_prompts(said: SlicePrompts, geometry: Geometry) -> dict[str, Any]:
     shape = geometry.frame_shape
     if said.mask is not None:
         return {"mask": said.mask.on_frame(shape)}
-    last = np.array(shape) - 0.5
+    first, last = np.reshape(geometry.seen, (2, 2)) - 0.5
     strokes = [(point[None], label) for point, label in zip(said.points, said.labels, strict=True)]
     strokes += [(_spread(one.path, shape), one.label) for one in said.scribbles]
     prompts: dict[str, Any] = {}
     if strokes:
         counts = [len(clicks) for clicks, _ in strokes]
-        prompts["points"] = np.concatenate([clicks for clicks, _ in strokes]).clip(-0.5, last)
+        prompts["points"] = np.concatenate([clicks for clicks, _ in strokes]).clip(first, last)
         prompts["labels"] = np.repeat([label for _, label in strokes], counts)
         prompts["strokes"] = np.repeat(np.arange(len(strokes)), counts)
     if said.starts_over:
         corners = [np.reshape(said.box, (2, 2))] if said.box is not None else []
-        around = np.concatenate([*corners, *said.lassos]).clip(-0.5, last)
+        around = np.concatenate([*corners, *said.lassos]).clip(first, last)
         prompts["box"] = (*around.min(axis=0), *around.max(axis=0))
     elif said.corrects is not None:
-        prompts["mask_input"] = _resized(said.corrects.logits(), geometry.image_size // 4)
+        prompts["mask_input"] = _as_seen(said.corrects, geometry)
     if said.lassos and said.box is None:
         prompts |= _lassoed(said.lassos, prompts, geometry)
     return prompts
@@ -427,10 +491,24 @@ def _masks_of(result: Any) -> dict[int, ObjectMask | None]:
     """A predictor's FrameResult as masks."""
     return {
         object_id: ObjectMask.of_logits(
-            result.logits_of(object_id), result.low_res[n], result.iou[n]
+            result.logits_of(object_id), result.low_res[n], result.iou[n], result.geometry.area
         )
         for n, object_id in enumerate(result.object_ids)
     }
+
+
+def _as_seen(known: CoarseLogits, geometry: Geometry) -> NDArray[np.float32]:
+    """(S/4, S/4) the logits of a mask in the part of the frame that the model looks at now."""
+    logits = _resized(known.logits(), geometry.image_size // 4)
+    if known.area == geometry.area:
+        return logits
+    import torch
+
+    before = replace(geometry, area=known.area)
+    on_frame = before.logits_to_frame(torch.from_numpy(logits)[None, None]).clamp(min=-_ROUGH)
+    seen = geometry.image_to_model(on_frame + _ROUGH) - _ROUGH  # what is empty is no object
+    low_res: NDArray[np.float32] = torch.nn.functional.avg_pool2d(seen, 4)[0, 0].numpy()
+    return low_res
 
 
 def _resized(logits: NDArray[np.float32], side: int) -> NDArray[np.float32]:

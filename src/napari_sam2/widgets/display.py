@@ -58,6 +58,7 @@ class Display:
 
     def show_slice(self, new_states: bool = False) -> None:
         """What is known of the selected object, and where the viewer is."""
+        self._show_closely()
         panel, work = self._panel, self._context.work
         if work is None or not panel.object_id:
             panel.strip.show_states(SliceStates(), 0)
@@ -121,6 +122,14 @@ class Display:
         took = 1000 * (time.perf_counter() - begin)
         self._doubts.setInterval(max(_DOUBTS_MS, round(took / _DOUBTS_SHARE)))
 
+    def _show_closely(self) -> None:
+        """Whether the selected object is looked at in an area of its own."""
+        session, object_id = self._context.session, self._panel.object_id
+        is_close = bool(
+            session and object_id in session.objects and session.area(object_id) is not None
+        )
+        self._panel.closely.setChecked(is_close)
+
     def _show_controls(self) -> None:
         panel, session = self._panel, self._context.session
         is_free, is_there = not self._context.is_running, session is not None
@@ -136,6 +145,7 @@ class Display:
         ):
             for widget in widgets:
                 widget.setEnabled(enabled)
+        self._show_closely()
         panel.progress.setVisible(not is_free)
         panel.show_limits(len(session.view) - 1 if session is not None else 0)
         history = session.history if session is not None else None

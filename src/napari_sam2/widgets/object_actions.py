@@ -11,6 +11,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QColorDialog
 
+from napari_sam2.areas import CLOSE
 from napari_sam2.session import Keep, Session
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.events import call
@@ -31,6 +32,7 @@ class ObjectActions:
         table.hide_asked.connect(lambda i, hidden: self.edit(i, hidden=hidden))
         table.lock_asked.connect(lambda i, locked: self.edit(i, locked=locked))
         context.panel.labels_menu.aboutToShow.connect(self._fill_labels_menu)
+        context.panel.closely.clicked.connect(self.look_closely)
 
     def new(self) -> None:
         """Add an object; marks then belong to it."""
@@ -73,6 +75,23 @@ class ObjectActions:
         self._panel.object_id = into
         if all(done):
             self._panel.say(f"{len(others) + 1} objects are now {self._context.name(into)}.")
+
+    def look_closely(self, closely: bool) -> None:
+        """Whether the selected objects are looked at in an area of their own."""
+        session, context = self._context.session, self._context
+        if session is None or context.is_running:
+            return
+        chosen, times = self._panel.objects.selected, CLOSE if closely else None
+        looks = partial(session.look_closely, times=times)
+        with session.history.change("Look closely" if closely else "Look at whole slices"):
+            done = [context.attempt(partial(looks, object_id)) for object_id in chosen]
+        context.changed.emit()
+        if not all(done):
+            return
+        if closely and not any(session.area(object_id) for object_id in chosen):
+            self._panel.say("These objects are large: there is nothing to be gained.")
+        else:
+            self._panel.say("Their masks are out of date now: press Update or Propagate.")
 
     def edit(self, object_id: int, **changes: Any) -> None:
         """Change an object's name or colour, or whether it is hidden or locked."""

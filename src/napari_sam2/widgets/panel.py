@@ -119,6 +119,11 @@ class Panel(QWidget):
             "How much disk space image features may take, so that images which SAM 2 has seen need "
             "not be looked at anew another day. From the next image or model on."
         )
+        self.closely = QCheckBox("Look closely")
+        self.closely.setToolTip(
+            "Look at the selected objects in an area six times their size, at a higher resolution, "
+            "and not outside of it. For small objects; slower."
+        )
         self.overwrite = QCheckBox("Overwrite other labels")
         self.overwrite.setToolTip(
             "Whether masks may cover labels in the layer that are not objects of this table."
@@ -195,7 +200,7 @@ class Panel(QWidget):
         self.status.setToolTip("What to do next, and what went wrong.")
         self.sources = [self.images, self.models, self.devices, self.windows, self.channels]
         self.tools = [self.new, self.from_labels, self.find_all, self.session, *self.modes.values()]
-        self.changers = [self.delete, self.merge, self.targets]
+        self.changers = [self.delete, self.merge, self.targets, self.closely]
         self.keepers = [self.approve, self.lock, self.reject, self.next_doubtful]
         self.starters = [self.propagate, self.update_masks, self.reach, self.which]
         self._arrange()
@@ -223,6 +228,7 @@ class Panel(QWidget):
             "": self.overwrite,
         }
         form = _form(rows)
+        form.addRow("Small objects", self.closely)
         form.insertRow(1, self._along_text, self.along)
         self.options.setLayout(form)
         layout.addWidget(self.options)

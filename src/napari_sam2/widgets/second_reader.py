@@ -270,9 +270,9 @@ class SecondReader(QWidget):
             self.clear()  # another image, or another session of it
             return
         if reading is not None and self.differences is not None and self._changed:
-            for index in self._changed.values():
+            changed, self._changed = self._changed, {}  # more may change on the way
+            for index in changed.values():
                 self.differences.data[index] = reading.differences(index)
-            self._changed.clear()
             self.differences.refresh()
         if self.isVisible():
             self._show_rows()

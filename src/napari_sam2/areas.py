@@ -1,0 +1,70 @@
+"""Parts of a frame: boxes about what is marked, and areas that the model looks at closely."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+Box = tuple[float, float, float, float]
+"""y0, x0, y1, x1 of the outermost pixels or marks."""
+Area = tuple[int, int, int, int]
+"""y0, x0, y1, x1 in pixels, the last two just beyond it."""
+
+CLOSE = 6.0  # times as wide as an object is what is looked at closely
+_LEAST_OBJECT = 8  # pixels; an area is no smaller for one that is smaller
+_NEARLY_ALL = 0.8  # of a frame: looking closely gains nothing then
+
+
+def joined(one: Box | None, other: Box) -> Box:
+    """The smallest box about both."""
+    corners = np.reshape([*(one or other), *other], (4, 2))
+    (y0, x0), (y1, x1) = corners.min(axis=0), corners.max(axis=0)
+    return float(y0), float(x0), float(y1), float(x1)
+
+
+def around_boxes(boxes: Iterable[Box], times: float, shape: tuple[int, int]) -> Area | None:
+    """The area about boxes on some frames (H, W), each a square so many times as wide as its longer
+    side; None where that is nearly all of a frame.
+    """
+    top, left, bottom, right = np.inf, np.inf, -np.inf, -np.inf
+    for y0, x0, y1, x1 in boxes:
+        half = times * max(y1 - y0 + 1, x1 - x0 + 1, _LEAST_OBJECT) / 2
+        y, x = (y0 + y1 + 1) / 2, (x0 + x1 + 1) / 2
+        top, left = min(top, y - half), min(left, x - half)
+        bottom, right = max(bottom, y + half), max(right, x + half)
+    (top, bottom), (left, right) = (
+        _inside(low, high, size)
+        for low, high, size in ((top, bottom, shape[0]), (left, right, shape[1]))
+    )
+    if (bottom - top) * (right - left) > _NEARLY_ALL * shape[0] * shape[1]:
+        return None
+    return int(top), int(left), int(bottom), int(right)
+
+
+def enlarged(area: Area, extent: Box, shape: tuple[int, int]) -> Area | None:
+    """An area that holds marks, too, and as much about them as is half its size; the same one where
+    they are in it.
+    """
+    top, left, bottom, right = area
+    y0, x0, y1, x1 = extent
+    if top <= y0 and left <= x0 and y1 < bottom and x1 < right:
+        return area
+    margin_y, margin_x = (bottom - top) / 4, (right - left) / 4
+    top, bottom = min(top, int(y0 - margin_y)), max(bottom, int(y1 + margin_y) + 1)
+    left, right = min(left, int(x0 - margin_x)), max(right, int(x1 + margin_x) + 1)
+    top, left, bottom, right = (
+        max(top, 0),
+        max(left, 0),
+        min(bottom, shape[0]),
+        min(right, shape[1]),
+    )
+    is_all = (bottom - top) * (right - left) > _NEARLY_ALL * shape[0] * shape[1]
+    return None if is_all else (top, left, bottom, right)
+
+
+def _inside(low: float, high: float, size: int) -> tuple[int, int]:
+    """A part of an axis, moved into it where it lies beyond an end, as far as it fits."""
+    extent = min(round(high - low), size)
+    begin = int(np.clip(round(low), 0, size - extent))
+    return begin, begin + extent
