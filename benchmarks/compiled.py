@@ -21,7 +21,7 @@ from typing import Any, get_args
 import torch
 
 from benchmarks import limit, report
-from benchmarks.recipe import recipe_weights
+from benchmarks.recipe import recipe_model
 from sam2_engine.model import SAM2, VARIANTS
 from sam2_engine.model.compiled import FRAMES_AT_ONCE, CompiledParts, Part
 
@@ -87,12 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write the figures here too")
     chosen = parser.parse_args(arguments)
 
-    config = VARIANTS[chosen.model]
-    model = SAM2(config.resized(chosen.resolution or config.image_size))
-    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    model.load_state_dict(recipe_weights(shapes, seed=0, obj_bias=2.0))
-    precision = torch.float32 if chosen.device == "cpu" else torch.bfloat16
-    model = model.eval().requires_grad_(False).to(chosen.device, precision)
+    model = recipe_model(chosen.model, chosen.resolution, chosen.device)
     rows = []
     with torch.inference_mode():
         for name in chosen.parts:

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sam2_engine.model import SAM2, VARIANTS
+
 
 def recipe_weights(
     shapes: Mapping[str, Sequence[int]], seed: int, obj_bias: float
@@ -40,6 +42,18 @@ def recipe_weights(
             x = 0.1 * x
         weights[name] = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
     return weights
+
+
+def recipe_model(name: str, resolution: int | None, device: str) -> SAM2:
+    """One of `VARIANTS` with such weights, ready to predict: in float32 on a processor ("cpu"), in
+    bfloat16 elsewhere. resolution: of its input; None: its own.
+    """
+    config = VARIANTS[name]
+    model = SAM2(config.resized(resolution or config.image_size))
+    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+    model.load_state_dict(recipe_weights(shapes, seed=0, obj_bias=2.0))
+    precision = torch.float32 if device == "cpu" else torch.bfloat16
+    return model.eval().requires_grad_(False).to(device, precision)
 
 
 def movie_frame(t: int, size: int = 1024) -> NDArray[np.uint8]:
