@@ -269,7 +269,7 @@ def test_quality_end_to_end(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(quality, "load_model", lambda name, device: model)
+    monkeypatch.setattr(quality.LazyModel, "get", lambda self: model)
     out = tmp_path / "quality.json"
     quality.main(["--data", str(folder), "--split", "mine", "--model", "tiny", "--json", str(out)])
     content = json.loads(out.read_text())
