@@ -26,7 +26,7 @@ from benchmarks.recipe import movie_frame, recipe_model
 from sam2_engine.frames import FrameSource
 from sam2_engine.model import SAM2, VARIANTS
 from sam2_engine.model.layers import linear
-from sam2_engine.sequence import SequencePredictor
+from sam2_engine.sequence import SequencePredictor, frames_at_once
 
 _MATRIX = 2048
 _FIRST, _TIMED = 7, 8
@@ -71,12 +71,6 @@ def parts(model: SAM2, objects: int) -> dict[str, Work]:
         ),
         "memory encoder": encode_memory,
     }
-
-
-def frames_at_once(model: SAM2) -> int:
-    """How many frames are encoded together."""
-    frame = movie_frame(0, model.image_size)
-    return SequencePredictor(model, [frame], window=(0, 255)).frames_at_once
 
 
 def operations(work: Work) -> int:

@@ -28,6 +28,7 @@ from scipy import ndimage
 
 from benchmarks import cases, classical, report
 from benchmarks.cases import Item, Target, first_frame, grey_frames, read_case, read_items
+from napari_sam2.areas import Area, area_about
 from napari_sam2.records import NEAR
 from napari_sam2.tasks import LazyModel
 from sam2_engine.model import SAM2
@@ -46,7 +47,6 @@ Point = tuple[int, int]  # y, x
 
 NO_MEMORY = "box, no memory"
 PUBLISHED: Mapping[str, Any] = {}
-_LEAST_OBJECT = 8  # pixels; an area is no smaller for one that is smaller
 """Options of the predictor as they are by default."""
 PROMPTS = {
     "volume": ("click", "mask", NO_MEMORY, "box", "box+3"),
@@ -312,19 +312,10 @@ def _runs(
     ]
 
 
-def area_around(mask: Mask, times: float) -> tuple[int, int, int, int]:
-    """A square (y0, x0, y1, x1) about an object, so many times as wide as its longer side, as far
-    as the frame goes; moved into it where that keeps its size.
-    """
-    y0, x0, y1, x1 = tight_box(mask)
-    side = round(times * max(y1 - y0 + 1, x1 - x0 + 1, _LEAST_OBJECT))
-    ends = []
-    for middle, size in zip(((y0 + y1 + 1) / 2, (x0 + x1 + 1) / 2), mask.shape, strict=True):
-        extent = min(side, size)
-        begin = int(np.clip(round(middle - extent / 2), 0, size - extent))
-        ends.append((begin, begin + extent))
-    (top, bottom), (left, right) = ends
-    return top, left, bottom, right
+def area_around(mask: Mask, times: float) -> Area:
+    """A square (y0, x0, y1, x1) about an object, so many times as wide as its longer side."""
+    height, width = mask.shape
+    return area_about([tight_box(mask)], times, (height, width))
 
 
 def score_items(

@@ -202,6 +202,13 @@ class _Pass:
         return iter(sorted(ahead | set(self.shown), reverse=self.step == _BACKWARD))
 
 
+def frames_at_once(model: SAM2) -> int:
+    """How many frames a pass encodes together."""
+    if model.device.type != "cpu":
+        return FRAMES_AT_ONCE
+    return min(FRAMES_AT_ONCE, max(_PIXELS_AT_ONCE // model.image_size**2, 1))
+
+
 class SequencePredictor:
     """Segments and tracks objects through a sequence of frames.
 
@@ -600,7 +607,7 @@ class SequencePredictor:
         """
         if frame in self.features:
             return
-        count, step = self.frames_at_once, runners[0].sweep.frames.step
+        count, step = frames_at_once(self.model), runners[0].sweep.frames.step
         due = self._sure_of(runners, count)
         following = [t for t in range(frame, frame + count * step, step) if t in due]
         missing = [t for t in following if t not in self.features]
@@ -612,7 +619,7 @@ class SequencePredictor:
         batch ahead. Returns False where one of them cannot be had: the error is raised where that
         frame is needed, when the results before it are out.
         """
-        count = self.frames_at_once
+        count = frames_at_once(self.model)
         most = 2 * count - 1  # the rest of this batch, and the next one
         due = self._sure_of(runners, most)
         following = [t for t in range(frame + step, frame + (most + 1) * step, step) if t in due]
@@ -625,14 +632,6 @@ class SequencePredictor:
             except Exception:
                 return False
         return True
-
-    @property
-    def frames_at_once(self) -> int:
-        """How many frames a pass encodes together."""
-        if self.model.device.type != "cpu":
-            return FRAMES_AT_ONCE
-        most = _PIXELS_AT_ONCE // self.model.image_size**2
-        return min(FRAMES_AT_ONCE, max(most, 1))
 
     def _sure_of(self, runners: Sequence[_Runner], count: int) -> set[int]:
         """The next frames, up to so many of each, that objects cannot have ended before."""

@@ -24,8 +24,13 @@ def joined(one: Box | None, other: Box) -> Box:
 
 
 def around_boxes(boxes: Iterable[Box], times: float, shape: tuple[int, int]) -> Area | None:
+    """As `area_about`; None where that is nearly all of a frame."""
+    return _unless_nearly_all(area_about(boxes, times, shape), shape)
+
+
+def area_about(boxes: Iterable[Box], times: float, shape: tuple[int, int]) -> Area:
     """The area about boxes on some frames (H, W), each a square so many times as wide as its longer
-    side; None where that is nearly all of a frame.
+    side, as far as the frame goes; moved into it where that keeps its size.
     """
     top, left, bottom, right = np.inf, np.inf, -np.inf, -np.inf
     for y0, x0, y1, x1 in boxes:
@@ -37,8 +42,6 @@ def around_boxes(boxes: Iterable[Box], times: float, shape: tuple[int, int]) -> 
         _inside(low, high, size)
         for low, high, size in ((top, bottom, shape[0]), (left, right, shape[1]))
     )
-    if (bottom - top) * (right - left) > _NEARLY_ALL * shape[0] * shape[1]:
-        return None
     return int(top), int(left), int(bottom), int(right)
 
 
@@ -53,14 +56,14 @@ def enlarged(area: Area, extent: Box, shape: tuple[int, int]) -> Area | None:
     margin_y, margin_x = (bottom - top) / 4, (right - left) / 4
     top, bottom = min(top, int(y0 - margin_y)), max(bottom, int(y1 + margin_y) + 1)
     left, right = min(left, int(x0 - margin_x)), max(right, int(x1 + margin_x) + 1)
-    top, left, bottom, right = (
-        max(top, 0),
-        max(left, 0),
-        min(bottom, shape[0]),
-        min(right, shape[1]),
-    )
+    grown = max(top, 0), max(left, 0), min(bottom, shape[0]), min(right, shape[1])
+    return _unless_nearly_all(grown, shape)
+
+
+def _unless_nearly_all(area: Area, shape: tuple[int, int]) -> Area | None:
+    top, left, bottom, right = area
     is_all = (bottom - top) * (right - left) > _NEARLY_ALL * shape[0] * shape[1]
-    return None if is_all else (top, left, bottom, right)
+    return None if is_all else area
 
 
 def _inside(low: float, high: float, size: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_sam2.areas import Area
+from napari_sam2.areas import Area, joined
 from napari_sam2.history import Cells, History
 from napari_sam2.slice_data import (
     REJECTED,
@@ -260,9 +260,7 @@ class Records:
         first, second = self.said(into, frame), self.said(other, frame)
         merged = first.with_more(second)
         if first.box is not None and second.box is not None:
-            corners = np.reshape([first.box, second.box], (4, 2))
-            (y0, x0), (y1, x1) = corners.min(axis=0), corners.max(axis=0)
-            merged = replace(merged, box=(y0, x0, y1, x1))
+            merged = replace(merged, box=joined(first.box, second.box))
         if merged.mask is not None:
             merged = replace(merged, mask=union)
         kept = self.kept.get(into, frame) or self.kept.get(other, frame)

@@ -145,7 +145,6 @@ class Display:
         ):
             for widget in widgets:
                 widget.setEnabled(enabled)
-        self._show_closely()
         panel.progress.setVisible(not is_free)
         panel.show_limits(len(session.view) - 1 if session is not None else 0)
         history = session.history if session is not None else None

@@ -88,7 +88,7 @@ class MaskLayers:
         Raises ValueError where the layer cannot take them; nothing has changed then.
         """
         if layer is not None:
-            self.check(layer)
+            check_grid(self.image, layer, self.session.view.shape)
         self.session.write_to(None if layer is None else layer.data, others=others)
         old, was_own = self.layer, self.is_own
         self.forget()
