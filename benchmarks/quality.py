@@ -28,7 +28,7 @@ from scipy import ndimage
 
 from benchmarks import cases, classical, report
 from benchmarks.cases import Item, Target, first_frame, grey_frames, read_case, read_items
-from napari_sam2.areas import Area, area_about
+from napari_sam2.areas import Area, area_about, enlarged, joined
 from napari_sam2.records import NEAR
 from napari_sam2.tasks import LazyModel
 from sam2_engine.model import SAM2
@@ -99,6 +99,16 @@ def connected_regions(mask: Mask) -> list[Mask]:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """Of one object on one frame."""
+
+    low_res: NDArray[np.float32]
+    """(S/4, S/4) logits."""
+    area: Area | None
+    """Where the model looked."""
+
+
+@dataclass(frozen=True)
 class Score:
     """One object of one item from one prompt."""
 
@@ -134,19 +144,28 @@ class ModelRun:
         frames: NDArray[Any],
         kind: str,
         truths: Sequence[Masks],
-        options: Mapping[str, Any] = PUBLISHED,
+        around: float | None = None,
+        **options: Any,
     ) -> None:
-        """options: of the predictor."""
+        """
+        Args:
+            around: look at each object in an area so many times its size; by default at all.
+            options: of the predictor.
+        """
         self.kind = kind
         self.truths = truths
+        self.areas: list[Area | None] = [None] * len(truths)
+        if around is not None:
+            self.areas = [area_around(truth[prompt_frame(kind, truth)], around) for truth in truths]
         self.predictor = SequencePredictor(
             model, frames, cache_bytes=CACHE_BYTES, refine_clicks=True, **options
         )
         self.masks = [np.zeros(truth.shape, np.bool_) for truth in truths]
-        self.low_res: dict[tuple[int, int], NDArray[np.float32]] = {}  # by object and frame
+        self.answers: dict[tuple[int, int], Answer] = {}  # by object and frame
         started = time.perf_counter()
-        for frame in range(len(frames)):
-            self.predictor.features[frame]  # encoded now, and found in the cache by every prompt
+        if around is None:
+            for frame in range(len(frames)):
+                self.predictor.features[frame]  # encoded now, and found in the cache later
         self.encoding_seconds = time.perf_counter() - started
         self.box_seconds = 0.0
 
@@ -166,7 +185,9 @@ class ModelRun:
             return self.encoding_seconds + time.perf_counter() - started
         for index, truth in enumerate(self.truths):
             frame = prompt_frame(self.kind, truth)
-            self.predictor.set_prompts(index + 1, frame, **first_prompt(prompt, truth[frame]))
+            self.predictor.set_prompts(
+                index + 1, frame, area=self.areas[index], **first_prompt(prompt, truth[frame])
+            )
         self._segment(range(len(self.truths)))
         seconds = self.encoding_seconds + time.perf_counter() - started
         if prompt == "box":
@@ -183,11 +204,11 @@ class ModelRun:
             forward = self.kind == "timelapse"
             results = self.predictor.propagate(ids, "forward" if forward else "both")
         for result in results:
-            for object_id, mask, low_res in zip(
-                result.object_ids, result.masks, result.low_res, strict=True
+            for object_id, mask, *answer in zip(
+                result.object_ids, result.masks, result.low_res, result.areas, strict=True
             ):
                 self.masks[object_id - 1][result.frame] = mask
-                self.low_res[object_id - 1, result.frame] = low_res
+                self.answers[object_id - 1, result.frame] = Answer(*answer)
 
     def _hand_on_boxes(self, index: int) -> None:
         """Each slice by itself, from the box around the mask of the slice before, until that is
@@ -202,7 +223,7 @@ class ModelRun:
         for frames in ways:
             box = tight_box(truth[origin])
             for frame in frames:
-                self.predictor.set_prompts(index + 1, frame, box=box)
+                self.predictor.set_prompts(index + 1, frame, box=box, area=self.areas[index])
                 mask = self.predictor.predict(frame, [index + 1]).mask(index + 1)
                 self.predictor.clear_prompts(index + 1)
                 masks[frame] = mask
@@ -227,26 +248,42 @@ class ModelRun:
         known = self.predictor.prompts[index + 1].get(click.frame)
         points = [*(known.points.tolist() if known else []), click.point]
         signs = [*(known.labels.tolist() if known else []), int(click.positive)]
-        box = known.box if known else None
+        start = self._start_of(index, click)
+        area, box = known.area if known else start.area, known.box if known else None
+        if area is not None:
+            around = joined(box, (*click.point, *click.point))
+            area = enlarged(area, around, self.predictor.source.shape)
         self.predictor.set_prompts(
             index + 1,
             click.frame,
             points=points,
             labels=signs,
             box=box,
-            mask_input=None if box else self._start_of(index, click),
+            mask_input=None if box else self._as_seen(start, area),
+            area=area,
         )
 
-    def _start_of(self, index: int, click: Correction) -> NDArray[np.float32]:
+    def _as_seen(self, answer: Answer, area: Area | None) -> NDArray[np.float32]:
+        """The logits of an answer as one looks now."""
+        now, before = (
+            self.predictor.source.geometry.looking_at(one) for one in (area, answer.area)
+        )
+        if now == before:
+            return answer.low_res
+        logits = now.low_res_as_seen(torch.from_numpy(answer.low_res)[None, None], before)
+        found: NDArray[np.float32] = logits[0, 0].numpy()
+        return found
+
+    def _start_of(self, index: int, click: Correction) -> Answer:
         """What a click corrects: the slice's last answer; where the object was not found there, the
         nearest one within a few slices, if the click is on it.
         """
-        last = self.low_res[index, click.frame]
-        if not click.positive or (last > 0).any():
+        last = self.answers[index, click.frame]
+        if not click.positive or (last.low_res > 0).any():
             return last
         near = sorted(range(-NEAR, NEAR + 1), key=lambda step: (abs(step), step))
-        answers = (self.low_res.get((index, click.frame + step)) for step in near)
-        return next((a for a in answers if a is not None and (a > 0).any()), last)
+        answers = (self.answers.get((index, click.frame + step)) for step in near)
+        return next((a for a in answers if a is not None and (a.low_res > 0).any()), last)
 
 
 def first_prompt(prompt: str, mask: Mask) -> dict[str, Any]:
@@ -278,13 +315,12 @@ def score_item(
     """All prompts of one item, by the model and, if wanted, by the classical method."""
     frames, targets = read_case(item)
     truths = [target.truth for target in targets]
-    runs = _runs(model, frames, item.kind, truths, **options)
+    run = ModelRun(model, frames, item.kind, truths, **options)
     grey = grey_frames(frames)
     results = []
     for prompt in PROMPTS[item.kind]:
-        seconds = sum(run.run(prompt) for run in runs)
-        found = [mask for run in runs for mask in run.masks]
-        results.append(_scored(item, "model", prompt, targets, found, seconds))
+        seconds = run.run(prompt)
+        results.append(_scored(item, "model", prompt, targets, run.masks, seconds))
         if prompt in _MODEL_ALONE or not classically:
             continue
         started = time.perf_counter()
@@ -292,24 +328,6 @@ def score_item(
         seconds = time.perf_counter() - started
         results.append(_scored(item, "classical", prompt, targets, masks, seconds))
     return results
-
-
-def _runs(
-    model: SAM2,
-    frames: NDArray[Any],
-    kind: str,
-    truths: Sequence[Masks],
-    around: float | None = None,
-    **options: Any,
-) -> list[ModelRun]:
-    """All objects together, or each in an area of its own, so many times its size."""
-    if around is None:
-        return [ModelRun(model, frames, kind, truths, options)]
-    areas = [area_around(truth[prompt_frame(kind, truth)], around) for truth in truths]
-    return [
-        ModelRun(model, frames, kind, [truth], options | {"area": area})
-        for truth, area in zip(truths, areas, strict=True)
-    ]
 
 
 def area_around(mask: Mask, times: float) -> Area:

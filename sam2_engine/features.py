@@ -1,4 +1,4 @@
-"""Image features, computed once per frame and kept within a budget."""
+"""Image features, computed once per frame, or part of it, and kept within a budget."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from sam2_engine.frames import Look
 from sam2_engine.model import ImageFeatures
 
 
@@ -74,18 +75,18 @@ class _Kept(NamedTuple):
 
 
 class FeatureCache:
-    """Keeps the most recently used features, up to a number of bytes."""
+    """Keeps the most recently used features of frames and parts of them, up to some bytes."""
 
     def __init__(
         self,
-        encode: Callable[[Sequence[int]], list[ImageFeatures]],
+        encode: Callable[[Sequence[Look]], list[ImageFeatures]],
         budget: int,
         dtype: torch.dtype | None = None,
         stream: EncodingStream | None = None,
     ) -> None:
         """
         Args:
-            encode: computes the features of some frames, each a batch of 1.
+            encode: computes the features of some looks, each a batch of 1.
             budget: bytes of features to keep; 0 keeps none.
             dtype: what features are rounded to and kept in, such as torch.float16 for half the
                 bytes; by default as they are. They are rounded before their first use, too, so
@@ -96,50 +97,50 @@ class FeatureCache:
         self._dtype = dtype
         self._stream = stream or EncodingStream(torch.device("cpu"))
         self._computed_in = torch.float32
-        self._kept: OrderedDict[int, _Kept] = OrderedDict()
-        self._frame_bytes = 0
+        self._kept: OrderedDict[Look, _Kept] = OrderedDict()
+        self._look_bytes = 0
         self.budget = budget
         self.nbytes = 0
         """Bytes held now; never above the budget."""
         self.encoded = 0
-        """How many frames have been encoded, or looked up in a store."""
+        """How many looks have been encoded, or looked up in a store."""
 
     @property
     def encodes_ahead(self) -> bool:
         """Whether ``encode`` returns at once, and encoding goes on beside other work."""
         return self._stream.is_own
 
-    def __contains__(self, frame: int) -> bool:
+    def __contains__(self, look: Look) -> bool:
         """Whether features are kept, or on their way."""
-        return frame in self._kept
+        return look in self._kept
 
-    def __getitem__(self, frame: int) -> ImageFeatures:
-        """Features of a frame (batch of 1), from the cache or computed now.
+    def __getitem__(self, look: Look) -> ImageFeatures:
+        """Features of a frame or a part of it (batch of 1), from the cache or computed now.
 
         What is encoded later waits for what has been queued up to now, and not for what is
         computed from these features.
         """
         self._stream.follow()
-        if frame in self._kept:
-            self._kept.move_to_end(frame)
-            kept = self._kept[frame]
+        if look in self._kept:
+            self._kept.move_to_end(look)
+            kept = self._kept[look]
         else:
-            (kept,) = self._made([frame])
+            (kept,) = self._made([look])
         self._stream.hand_over(*kept)
         return _as(kept.features, self._computed_in)
 
     def holds(self, count: int) -> bool:
-        """Whether so many frames, as large as those before, can be kept at once."""
-        return 0 < count * self._frame_bytes <= self.budget
+        """Whether the features of so many looks can be kept at once."""
+        return 0 < count * self._look_bytes <= self.budget
 
-    def encode(self, frames: Sequence[int]) -> None:
-        """Encode those of some frames that are not known yet in one batch, and keep all of them
+    def encode(self, looks: Sequence[Look]) -> None:
+        """Encode those of some looks that are not known yet in one batch, and keep all of them
         rather than any others.
         """
-        for frame in frames:
-            if frame in self._kept:
-                self._kept.move_to_end(frame)
-        missing = [frame for frame in frames if frame not in self._kept]
+        for look in looks:
+            if look in self._kept:
+                self._kept.move_to_end(look)
+        missing = [look for look in looks if look not in self._kept]
         if missing:
             self._made(missing)
 
@@ -147,25 +148,25 @@ class FeatureCache:
         self._kept.clear()
         self.nbytes = 0
 
-    def _made(self, frames: Sequence[int]) -> list[_Kept]:
-        """The features of frames, rounded, and kept as far as the budget goes."""
+    def _made(self, looks: Sequence[Look]) -> list[_Kept]:
+        """The features of looks, rounded, and kept as far as the budget goes."""
         with self._stream.encoding():
-            made = self._encode(frames)
+            made = self._encode(looks)
             self._computed_in = made[0].stride16.dtype
             rounded = [_as(features, self._dtype or self._computed_in) for features in made]
             kept = [_Kept(features, self._stream.mark()) for features in rounded]
-        self.encoded += len(frames)
-        for frame, one in zip(frames, kept, strict=True):
-            self._keep(frame, one)
+        self.encoded += len(looks)
+        for look, one in zip(looks, kept, strict=True):
+            self._keep(look, one)
         return kept
 
-    def _keep(self, frame: int, one: _Kept) -> None:
-        self._frame_bytes = size = _nbytes(one.features)
+    def _keep(self, look: Look, one: _Kept) -> None:
+        self._look_bytes = size = _nbytes(one.features)
         if size > self.budget:
             return
         while self.nbytes + size > self.budget:
             self.nbytes -= _nbytes(self._kept.popitem(last=False)[1].features)
-        self._kept[frame] = one
+        self._kept[look] = one
         self.nbytes += size
 
 

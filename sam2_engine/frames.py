@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -14,6 +14,8 @@ from torch.nn import functional as F
 Fit = Literal["stretch", "pad"]
 Area = tuple[int, int, int, int]
 """Part of a frame: y0, x0, y1, x1 in pixels, the last two just beyond it."""
+Look = int | tuple[int, Area]
+"""A frame, or a frame and the part of it that is looked at."""
 Window = tuple[float, float]
 """The intensities shown as black and as white."""
 Windows = Window | tuple[Window, ...]
@@ -22,6 +24,8 @@ Windows = Window | tuple[Window, ...]
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _UNSEEN_LOGIT = -1024.0  # where the model has not looked
+_EMPTY_LOGIT = -16.0  # the same, for a model that is to go on from there
+_ADRIFT = 0.125  # of an area, how far from its middle an object may go before the area follows it
 _SAMPLED_FRAMES = 16
 _SAMPLED_PIXELS = 1 << 16
 
@@ -74,6 +78,57 @@ class Geometry:
         height, width = np.rint(extent * self.image_size / extent.max()).clip(1).astype(int)
         return int(height), int(width)
 
+    def looking_at(self, area: Area | None) -> Geometry:
+        """The same with another part of the frames seen. ValueError: it is not a part of them."""
+        if area is None:
+            return replace(self, area=None)
+        top, left, bottom, right = (int(edge) for edge in area)
+        height, width = self.frame_shape
+        if not (0 <= top < bottom <= height and 0 <= left < right <= width):
+            raise ValueError(
+                f"The area {(top, left, bottom, right)} (y0, x0, y1, x1) is not a part of the "
+                f"frames, which are {height} x {width} pixels."
+            )
+        return replace(self, area=(top, left, bottom, right))
+
+    def following(self, low_res: Tensor) -> Geometry:
+        """With the part of the frames that is seen moved to have an object in its middle, as far as
+        the frames go; the same where the object is near enough to it, or not there.
+
+        low_res: (1, 1, S/4, S/4) logits of the object.
+        """
+        found = torch.nonzero(low_res[0, 0] > 0)
+        if self.area is None or not len(found):
+            return self
+        middle = (found.amin(0) + found.amax(0) + 1).cpu().numpy() / 2 * 4 / self.filled
+        seen = np.array(self.seen_shape)
+        if (np.abs(middle - 0.5) <= _ADRIFT).all():
+            return self
+        corner = np.rint(self.seen[:2] + (middle - 0.5) * seen)
+        top, left = corner.clip(0, np.array(self.frame_shape) - seen).astype(int).tolist()
+        height, width = self.seen_shape
+        return replace(self, area=(top, left, top + height, left + width))
+
+    def low_res_as_seen(self, low_res: Tensor, before: Geometry) -> Tensor:
+        """(B, 1, s, s) logits of a part of the frame that was seen before, -> (B, 1, S/4, S/4) of
+        the part that is seen now; what was not seen is empty.
+        """
+        side = self.image_size // 4
+        grid = []
+        for axis in (1, 0):  # x, y
+            at = (np.arange(side) + 0.5) * 4 / self.filled[axis]  # parts of what is seen
+            at = self.seen[axis] + at * self.seen_shape[axis]  # pixels of the frame
+            at = (at - before.seen[axis]) / before.seen_shape[axis]
+            at[(at < 0) | (at > 1)] = np.inf
+            at = at * before.filled[axis] / before.image_size
+            grid.append(torch.from_numpy((at * 2 - 1).astype(np.float32)).to(low_res.device))
+        x, y = torch.broadcast_tensors(grid[0][None, :], grid[1][:, None])
+        places = torch.stack((x, y), -1)[None].expand(len(low_res), -1, -1, -1)
+        raised = low_res.float().clamp(min=_EMPTY_LOGIT) - _EMPTY_LOGIT
+        inside = torch.isfinite(places).all(-1)[:, None]
+        found = F.grid_sample(raised, places.nan_to_num(0, 2, -2), align_corners=False)
+        return torch.where(inside, found, 0) + _EMPTY_LOGIT
+
     def to_model(self, yx: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, 2) y, x in frame pixels -> (N, 2) x, y in model pixels."""
         scale = np.array(self.filled, np.float32) / np.array(self.seen_shape, np.float32)
@@ -122,13 +177,12 @@ class FrameSource:
         window: Windows | None = None,
         fit: Fit = "stretch",
         pixel_size: tuple[float, float] = (1.0, 1.0),
-        area: Area | None = None,
     ) -> None:
         """Look at the first frame for the shape, and at some more for the window if none is given.
 
         Raises:
             ValueError: no frames, frames that are not 2-D or colours, an unknown fit, a window
-                that is empty, pixels without a size, or an area that is not in the frames.
+                that is empty, or pixels without a size.
         """
         if len(frames) == 0:
             raise ValueError("The sequence has no frames.")
@@ -140,15 +194,7 @@ class FrameSource:
         first = self._read(0)
         self._raw_shape = first.shape
         shape = first.shape[0], first.shape[1]
-        if area is not None:
-            top, left, bottom, right = (int(edge) for edge in area)
-            area = (top, left, bottom, right)
-            if not (0 <= top < bottom <= shape[0] and 0 <= left < right <= shape[1]):
-                raise ValueError(
-                    f"The area {area} (y0, x0, y1, x1) is not a part of the frames, which are "
-                    f"{shape[0]} x {shape[1]} pixels."
-                )
-        self.geometry = Geometry(shape, image_size, fit, pixel_size, area)
+        self.geometry = Geometry(shape, image_size, fit, pixel_size)
         if window is None:
             window = sample_window(frames)
         channels = first.shape[2] if first.ndim == 3 else 1
@@ -162,8 +208,10 @@ class FrameSource:
         """Height and width of a frame."""
         return self.geometry.frame_shape
 
-    def __getitem__(self, index: int) -> Tensor:
-        """Frame as the model sees it, (3, S, S) float32 on the CPU."""
+    def __getitem__(self, look: Look) -> Tensor:
+        """A frame, or a part of it, as the model sees it, (3, S, S) float32 on the CPU."""
+        index, area = look if isinstance(look, tuple) else (look, None)
+        geometry = self.geometry.looking_at(area)
         frame = self._read(index)
         if frame.shape != self._raw_shape:
             raise ValueError(
@@ -178,7 +226,7 @@ class FrameSource:
         image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
         if len(image) == 2:
             image = image[[0, 1, 0]]
-        image = self.geometry.image_to_model(image[None])[0].expand(3, -1, -1)
+        image = geometry.image_to_model(image[None])[0].expand(3, -1, -1)
         mean = torch.tensor(_IMAGENET_MEAN)[:, None, None]
         std = torch.tensor(_IMAGENET_STD)[:, None, None]
         return (image - mean) / std

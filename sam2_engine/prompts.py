@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sam2_engine.frames import Area
+
 Box = tuple[float, float, float, float]
 
 
@@ -29,6 +31,8 @@ class Prompt:
     """(N,) ascending; points of one number were placed together. None: each by itself."""
     within: NDArray[np.bool_] | None = None
     """(H, W) where the object may lie, such as what a person has drawn a line around."""
+    area: Area | None = None
+    """The part of the frame to look at; None: all."""
 
     @classmethod
     def create(
@@ -41,6 +45,7 @@ class Prompt:
         mask_input: ArrayLike | None = None,
         strokes: ArrayLike | None = None,
         within: ArrayLike | None = None,
+        area: Area | None = None,
     ) -> Prompt:
         """Check and convert; raises ValueError that says what is wrong with which prompt."""
         yx = np.empty((0, 2), np.float32)
@@ -61,25 +66,25 @@ class Prompt:
             corners = (min(y0, y1), min(x0, x1), max(y0, y1), max(x0, x1))
             _check_inside(np.array(corners, np.float32).reshape(2, 2), frame_shape, "box corner")
 
-        area: NDArray[np.bool_] | None = None
+        answer: NDArray[np.bool_] | None = None
         if mask is not None:
             if len(yx) or corners is not None:
                 raise ValueError(
                     "A mask is a frame's whole answer: give it alone, without points or a box. "
                     "To correct an earlier answer with points, give its logits as mask_input."
                 )
-            area = np.asarray(mask) != 0
-            if area.shape != frame_shape:
-                raise ValueError(f"The mask is {area.shape}, but the frames are {frame_shape}.")
+            answer = np.asarray(mask) != 0
+            if answer.shape != frame_shape:
+                raise ValueError(f"The mask is {answer.shape}, but the frames are {frame_shape}.")
 
         logits: NDArray[np.float32] | None = None
         if mask_input is not None:
             logits = np.array(mask_input, np.float32)
-            if area is not None:
+            if answer is not None:
                 raise ValueError("Give a mask or a mask_input, not both.")
             if logits.ndim != 2:
                 raise ValueError(f"mask_input must be (h, w) logits, not {logits.shape}.")
-        if not len(yx) and corners is None and area is None:
+        if not len(yx) and corners is None and answer is None:
             raise ValueError("There is nothing in this prompt: give points, a box or a mask.")
         together = None if strokes is None else np.array(strokes, np.int64)
         if together is not None and together.shape != (len(yx),):
@@ -87,7 +92,7 @@ class Prompt:
         limits = None if within is None else np.asarray(within) != 0
         if limits is not None and limits.shape != frame_shape:
             raise ValueError(f"within is {limits.shape}, but the frames are {frame_shape}.")
-        return cls(yx, signs, corners, area, logits, together, limits)
+        return cls(yx, signs, corners, answer, logits, together, limits, area)
 
     @property
     def trims(self) -> bool:

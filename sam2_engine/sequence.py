@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from sam2_engine.features import EncodingStream, FeatureCache, FeatureStore
-from sam2_engine.frames import Area, Fit, Frames, FrameSource, Geometry, Windows
+from sam2_engine.frames import Area, Fit, Frames, FrameSource, Geometry, Look, Windows
 from sam2_engine.holes import fill_small_holes
 from sam2_engine.memory import (
     CONFIDENT_IOU,
@@ -62,6 +62,9 @@ class FrameResult:
     given: Mapping[int, NDArray[np.bool_]]
     """(H, W) masks that were given as prompts on this frame, by object; they are the answer."""
     geometry: Geometry
+    """Of frames that are seen in the whole."""
+    areas: tuple[Area | None, ...]
+    """(N,) the part of the frame that was looked at for each object; None: all."""
 
     @property
     def logits(self) -> NDArray[np.float32]:
@@ -109,7 +112,8 @@ class FrameResult:
 
     def _logits_of(self, index: int) -> NDArray[np.float32]:
         low_res = torch.from_numpy(self.low_res[index])[None, None]
-        logits: NDArray[np.float32] = self.geometry.logits_to_frame(low_res)[0, 0].numpy()
+        seen = self.geometry.looking_at(self.areas[index])
+        logits: NDArray[np.float32] = seen.logits_to_frame(low_res)[0, 0].numpy()
         return logits
 
 
@@ -121,6 +125,7 @@ class _Answer:
     iou: Tensor  # (1,)
     object_score: Tensor  # (1, 1)
     pointer: Tensor  # (1, C)
+    area: Area | None  # of the frame, that was looked at
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,8 @@ class _Runner:
     """The frame that comes next."""
     last: Tensor
     """(1, 1, S/4, S/4) mask logits on the frame before it."""
+    area: Area | None
+    """The part of the frames that they show."""
     end: int
     """The last frame that is wanted now."""
     absent: int = 0
@@ -223,7 +230,6 @@ class SequencePredictor:
         window: Windows | None = None,
         fit: Fit = "stretch",
         pixel_size: tuple[float, float] = (1.0, 1.0),
-        area: Area | None = None,
         max_prompted_frames: int | Literal["adjacent"] | None = 8,
         end_after: int | None = None,
         memory: MemorySelection = "recent",
@@ -243,9 +249,6 @@ class SequencePredictor:
                 or one for each channel; by default the 0.5 and 99.5 percentiles of sampled frames.
             fit: "stretch" frames to the model's square as published, or "pad" to keep the aspect.
             pixel_size: height and width of a pixel in any unit, for the aspect.
-            area: (y0, x0, y1, x1), the part of the frames to look at, the last two just beyond it;
-                by default all. A small object is seen in more detail in an area some times its
-                size, and not found outside. Prompts and masks are in pixels of the whole frames.
             max_prompted_frames: prompted frames that a tracked frame sees, the nearest; None: all.
                 "adjacent": the last one before it and the first one after it, so that a prompt
                 changes no frame beyond the prompted frames next to it.
@@ -267,7 +270,7 @@ class SequencePredictor:
                 clicks in separate calls; else all at once, as published for one call.
         """
         self.model = model
-        self.source = FrameSource(frames, model.image_size, window, fit, pixel_size, area)
+        self.source = FrameSource(frames, model.image_size, window, fit, pixel_size)
         # Without a reference to self, a predictor that is let go frees its features at once.
         self.features = FeatureCache(
             partial(_encode, model, self.source, store),
@@ -318,6 +321,7 @@ class SequencePredictor:
         mask_input: ArrayLike | None = None,
         strokes: ArrayLike | None = None,
         within: ArrayLike | None = None,
+        area: Area | None = None,
     ) -> None:
         """Say all there is to say of an object on a frame; replaces what was said of it there.
 
@@ -331,15 +335,27 @@ class SequencePredictor:
             strokes: (N,) ascending; of points with one number, placed together, `refine_clicks`
                 makes one round. By default each has its own.
             within: (H, W), nonzero where the object may lie.
+            area: y0, x0, y1, x1, the last two just beyond it: the part of the frame to look at; by
+                default all. A small object is seen in more detail in an area some times its size,
+                which follows it from here to other frames, and is not found outside. Prompts and
+                masks are in pixels of the whole frames all the same, but for mask_input.
 
         Raises:
-            ValueError: no such frame, a coordinate outside, or shapes that do not fit.
+            ValueError: no such frame, a coordinate or an area outside, or shapes that do not fit.
         """
         if int(object_id) != object_id or object_id <= 0:
             raise ValueError(f"An object's id is a positive integer, not {object_id}.")
         self._check_frame(frame)
         prompt = Prompt.create(
-            self.source.shape, points, labels, box, mask, mask_input, strokes, within
+            self.source.shape,
+            points,
+            labels,
+            box,
+            mask,
+            mask_input,
+            strokes,
+            within,
+            self.source.geometry.looking_at(area).area,
         )
         side = self.model.image_size // 4
         if prompt.mask_input is not None and prompt.mask_input.shape != (side, side):
@@ -529,7 +545,8 @@ class SequencePredictor:
             else MemoryBank(config, len(self), sweep.frames.step, memories, most)
         )
         origin = self._prompted_frame(sweep.origin).answers[sweep.object_id]
-        return _Runner(sweep, state, bank, sweep.frames[0], origin.low_res, wanted[-1])
+        first = sweep.frames[0]
+        return _Runner(sweep, state, bank, first, origin.low_res, origin.area, wanted[-1])
 
     def _pause(self, runner: _Runner) -> None:
         """Keep a sweep that was begun and not finished."""
@@ -553,38 +570,42 @@ class SequencePredictor:
         runners = [runner for runner in runners if runner not in trimmed]
         for runner in runners:
             if self._has_ended(runner):
-                answers[runner.sweep.object_id] = self._absent()
+                answers[runner.sweep.object_id] = self._absent(runner.area)
                 runner.next += runner.sweep.frames.step
         runners = [runner for runner in runners if not self._has_ended(runner)]
         if not runners:
             return answers
-        self._encode_with_next(frame, runners)
-        features = self.features[frame]
-        groups: dict[tuple[int, int], list[tuple[_Runner, Tensor, Tensor]]] = defaultdict(list)
+        self._follow(runners)
+        self._encode_with_next(frame, [runner for runner in runners if runner.area is None])
+        groups: dict[tuple[bool, int, int], list[tuple[_Runner, Tensor, Tensor]]] = defaultdict(
+            list
+        )
         for runner in runners:
             tokens, place, num_pointers = self.model.memory_tokens(
                 *runner.bank.recall(frame), self._pool
             )
-            groups[tokens.shape[1], num_pointers].append((runner, tokens, place))
+            key = runner.area is None, tokens.shape[1], num_pointers
+            groups[key].append((runner, tokens, place))
 
-        portions = [(n, part) for (_, n), group in groups.items() for part in _portions(group)]
+        portions = [(n, part) for (_, _, n), group in groups.items() for part in _portions(group)]
         for num_pointers, members in portions:
             tokens = torch.cat([tokens for _, tokens, _ in members])
             places = torch.cat([place for _, _, place in members])
-            shared = features.expand(len(members))
+            areas = [runner.area for runner, _, _ in members]
+            features = self._features(frame, areas)
             conditioned = self.model.attend_to_memory(
-                shared, tokens, places, num_pointers, self._pool
+                features, tokens, places, num_pointers, self._pool
             )
             before = None
             if self.model.config.draws_prompts:
                 before = torch.cat([runner.last for runner, _, _ in members])
                 before = before.clamp(-_MASK_INPUT_LIMIT, _MASK_INPUT_LIMIT)
             decoded = self.model.decode_masks(
-                shared, conditioned, mask_input=before, multimask=True
+                features, conditioned, mask_input=before, multimask=True
             )
-            memories = self._remember_tracked(shared, decoded)
+            memories = self._remember_tracked(features, decoded)
             for (runner, _, _), answer, memory in zip(
-                members, self._split(decoded), memories, strict=True
+                members, self._split(decoded, areas), memories, strict=True
             ):
                 answers[runner.sweep.object_id] = answer
                 self._advance(frame, runner, answer, memory)
@@ -595,17 +616,43 @@ class SequencePredictor:
         confidence = self._confidence(answer)
         runner.bank.add(frame, memory, confidence)
         if not self._is_selective or confidence >= CONFIDENT_IOU:
-            runner.last = answer.low_res
+            runner.last, runner.area = answer.low_res, answer.area
         runner.next += runner.sweep.frames.step
         if self._end_after is not None:
             is_found = bool((answer.low_res > 0).any())
             runner.absent = 0 if is_found else runner.absent + 1
 
+    def _follow(self, runners: Sequence[_Runner]) -> None:
+        """Move areas to where their objects were last."""
+        for runner in runners:
+            before = self.source.geometry.looking_at(runner.area)
+            now = before.following(runner.last)
+            if now != before:
+                runner.last = now.low_res_as_seen(runner.last, before)
+                runner.area = now.area
+
+    def _features(self, frame: int, areas: Sequence[Area | None]) -> ImageFeatures:
+        """Of a frame as it is looked at for some objects: for all of them on all of it, or for each
+        in an area.
+        """
+        if areas[0] is None:
+            return self.features[frame].expand(len(areas))
+        looks: list[Look] = [(frame, area) for area in areas if area is not None]
+        count = frames_at_once(self.model)
+        different = list(dict.fromkeys(looks))
+        if self.features.holds(len(different)):
+            for start in range(0, len(different), count):
+                self.features.encode(different[start : start + count])
+        found = [self.features[look] for look in looks]
+        return ImageFeatures(*(torch.cat(level) for level in zip(*found, strict=True)))
+
     def _encode_with_next(self, frame: int, runners: Sequence[_Runner]) -> None:
         """Encode some of the next frames together with this one, which is quicker where frames are
         small for the machine.
+
+        runners: that look at all of the frames.
         """
-        if frame in self.features:
+        if not runners or frame in self.features:
             return
         count, step = frames_at_once(self.model), runners[0].sweep.frames.step
         due = self._sure_of(runners, count)
@@ -621,7 +668,7 @@ class SequencePredictor:
         """
         count = frames_at_once(self.model)
         most = 2 * count - 1  # the rest of this batch, and the next one
-        due = self._sure_of(runners, most)
+        due = self._sure_of([runner for runner in runners if runner.area is None], most)
         following = [t for t in range(frame + step, frame + (most + 1) * step, step) if t in due]
         missing = [t for t in following if t not in self.features]
         is_enough = len(following) - len(missing) >= count
@@ -650,7 +697,7 @@ class SequencePredictor:
     def _has_ended(self, runner: _Runner) -> bool:
         return self._end_after is not None and runner.absent >= self._end_after
 
-    def _absent(self) -> _Answer:
+    def _absent(self, area: Area | None) -> _Answer:
         """The answer on a frame beyond an object's end."""
         config, device = self.model.config, self.model.device
         side = config.image_size // 4
@@ -659,6 +706,7 @@ class SequencePredictor:
             iou=torch.zeros(1, device=device),
             object_score=torch.full((1, 1), _ABSENT, device=device),
             pointer=torch.zeros((1, config.d_model), device=device),
+            area=area,
         )
 
     # -- prompted frames -----------------------------------------------------------------------
@@ -687,10 +735,9 @@ class SequencePredictor:
         if not prompts:
             return {}
         rounds = {i: list(p.rounds()) if self._refine_clicks else [p] for i, p in prompts.items()}
-        features = self.features[frame]
         answers: dict[int, _Answer] = {}
         for turn in range(max(map(len, rounds.values()))):
-            groups: dict[tuple[bool, int, bool], list[int]] = defaultdict(list)
+            groups: dict[tuple[bool, bool, int, bool], list[int]] = defaultdict(list)
             asked: dict[int, Prompt] = {}
             for i, own in rounds.items():
                 if turn >= len(own):
@@ -699,31 +746,37 @@ class SequencePredictor:
                 if turn:
                     p = replace(p, mask_input=answers[i].low_res[0, 0].cpu().float().numpy())
                 asked[i] = p
-                groups[p.mask is None, p.num_tokens, p.mask_input is None].append(i)
+                form = p.mask is None, p.num_tokens, p.mask_input is None
+                groups[p.area is None, *form].append(i)
             for members in (part for group in groups.values() for part in _portions(group)):
+                areas = [asked[i].area for i in members]
+                features = self._features(frame, areas)
                 decoded = self._decode_group(features, [asked[i] for i in members])
-                answers.update(zip(members, self._split(decoded), strict=True))
+                answers.update(zip(members, self._split(decoded, areas), strict=True))
         return {i: self._within(prompts[i], answer) for i, answer in answers.items()}
 
     def _within(self, prompt: Prompt, answer: _Answer) -> _Answer:
         """An answer without what lies where the object may not lie."""
         if prompt.within is None:
             return answer
-        allowed = self.source.geometry.mask_to_low_res(torch.from_numpy(prompt.within)[None, None])
+        seen = self.source.geometry.looking_at(prompt.area)
+        allowed = seen.mask_to_low_res(torch.from_numpy(prompt.within)[None, None])
         outside = allowed.to(answer.low_res.device) < 0.5
         limited = torch.where(outside, answer.low_res.clamp(max=_BEYOND), answer.low_res)
         return replace(answer, low_res=limited)
 
     def _decode_group(self, features: ImageFeatures, prompts: Sequence[Prompt]) -> Decoded:
-        geometry = self.source.geometry
-        shared = features.expand(len(prompts))
+        """features: of what is looked at for each of them."""
+        seen = [self.source.geometry.looking_at(p.area) for p in prompts]
         if prompts[0].mask is not None:
-            masks = torch.from_numpy(np.stack([p.mask for p in prompts if p.mask is not None]))
-            return self.model.mask_as_output(
-                shared, geometry.mask_to_model(masks[:, None].to(self.model.device))
-            )
+            masks = [
+                geometry.mask_to_model(torch.from_numpy(p.mask)[None, None].to(self.model.device))
+                for geometry, p in zip(seen, prompts, strict=True)
+                if p.mask is not None
+            ]
+            return self.model.mask_as_output(features, torch.cat(masks))
         points, labels = [], []
-        for p in prompts:
+        for geometry, p in zip(seen, prompts, strict=True):
             yx, signs = p.points, p.labels
             if p.box is not None:  # the corners come first
                 yx = np.concatenate((np.array(p.box, np.float32).reshape(2, 2), yx))
@@ -736,8 +789,8 @@ class SequencePredictor:
             mask_input = torch.from_numpy(stacked)[:, None].to(self.model.device)
             mask_input = mask_input.clamp(-_MASK_INPUT_LIMIT, _MASK_INPUT_LIMIT)
         return self.model.decode_masks(
-            shared,
-            self.model.without_memory(shared),
+            features,
+            self.model.without_memory(features),
             torch.from_numpy(np.stack(points)).to(self.model.device),
             torch.from_numpy(np.stack(labels)).to(self.model.device),
             mask_input,
@@ -747,10 +800,12 @@ class SequencePredictor:
     @torch.inference_mode()
     def _remember_prompted(self, frame: int, answers: Mapping[int, _Answer]) -> dict[int, Memory]:
         memories: dict[int, Memory] = {}
-        for ids in _portions(list(answers)):
+        whole = [i for i, answer in answers.items() if answer.area is None]
+        close = [i for i, answer in answers.items() if answer.area is not None]
+        for ids in (*_portions(whole), *_portions(close)):
             low_res = torch.cat([answers[i].low_res for i in ids])
             score = torch.cat([answers[i].object_score for i in ids])
-            features = self.features[frame].expand(len(ids))
+            features = self._features(frame, [answers[i].area for i in ids])
             encoded = self.model.encode_memory(
                 features, self.model.upscale(low_res), score, binarise=True
             )
@@ -769,13 +824,13 @@ class SequencePredictor:
             for i in range(len(encoded))
         ]
 
-    def _split(self, decoded: Decoded) -> Iterator[_Answer]:
+    def _split(self, decoded: Decoded, areas: Sequence[Area | None]) -> Iterator[_Answer]:
         """One answer per object, with small holes filled if asked for."""
         low_res = fill_small_holes(decoded.low_res, self._fill_holes)
         iou, score, pointer = decoded.iou, decoded.object_score, decoded.pointer
-        for i in range(len(low_res)):
+        for i, area in enumerate(areas):
             one = slice(i, i + 1)
-            yield _Answer(low_res[one], iou[one], score[one], pointer[one])
+            yield _Answer(low_res[one], iou[one], score[one], pointer[one], area)
 
     def _result(
         self,
@@ -801,6 +856,7 @@ class SequencePredictor:
             object_score=gather([answers[i].object_score for i in ids]),
             given={i: mask for i, mask in masks.items() if mask is not None},
             geometry=self.source.geometry,
+            areas=tuple(answers[i].area for i in ids),
         )
 
     def _chosen(self, objects: Iterable[int] | None) -> tuple[int, ...]:
@@ -827,10 +883,10 @@ def _portions(members: list[T]) -> Iterator[list[T]]:
 
 @torch.inference_mode()
 def _encode(
-    model: SAM2, source: FrameSource, store: FeatureStore | None, frames: Sequence[int]
+    model: SAM2, source: FrameSource, store: FeatureStore | None, looks: Sequence[Look]
 ) -> list[ImageFeatures]:
-    """Features of each frame, a batch of 1, from the store or encoded in one batch."""
-    images = [source[frame] for frame in frames]
+    """Features of each look, a batch of 1, from the store or encoded in one batch."""
+    images = [source[look] for look in looks]
     stored = [None if store is None else store.get(image) for image in images]
     unknown = [image for image, known in zip(images, stored, strict=True) if known is None]
     if unknown:

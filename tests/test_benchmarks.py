@@ -341,7 +341,7 @@ def test_corrections_add_to_the_prompted_slice_and_refine_others(model: SAM2) ->
     assert prompts[2].box is None
     assert prompts[2].points.tolist() == [[3, 5], [9, 10]]
     assert prompts[2].labels.tolist() == [0, 1]
-    assert np.array_equal(prompts[2].mask_input, run.low_res[0, 2])
+    assert np.array_equal(prompts[2].mask_input, run.answers[0, 2].low_res)
 
 
 def test_without_memory_each_slice_follows_from_the_box_before(
@@ -378,7 +378,7 @@ def test_objects_do_not_change_each_other(model: SAM2) -> None:
     alone = quality.ModelRun(model, frames, "volume", [two])
     for run in (together, alone):
         run.run("click")
-    logits = [run.low_res[index, 0] for run, index in ((together, 1), (alone, 0))]
+    logits = [run.answers[index, 0].low_res for run, index in ((together, 1), (alone, 0))]
     assert np.allclose(*logits, atol=1e-3)
 
 

@@ -1,10 +1,12 @@
 """Frames in the model's terms: their aspect, their channels and their intensity windows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from sam2_engine.frames import FrameSource, Geometry, sample_window
+from sam2_engine.frames import Fit, FrameSource, Geometry, sample_window
 
 
 def grey_levels(source: FrameSource, frame: int = 0) -> torch.Tensor:
@@ -89,15 +91,16 @@ def test_a_part_of_the_frames_is_seen_as_if_it_were_the_whole() -> None:
     area = (10, 20, 34, 52)
     part = frames[:, 10:34, 20:52]
     for fit in ("stretch", "pad"):
-        seen = FrameSource(frames, 64, (0, 255), fit, area=area)
+        source = FrameSource(frames, 64, (0, 255), fit)
         alone = FrameSource(part, 64, (0, 255), fit)
-        assert torch.equal(seen[1], alone[1])
+        assert torch.equal(source[1, area], alone[1])
+        seen = source.geometry.looking_at(area)
         yx = np.array([[10, 20], [33.5, 51]], np.float32)
         np.testing.assert_allclose(
-            seen.geometry.to_model(yx), alone.geometry.to_model(yx - np.float32([10, 20]))
+            seen.to_model(yx), alone.geometry.to_model(yx - np.float32([10, 20]))
         )
         low_res = torch.randn(1, 1, 16, 16)
-        logits = seen.geometry.logits_to_frame(low_res)
+        logits = seen.logits_to_frame(low_res)
         assert logits.shape == (1, 1, 40, 60)
         inside = alone.geometry.logits_to_frame(low_res)
         assert torch.equal(logits[..., 10:34, 20:52], inside)
@@ -105,7 +108,7 @@ def test_a_part_of_the_frames_is_seen_as_if_it_were_the_whole() -> None:
         mask = torch.zeros(1, 1, 40, 60)
         mask[..., 15:25, 25:40] = 1
         assert torch.equal(
-            seen.geometry.mask_to_model(mask),
+            seen.mask_to_model(mask),
             alone.geometry.mask_to_model(mask[..., 10:34, 20:52]),
         )
 
@@ -113,4 +116,45 @@ def test_a_part_of_the_frames_is_seen_as_if_it_were_the_whole() -> None:
 @pytest.mark.parametrize("area", [(0, 0, 0, 5), (-1, 0, 5, 5), (0, 0, 41, 5), (9, 5, 5, 9)])
 def test_an_area_that_is_not_in_the_frames_is_refused(area: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="not a part of the frames, which are 40 x 60"):
-        FrameSource(np.zeros((2, 40, 60)), 64, area=area)
+        FrameSource(np.zeros((2, 40, 60)), 64)[0, area]
+
+
+def low_res_of(geometry: Geometry, y: float, x: float, radius: float = 6) -> torch.Tensor:
+    """(1, 1, S/4, S/4) logits of a disc at y, x of the frame, 1 a pixel inside of its edge."""
+    rows, columns = np.indices(geometry.frame_shape)
+    disc = radius - np.hypot(rows - y, columns - x)
+    raised = torch.from_numpy(disc.astype(np.float32))[None, None].clamp(min=-16) + 16
+    return torch.nn.functional.avg_pool2d(geometry.image_to_model(raised), 4) - 16
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad"])
+def test_an_area_follows_an_object_that_leaves_its_middle(fit: Fit) -> None:
+    seen = Geometry((200, 300), 128, fit, area=(40, 60, 100, 140))
+    assert seen.following(low_res_of(seen, 70, 100)) == seen
+    assert seen.following(low_res_of(seen, 74, 106)) == seen, "near its middle"
+    top, left, bottom, right = seen.following(low_res_of(seen, 84, 100)).area or ()
+    assert (bottom - top, right - left) == (60, 80)
+    assert abs((top + bottom) / 2 - 84.5) <= 2 and abs((left + right) / 2 - 100.5) <= 2
+    at_the_edge = replace(seen, area=(0, 0, 60, 80))
+    assert at_the_edge.following(low_res_of(at_the_edge, 8, 8)) == at_the_edge
+    assert seen.following(torch.full((1, 1, 32, 32), -1024.0)) == seen, "it is not there"
+    whole = seen.looking_at(None)
+    assert whole.following(low_res_of(whole, 8, 8)) == whole
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad"])
+def test_what_was_seen_in_one_part_is_known_in_another(fit: Fit) -> None:
+    """To within a pixel of the coarser one, and where it was not seen there is nothing."""
+    whole = Geometry((200, 300), 256, fit, (2.0, 1.0))
+    parts = [whole, whole.looking_at((40, 60, 110, 130)), whole.looking_at((50, 90, 130, 170))]
+    for before in parts:
+        for now in parts:
+            found = now.low_res_as_seen(low_res_of(before, 80, 110, 14), before)
+            assert found.shape == (1, 1, 64, 64)
+            true = low_res_of(now, 80, 110, 14)
+            area = max(int((true > 0).sum()), 1)
+            assert int(((found > 0) != (true > 0)).sum()) <= 0.35 * area, (before.area, now.area)
+    one, other = whole.looking_at((0, 0, 50, 50)), whole.looking_at((20, 20, 90, 90))
+    seen = one.low_res_as_seen(torch.full((1, 1, 64, 64), 5.0), other)
+    on_frame = one.logits_to_frame(seen)[0, 0] > 0
+    assert on_frame[25:45, 25:45].all() and not on_frame[:18].any() and not on_frame[:, :18].any()

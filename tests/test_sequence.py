@@ -253,19 +253,82 @@ def predictor_like(p: SequencePredictor) -> SequencePredictor:
     return other
 
 
-def test_an_area_gives_the_masks_of_its_frames_alone_in_their_place() -> None:
+def test_an_area_gives_the_masks_of_its_frames_alone_in_their_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Geometry, "following", lambda self, low_res: self)
     top, left, bottom, right = area = (5, 5, 45, 69)
-    whole = predictor(window=(0, 900), area=area)
+    whole = predictor(window=(0, 900))
     alone = predictor(movie()[:, top:bottom, left:right], window=(0, 900))
     for p, dy, dx in ((whole, 0, 0), (alone, top, left)):
-        p.set_prompts(1, 0, box=(15 - dy, 10 - dx, 35 - dy, 30 - dx))
-        p.set_prompts(2, 1, points=[(25 - dy, 21 - dx)])
+        seen = {"area": area} if p is whole else {}
+        p.set_prompts(1, 0, box=(15 - dy, 10 - dx, 35 - dy, 30 - dx), **seen)
+        p.set_prompts(2, 1, points=[(25 - dy, 21 - dx)], **seen)
         mask = disc()
-        p.set_prompts(3, 2, mask=mask if p is whole else mask[top:bottom, left:right])
+        mask = mask if p is whole else mask[top:bottom, left:right]
+        p.set_prompts(3, 2, mask=mask, **seen)
     for one, other in zip(whole.propagate(), alone.propagate(), strict=True):
         inside = one.masks[:, top:bottom, left:right]
         np.testing.assert_array_equal(inside, other.masks)
         assert one.masks.sum() == inside.sum()
+        assert set(one.areas) == {area} and set(other.areas) == {None}
+
+
+AREAS = {1: (0, 0, 50, 48), 2: None, 7: (5, 6, 55, 54), 9: (0, 0, 50, 48)}
+
+
+@pytest.mark.parametrize("cache_bytes", [1 << 30, 1 << 20, 0])
+@pytest.mark.parametrize("draws", [False, True])
+def test_objects_in_areas_are_together_as_alone(draws: bool, cache_bytes: int) -> None:
+    together = predictor(draws=draws, cache_bytes=cache_bytes)
+    for i, frame, prompt in PROMPTS:
+        together.set_prompts(i, frame, area=AREAS[i], **prompt)
+    everything = collect(together.propagate())
+    for alone in AREAS:
+        p = predictor(draws=draws)
+        for i, frame, prompt in PROMPTS:
+            if i == alone:
+                p.set_prompts(i, frame, area=AREAS[i], **prompt)
+        found = collect(p.propagate())
+        assert found.keys() == {key for key in everything if key[1] == alone}
+        for key, low_res in found.items():
+            np.testing.assert_allclose(low_res, everything[key], atol=1e-3, err_msg=str(key))
+
+
+def test_a_stopped_propagation_in_areas_goes_on_where_it_was() -> None:
+    p, other = predictor(draws=True), predictor(draws=True)
+    for one in (p, other):
+        for i, frame, prompt in PROMPTS:
+            one.set_prompts(i, frame, area=AREAS[i], **prompt)
+    expected = areas_of(other.propagate())
+    running = p.propagate()
+    found = areas_of(itertools.islice(running, 5))
+    running.close()
+    assert areas_of(p.propagate()) | found == expected
+
+
+def areas_of(results: Any) -> dict[tuple[int, int], Any]:
+    return {(r.frame, i): a for r in results for i, a in zip(r.object_ids, r.areas, strict=True)}
+
+
+def test_an_area_follows_a_small_object_across_the_frames() -> None:
+    """By the bundled model, in both directions."""
+    last = 36
+    noise = np.random.default_rng(0).normal(0, 8, (last + 1, 140, 320))
+    t, y, x = np.indices(noise.shape)
+    disc = (y - 50 - t) ** 2 + (x - 50 - 6 * t) ** 2 < 150
+    model = load_model("nano", "cpu")
+    p = SequencePredictor(model, noise + 120 * disc, window=(-20, 130), fit="pad")
+    middle = last // 2
+    p.set_prompts(1, middle, mask=disc[middle], area=(8, 98, 128, 218))
+    found = {result.frame: result for result in p.propagate()}
+    for frame in (0, 6, 30, last):
+        (area,) = found[frame].areas
+        assert area is not None and (area[2] - area[0], area[3] - area[1]) == (120, 120)
+        mask = found[frame].masks[0]
+        assert (mask & disc[frame]).sum() > 0.6 * (mask | disc[frame]).sum(), frame
+    (first,), (end,) = found[0].areas, found[last].areas
+    assert first is not None and end is not None and first[3] < end[1] + 10, "they are far apart"
 
 
 def test_each_object_and_frame_comes_once_and_steps_are_counted() -> None:
@@ -517,7 +580,7 @@ def test_a_mask_prompt_is_the_answer_to_the_pixel() -> None:
 def test_overlaps_go_to_the_larger_logit() -> None:
     low_res = np.array([[[3.0, 1.0], [-1.0, 2.0]], [[2.0, 5.0], [-2.0, -3.0]]], np.float32)
     ones = np.ones(2, np.float32)
-    result = FrameResult(0, (3, 8), low_res, ones, ones, {}, Geometry((2, 2), 8))
+    result = FrameResult(0, (3, 8), low_res, ones, ones, {}, Geometry((2, 2), 8), (None, None))
     np.testing.assert_array_equal(result.labels(), [[3, 8], [0, 3]])
     np.testing.assert_array_equal(result.masks.sum(axis=(1, 2)), [3, 2])
 

@@ -74,8 +74,8 @@ def _velocities(rng: np.random.Generator, labels: np.ndarray, frames: int) -> Te
             x_step, y_step = step - _SPRING * way
             way += x_step, y_step
             angle, stretch, slant = rng.normal(0, turn), *rng.normal(0, strain, 2)
-            total[(frame, 0, *around)] += here * (x_step + stretch * x + (slant - angle) * y)
-            total[(frame, 1, *around)] += here * (y_step + (slant + angle) * x - stretch * y)
+            total[frame, 0][around] += here * (x_step + stretch * x + (slant - angle) * y)
+            total[frame, 1][around] += here * (y_step + (slant + angle) * x - stretch * y)
         weight[around] += here
     return torch.from_numpy(total / weight)[:, None]
 

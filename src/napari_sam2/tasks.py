@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +28,6 @@ _MOST_CLICKS = 8  # for one scribble
 _CLICK_DISTANCE = 0.1  # of the frame, at least between them
 _ROUGH = 16.0  # the logit in the middle of a lasso
 _CACHE_BYTES = 1 << 30
-_MOST_CLOSE = 8  # objects with an area of their own whose features are kept, each its share
 
 Anchors = Mapping[int, SlicePrompts]
 """Frame -> what masks of one object follow from."""
@@ -231,19 +229,18 @@ class _Pair:
 
     tracker: SequencePredictor
     preview: SequencePredictor
-    said: dict[tuple[int, int], SlicePrompts] = field(default_factory=dict)
+    said: dict[tuple[int, int], tuple[SlicePrompts, Area | None]] = field(default_factory=dict)
     """What the tracker has been told."""
 
-    def tell(self, task: Task, objects: Iterable[int]) -> None:
-        """Let the tracker follow from what is said of these objects, and of no others."""
-        anchors = {object_id: task.anchors[object_id] for object_id in objects}
-        self.said = _set_prompts(self.tracker, anchors, self.said, task.view)
+    def tell(self, task: Task) -> None:
+        """Let the tracker follow from all that is said."""
+        self.said = _set_prompts(self.tracker, task.anchors, self.said, task)
 
-    def look(self, task: Task, objects: Iterable[int], frame: int) -> dict[int, ObjectMask | None]:
+    def look(self, task: Task, frame: int) -> dict[int, ObjectMask | None]:
         """The masks of objects that are prompted on a frame, from these prompts alone."""
-        here = {i: {frame: task.anchors[i][frame]} for i in objects}
+        here = {i: {frame: own[frame]} for i, own in task.anchors.items() if frame in own}
         self.preview.clear_prompts()
-        _set_prompts(self.preview, here, {}, task.view)
+        _set_prompts(self.preview, here, {}, task)
         return _masks_of(self.preview.predict(frame)) if here else {}
 
 
@@ -252,61 +249,38 @@ class Engine:
 
     def __init__(self) -> None:
         self._key: tuple[SequenceView, Source] | tuple[()] = ()
-        self._whole: _Pair
-        """For all objects that are looked for on whole frames."""
-        self._close: OrderedDict[int, _Pair] = OrderedDict()
-        """By object: for those with an area of their own."""
+        self._pair: _Pair
 
     def preview(self, task: Task, frame: int) -> Step:
         """The masks of all objects that are prompted on a frame, from these prompts alone."""
         self._prepare(task)
-        here = [i for i, own in task.anchors.items() if frame in own]
-        masks = self._whole.look(task, [i for i in here if i not in task.areas], frame)
-        for object_id in [i for i in here if i in task.areas]:
-            masks |= self._closely(task, object_id).look(task, [object_id], frame)
-        return Step(frame, masks, is_preview=True)
+        return Step(frame, self._pair.look(task, frame), is_preview=True)
 
     def encode(self, task: Task, frame: int) -> None:
         """Look at a frame, so that the first click on it is answered at once."""
         self._prepare(task)
-        self._whole.tracker.features[frame]
+        self._pair.tracker.features[frame]
 
     def is_encoded(self, task: Task, frame: int) -> bool:
         """Whether a click on a frame would be answered at once."""
-        return self._is_prepared(task) and frame in self._whole.tracker.features
+        return self._is_prepared(task) and frame in self._pair.tracker.features
 
     def propagate(self, task: Task) -> Iterator[Step]:
-        """The masks that are wanted, one frame at a time; objects with an area of their own come
-        last, one after the other.
-        """
+        """The masks that are wanted, one frame at a time."""
         self._prepare(task)
-        self._whole.tell(task, [i for i in task.anchors if i not in task.areas])
+        self._pair.tell(task)
+        tracker = self._pair.tracker
         both: dict[Direction, Wanted] = {"both": task.wanted}
-        passes: list[tuple[Direction, Wanted, Wanted]] = []
-        for direction, frames in (_far_passes(task) if task.is_check else both).items():
-            whole: Wanted = {i: own for i, own in frames.items() if own and i not in task.areas}
-            close: Wanted = {i: own for i, own in frames.items() if own and i in task.areas}
-            passes.append((direction, whole, close))
-        count = self._whole.tracker.num_steps
-        total = sum(count(whole, direction, only=whole) for direction, whole, _ in passes)
-        total += sum(len(own) for _, _, close in passes for own in close.values())
+        passes = _far_passes(task) if task.is_check else both
+        total = sum(
+            tracker.num_steps(wanted, direction, only=wanted)
+            for direction, wanted in passes.items()
+        )
         done = 0
-        for direction, whole, close in passes:
-            for tracker, wanted in self._portions(task, whole, close):
-                for result in tracker.propagate(wanted, direction, only=wanted):
-                    done += 1
-                    yield Step(result.frame, _masks_of(result), done, total)
-
-    def _portions(
-        self, task: Task, whole: Wanted, close: Wanted
-    ) -> Iterator[tuple[SequencePredictor, Wanted]]:
-        """Predictors that have been told, and what to ask each of them."""
-        if whole:
-            yield self._whole.tracker, whole
-        for object_id, frames in close.items():
-            pair = self._closely(task, object_id)
-            pair.tell(task, [object_id])
-            yield pair.tracker, {object_id: frames}
+        for direction, wanted in passes.items():
+            for result in tracker.propagate(wanted, direction, only=wanted):
+                done += 1
+                yield Step(result.frame, _masks_of(result), done, total)
 
     def _is_prepared(self, task: Task) -> bool:
         return self._key == (task.view, task.source)
@@ -315,47 +289,32 @@ class Engine:
         if self._is_prepared(task):
             return
         source, known = task.source, self._key
-        pair = _make_pair(task, source.window)
+        pair = _make_pair(task)
         alike = known and replace(known[1], model=source.model, window=source.window)
         if known and known == (task.view, alike):
             # Of the same frames, model and window.
-            pair.tracker.features = pair.preview.features = self._whole.tracker.features
-        self._whole, self._key = pair, (task.view, source)
-        self._close.clear()
-
-    def _closely(self, task: Task, object_id: int) -> _Pair:
-        """The predictors of an object with an area of its own."""
-        area, pair = task.areas[object_id], self._close.pop(object_id, None)
-        if pair is None or pair.tracker.source.geometry.area != area:
-            window = self._whole.tracker.source.window
-            pair = _make_pair(task, window, area, _CACHE_BYTES // _MOST_CLOSE)
-        self._close[object_id] = pair
-        while len(self._close) > _MOST_CLOSE:
-            self._close.popitem(last=False)
-        return pair
+            pair.tracker.features = pair.preview.features = self._pair.tracker.features
+        self._pair, self._key = pair, (task.view, source)
 
 
-def _make_pair(
-    task: Task, window: Windows | None, area: Area | None = None, cache_bytes: int = _CACHE_BYTES
-) -> _Pair:
+def _make_pair(task: Task) -> _Pair:
     from sam2_engine.sequence import SequencePredictor
 
     model, source = task.source.model.get(), task.source
     look: dict[str, Any] = {
         "fit": "pad",
         "pixel_size": task.view.pixel_size,
-        "area": area,
         "refine_clicks": True,
     }
     tracker = SequencePredictor(
         model,
         task.view,
-        window=window,
+        window=source.window,
         max_prompted_frames="adjacent",
         end_after=source.end_after,
         memory=source.memory,
         memory_tokens=source.memory_tokens,
-        cache_bytes=cache_bytes,
+        cache_bytes=_CACHE_BYTES,
         store=feature_files(source.model),
         **look,
     )
@@ -404,26 +363,43 @@ def _sum_of(model: SAM2) -> str:
 def _set_prompts(
     predictor: SequencePredictor,
     anchors: Mapping[int, Anchors],
-    known: Mapping[tuple[int, int], SlicePrompts],
-    view: SequenceView,
-) -> dict[tuple[int, int], SlicePrompts]:
+    known: Mapping[tuple[int, int], tuple[SlicePrompts, Area | None]],
+    task: Task,
+) -> dict[tuple[int, int], tuple[SlicePrompts, Area | None]]:
     """Give a predictor these prompts and no others. Returns them by object and frame.
 
     known: those that it has, which are left as they are, so that it can go on where it was.
     """
-    wanted = {(i, frame): said for i, own in anchors.items() for frame, said in own.items()}
+    wanted = {
+        (i, frame): (said, area_on(said, task.areas.get(i)))
+        for i, own in anchors.items()
+        for frame, said in own.items()
+    }
     for object_id, frame in known.keys() - wanted.keys():
         predictor.clear_prompts(object_id, frame)
-    for (object_id, frame), said in wanted.items():
-        if known.get((object_id, frame)) is said:
-            continue
-        prompts = engine_prompts(said, predictor.source.geometry)
-        predictor.set_prompts(object_id, frame, **prompts)
+    for (object_id, frame), (said, area) in wanted.items():
+        before = known.get((object_id, frame))
+        if before is None or before[0] is not said or before[1] != area:
+            prompts = engine_prompts(said, predictor.source.geometry.looking_at(area))
+            predictor.set_prompts(object_id, frame, **prompts)
     return wanted
+
+
+def area_on(said: SlicePrompts, area: Area | None) -> Area | None:
+    """Where to look for an object on a frame that is marked: in its area, which may have followed
+    it to where it is corrected.
+    """
+    followed = None if said.corrects is None or said.starts_over else said.corrects.area
+    if area is None or followed is None:
+        return area
+    sizes = [(bottom - top, right - left) for top, left, bottom, right in (area, followed)]
+    return followed if sizes[0] == sizes[1] else area
 
 
 def engine_prompts(said: SlicePrompts, geometry: Geometry) -> dict[str, Any]:
     """What is said of an object on a frame, as arguments of `SequencePredictor.set_prompts`.
+
+    geometry: with the part of the frame to look at.
 
     A scribble becomes clicks spread along it. Lassos become the box around them and a rough mask;
     the object is kept within them, unless a click on it lies outside. Marks may reach beyond the
@@ -431,11 +407,11 @@ def engine_prompts(said: SlicePrompts, geometry: Geometry) -> dict[str, Any]:
     """
     shape = geometry.frame_shape
     if said.mask is not None:
-        return {"mask": said.mask.on_frame(shape)}
+        return {"mask": said.mask.on_frame(shape), "area": geometry.area}
     first, last = np.reshape(geometry.seen, (2, 2)) - 0.5
     strokes = [(point[None], label) for point, label in zip(said.points, said.labels, strict=True)]
     strokes += [(_spread(one.path, shape), one.label) for one in said.scribbles]
-    prompts: dict[str, Any] = {}
+    prompts: dict[str, Any] = {"area": geometry.area}
     if strokes:
         counts = [len(clicks) for clicks, _ in strokes]
         prompts["points"] = np.concatenate([clicks for clicks, _ in strokes]).clip(first, last)
@@ -491,7 +467,7 @@ def _masks_of(result: Any) -> dict[int, ObjectMask | None]:
     """A predictor's FrameResult as masks."""
     return {
         object_id: ObjectMask.of_logits(
-            result.logits_of(object_id), result.low_res[n], result.iou[n], result.geometry.area
+            result.logits_of(object_id), result.low_res[n], result.iou[n], result.areas[n]
         )
         for n, object_id in enumerate(result.object_ids)
     }
@@ -504,10 +480,10 @@ def _as_seen(known: CoarseLogits, geometry: Geometry) -> NDArray[np.float32]:
         return logits
     import torch
 
-    before = replace(geometry, area=known.area)
-    on_frame = before.logits_to_frame(torch.from_numpy(logits)[None, None]).clamp(min=-_ROUGH)
-    seen = geometry.image_to_model(on_frame + _ROUGH) - _ROUGH  # what is empty is no object
-    low_res: NDArray[np.float32] = torch.nn.functional.avg_pool2d(seen, 4)[0, 0].numpy()
+    before = geometry.looking_at(known.area)
+    low_res: NDArray[np.float32] = geometry.low_res_as_seen(
+        torch.from_numpy(logits)[None, None], before
+    )[0, 0].numpy()
     return low_res
 
 
