@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sam2_engine.frames import Look
+from sam2_engine.frames import Part
 from sam2_engine.model import ImageFeatures
 
 
@@ -79,14 +79,14 @@ class FeatureCache:
 
     def __init__(
         self,
-        encode: Callable[[Sequence[Look]], list[ImageFeatures]],
+        encode: Callable[[Sequence[Part]], list[ImageFeatures]],
         budget: int,
         dtype: torch.dtype | None = None,
         stream: EncodingStream | None = None,
     ) -> None:
         """
         Args:
-            encode: computes the features of some looks, each a batch of 1.
+            encode: computes the features of some parts, each a batch of 1.
             budget: bytes of features to keep; 0 keeps none.
             dtype: what features are rounded to and kept in, such as torch.float16 for half the
                 bytes; by default as they are. They are rounded before their first use, too, so
@@ -97,50 +97,50 @@ class FeatureCache:
         self._dtype = dtype
         self._stream = stream or EncodingStream(torch.device("cpu"))
         self._computed_in = torch.float32
-        self._kept: OrderedDict[Look, _Kept] = OrderedDict()
-        self._look_bytes = 0
+        self._kept: OrderedDict[Part, _Kept] = OrderedDict()
+        self._part_bytes = 0
         self.budget = budget
         self.nbytes = 0
         """Bytes held now; never above the budget."""
         self.encoded = 0
-        """How many looks have been encoded, or looked up in a store."""
+        """How many parts have been encoded, or looked up in a store."""
 
     @property
     def encodes_ahead(self) -> bool:
         """Whether ``encode`` returns at once, and encoding goes on beside other work."""
         return self._stream.is_own
 
-    def __contains__(self, look: Look) -> bool:
+    def __contains__(self, part: Part) -> bool:
         """Whether features are kept, or on their way."""
-        return look in self._kept
+        return part in self._kept
 
-    def __getitem__(self, look: Look) -> ImageFeatures:
+    def __getitem__(self, part: Part) -> ImageFeatures:
         """Features of a frame or a part of it (batch of 1), from the cache or computed now.
 
         What is encoded later waits for what has been queued up to now, and not for what is
         computed from these features.
         """
         self._stream.follow()
-        if look in self._kept:
-            self._kept.move_to_end(look)
-            kept = self._kept[look]
+        if part in self._kept:
+            self._kept.move_to_end(part)
+            kept = self._kept[part]
         else:
-            (kept,) = self._made([look])
+            (kept,) = self._made([part])
         self._stream.hand_over(*kept)
         return _as(kept.features, self._computed_in)
 
     def holds(self, count: int) -> bool:
-        """Whether the features of so many looks can be kept at once."""
-        return 0 < count * self._look_bytes <= self.budget
+        """Whether the features of so many parts can be kept at once."""
+        return 0 < count * self._part_bytes <= self.budget
 
-    def encode(self, looks: Sequence[Look]) -> None:
-        """Encode those of some looks that are not known yet in one batch, and keep all of them
+    def encode(self, parts: Sequence[Part]) -> None:
+        """Encode those of some parts that are not known yet in one batch, and keep all of them
         rather than any others.
         """
-        for look in looks:
-            if look in self._kept:
-                self._kept.move_to_end(look)
-        missing = [look for look in looks if look not in self._kept]
+        for part in parts:
+            if part in self._kept:
+                self._kept.move_to_end(part)
+        missing = [part for part in parts if part not in self._kept]
         if missing:
             self._made(missing)
 
@@ -148,25 +148,25 @@ class FeatureCache:
         self._kept.clear()
         self.nbytes = 0
 
-    def _made(self, looks: Sequence[Look]) -> list[_Kept]:
-        """The features of looks, rounded, and kept as far as the budget goes."""
+    def _made(self, parts: Sequence[Part]) -> list[_Kept]:
+        """The features of parts, rounded, and kept as far as the budget goes."""
         with self._stream.encoding():
-            made = self._encode(looks)
+            made = self._encode(parts)
             self._computed_in = made[0].stride16.dtype
             rounded = [_as(features, self._dtype or self._computed_in) for features in made]
             kept = [_Kept(features, self._stream.mark()) for features in rounded]
-        self.encoded += len(looks)
-        for look, one in zip(looks, kept, strict=True):
-            self._keep(look, one)
+        self.encoded += len(parts)
+        for part, one in zip(parts, kept, strict=True):
+            self._keep(part, one)
         return kept
 
-    def _keep(self, look: Look, one: _Kept) -> None:
-        self._look_bytes = size = _nbytes(one.features)
+    def _keep(self, part: Part, one: _Kept) -> None:
+        self._part_bytes = size = _nbytes(one.features)
         if size > self.budget:
             return
         while self.nbytes + size > self.budget:
             self.nbytes -= _nbytes(self._kept.popitem(last=False)[1].features)
-        self._kept[look] = one
+        self._kept[part] = one
         self.nbytes += size
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 Fit = Literal["stretch", "pad"]
 Area = tuple[int, int, int, int]
 """Part of a frame: y0, x0, y1, x1 in pixels, the last two just beyond it."""
-Look = int | tuple[int, Area]
+Part = int | tuple[int, Area]
 """A frame, or a frame and the part of it that is looked at."""
 Window = tuple[float, float]
 """The intensities shown as black and as white."""
@@ -208,9 +208,9 @@ class FrameSource:
         """Height and width of a frame."""
         return self.geometry.frame_shape
 
-    def __getitem__(self, look: Look) -> Tensor:
+    def __getitem__(self, part: Part) -> Tensor:
         """A frame, or a part of it, as the model sees it, (3, S, S) float32 on the CPU."""
-        index, area = look if isinstance(look, tuple) else (look, None)
+        index, area = part if isinstance(part, tuple) else (part, None)
         geometry = self.geometry.looking_at(area)
         frame = self._read(index)
         if frame.shape != self._raw_shape:

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from sam2_engine.features import EncodingStream, FeatureCache, FeatureStore
-from sam2_engine.frames import Area, Fit, Frames, FrameSource, Geometry, Look, Windows
+from sam2_engine.frames import Area, Fit, Frames, FrameSource, Geometry, Part, Windows
 from sam2_engine.holes import fill_small_holes
 from sam2_engine.memory import (
     CONFIDENT_IOU,
@@ -637,13 +637,13 @@ class SequencePredictor:
         """
         if areas[0] is None:
             return self.features[frame].expand(len(areas))
-        looks: list[Look] = [(frame, area) for area in areas if area is not None]
+        parts: list[Part] = [(frame, area) for area in areas if area is not None]
         count = frames_at_once(self.model)
-        different = list(dict.fromkeys(looks))
+        different = list(dict.fromkeys(parts))
         if self.features.holds(len(different)):
             for start in range(0, len(different), count):
                 self.features.encode(different[start : start + count])
-        found = [self.features[look] for look in looks]
+        found = [self.features[part] for part in parts]
         return ImageFeatures(*(torch.cat(level) for level in zip(*found, strict=True)))
 
     def _encode_with_next(self, frame: int, runners: Sequence[_Runner]) -> None:
@@ -883,10 +883,10 @@ def _portions(members: list[T]) -> Iterator[list[T]]:
 
 @torch.inference_mode()
 def _encode(
-    model: SAM2, source: FrameSource, store: FeatureStore | None, looks: Sequence[Look]
+    model: SAM2, source: FrameSource, store: FeatureStore | None, parts: Sequence[Part]
 ) -> list[ImageFeatures]:
-    """Features of each look, a batch of 1, from the store or encoded in one batch."""
-    images = [source[look] for look in looks]
+    """Features of each part, a batch of 1, from the store or encoded in one batch."""
+    images = [source[part] for part in parts]
     stored = [None if store is None else store.get(image) for image in images]
     unknown = [image for image, known in zip(images, stored, strict=True) if known is None]
     if unknown:
