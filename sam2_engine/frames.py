@@ -146,7 +146,10 @@ class Geometry:
     def image_to_model(self, image: Tensor) -> Tensor:
         """(B, C, H, W) float -> (B, C, S, S), empty parts 0."""
         top, left, bottom, right = self.seen
-        image = image[..., top:bottom, left:right]
+        return self.seen_to_model(image[..., top:bottom, left:right])
+
+    def seen_to_model(self, image: Tensor) -> Tensor:
+        """(B, C, h, w) float of the part that is seen -> (B, C, S, S), empty parts 0."""
         height, width = self.filled
         if image.shape[-2:] != (height, width):
             image = F.interpolate(image, size=(height, width), mode="bilinear", antialias=True)
@@ -191,6 +194,7 @@ class FrameSource:
         self._frames = frames
         if not (np.isfinite(pixel_size).all() and min(pixel_size) > 0):
             raise ValueError(f"A pixel has a height and a width above 0, not {pixel_size}.")
+        self._last: tuple[int, NDArray[Any]] | None = None
         first = self._read(0)
         self._raw_shape = first.shape
         shape = first.shape[0], first.shape[1]
@@ -212,13 +216,14 @@ class FrameSource:
         """A frame, or a part of it, as the model sees it, (3, S, S) float32 on the CPU."""
         index, area = part if isinstance(part, tuple) else (part, None)
         geometry = self.geometry.looking_at(area)
-        frame = self._read(index)
+        frame = self._read_again(index)
         if frame.shape != self._raw_shape:
             raise ValueError(
                 f"Frame {index} is {frame.shape}, but the first is {self._raw_shape}; "
                 "all frames of a sequence must have one shape."
             )
-        values = frame.astype(_exact(frame.dtype))
+        top, left, bottom, right = geometry.seen
+        values = frame[top:bottom, left:right].astype(_exact(frame.dtype))
         low, high = np.moveaxis(np.array(self.window), -1, 0)
         scaled = (values - low.astype(values.dtype)) / (high - low).astype(values.dtype)
         scaled = np.nan_to_num(scaled, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1)
@@ -226,10 +231,16 @@ class FrameSource:
         image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
         if len(image) == 2:
             image = image[[0, 1, 0]]
-        image = geometry.image_to_model(image[None])[0].expand(3, -1, -1)
+        image = geometry.seen_to_model(image[None])[0].expand(3, -1, -1)
         mean = torch.tensor(_IMAGENET_MEAN)[:, None, None]
         std = torch.tensor(_IMAGENET_STD)[:, None, None]
         return (image - mean) / std
+
+    def _read_again(self, index: int) -> NDArray[Any]:
+        """A frame, which is often asked for several times in a row."""
+        if self._last is None or self._last[0] != index:
+            self._last = index, self._read(index)
+        return self._last[1]
 
     def _read(self, index: int) -> NDArray[Any]:
         frame = np.asarray(self._frames[index])
