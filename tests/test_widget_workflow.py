@@ -166,12 +166,12 @@ def test_painting_and_erasing_by_hand_is_taken_over_and_kept(desk):
     stale = d.session.stale(1)
     assert stale
     assert d.panel.strip.states.flags[stale[0]] & STALE
-    encoded = d.session._engine._whole.tracker.features.encoded
+    encoded = d.session._engine._pair.tracker.features.encoded
     d.key("U")
     d.settle()
     assert d.session.stale(1) == []
     np.testing.assert_array_equal(d.labels[5], erased)
-    assert d.session._engine._whole.tracker.features.encoded == encoded
+    assert d.session._engine._pair.tracker.features.encoded == encoded
     # A mark there waits until what was painted is taken back.
     d.press(d.panel.modes["include"])
     d.click((18, 22))

@@ -12,6 +12,7 @@ Area = tuple[int, int, int, int]
 """y0, x0, y1, x1 in pixels, the last two just beyond it."""
 
 CLOSE = 6.0  # times as wide as an object is what is looked at closely
+_WIDEST = 0.5  # of its area: what is wider there is no small object
 _LEAST_OBJECT = 8  # pixels; an area is no smaller for one that is smaller
 _NEARLY_ALL = 0.8  # of a frame: looking closely gains nothing then
 
@@ -43,6 +44,24 @@ def area_about(boxes: Iterable[Box], times: float, shape: tuple[int, int]) -> Ar
         for low, high, size in ((top, bottom, shape[0]), (left, right, shape[1]))
     )
     return int(top), int(left), int(bottom), int(right)
+
+
+def is_small_in(area: Area, box: Box, shape: tuple[int, int]) -> bool:
+    """Whether an object that was found in an area is small there, and all of it is there: it
+    touches no edge but those of the frame (H, W), and is at most half as wide.
+
+    box: of its outermost pixels.
+    """
+    top, left, bottom, right = area
+    y0, x0, y1, x1 = box
+    is_cut = (
+        (y0 <= top > 0)
+        or (x0 <= left > 0)
+        or (y1 + 1 >= bottom < shape[0])
+        or (x1 + 1 >= right < shape[1])
+    )
+    width = max(y1 - y0 + 1, x1 - x0 + 1)
+    return not is_cut and width <= _WIDEST * max(bottom - top, right - left)
 
 
 def enlarged(area: Area, extent: Box, shape: tuple[int, int]) -> Area | None:

@@ -47,6 +47,8 @@ class Settings:
     window: tuple[float, float] | None = None
     axis: int | str = 0
     direction: str = "both"
+    closely: bool | None = None
+    """As for `segment`; sessions made on an image say it themselves."""
     template_image: Path | None = None
     """Of the template; by default the file that it was made on."""
     threads: int | None = None
@@ -205,6 +207,7 @@ def _answer(job: Job, settings: Settings, volume: Volume, lazy: LazyModel) -> _A
         direction=settings.direction,  # type: ignore[arg-type]
         model=loaded(lazy),
         window=settings.window,
+        closely=settings.closely,
     )
     return _Answer(labels, prompts.names)
 
@@ -225,7 +228,7 @@ def _from_template(path: Path, settings: Settings, volume: Volume, lazy: LazyMod
     from napari_sam2.io import read_volume
     from napari_sam2.placement import Placement, PlacementError, place
     from napari_sam2.saved_image import SessionImage
-    from napari_sam2.segmentation import loaded
+    from napari_sam2.segmentation import loaded, look_closely_at_all
     from napari_sam2.session import Session
     from napari_sam2.session_file import read_session
     from napari_sam2.windows import CT_WINDOWS
@@ -249,10 +252,16 @@ def _from_template(path: Path, settings: Settings, volume: Volume, lazy: LazyMod
         window=window,
         rgb=volume.array.ndim == 4,
         spacing=volume.spacing,
+        closely=settings.closely is None and saved.state.closely,
     )
     notes = place(saved.state, session, Placement.between(template, volume))
     for view in session.prompted_sequences:
         session.show(view.key)
+        if settings.closely:
+            look_closely_at_all(session)
+        elif settings.closely is False:
+            for object_id in session.objects:
+                session.look_closely(object_id, times=None)
         session.propagate(settings.direction)  # type: ignore[arg-type]
     return _Answer(session.labels, *_legend(saved.state.objects), tuple(notes))
 
@@ -325,6 +334,7 @@ def _key(job: Job, settings: Settings, volume: Volume, lazy: LazyModel) -> str:
         "window": settings.window,
         "axis": str(settings.axis),
         "direction": settings.direction,
+        "closely": settings.closely,
         "program": version("napari-sam2"),
     }
     text = json.dumps(given, sort_keys=True, default=str)

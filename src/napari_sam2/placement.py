@@ -2,21 +2,23 @@
 
 For scans of one patient, or of many in about the same place: a template's clicks, boxes, scribbles,
 lassos and painted slices go to the nearest slice of the other image. What lies outside it is left
-out and told.
+out and told. Where a person has chosen how closely to look at an object, that goes along.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_sam2.areas import CLOSE
 from napari_sam2.io.place import world_affine
 from napari_sam2.io.volume import Volume
 from napari_sam2.sequence_view import SequenceKey
-from napari_sam2.session import Session
+from napari_sam2.session import NothingToDo, Session
 from napari_sam2.slice_data import ObjectMask, SessionState, SlicePrompts
 
 
@@ -91,6 +93,9 @@ def place(state: SessionState, session: Session, placement: Placement) -> list[s
             elif target not in taken:  # two slices of a finer template can meet on one
                 taken.add(target)
                 moved.give(session, object_id, target, said)
+        if known.look is not None and known.look.is_settled:
+            with suppress(NothingToDo):  # clicks do not say how large the object is here
+                session.look_closely(object_id, None if known.look.area is None else CLOSE)
         count += len(taken)
         if lost:
             name = state.objects[object_id].name

@@ -18,6 +18,7 @@ from napari_sam2.slice_data import (
     Found,
     Kept,
     Life,
+    Look,
     ObjectInfo,
     ObjectMask,
     ObjectState,
@@ -55,13 +56,13 @@ class Records:
         self._lives: Cells[Life] = Cells(history)  # all at frame 0
         self._parents: Cells[int] = Cells(history)
         self._no_divisions: Cells[frozenset[int]] = Cells(history)
-        self._areas: Cells[Area] = Cells(history)  # all at frame 0
+        self._looks: Cells[Look] = Cells(history)  # all at frame 0
 
     @property
     def tables(self) -> tuple[Cells[Any], ...]:
         """All there is, in one order."""
         said = self._objects, self.prompts, self.kept, self.found, self._tracked
-        return *said, self._lives, self._parents, self._no_divisions, self._areas
+        return *said, self._lives, self._parents, self._no_divisions, self._looks
 
     def cells(self) -> dict[Cell, Any]:
         """The value of every cell that has one."""
@@ -105,19 +106,33 @@ class Records:
 
     # -- where it is looked for ----------------------------------------------------------------
 
+    def look(self, place: Place) -> Look | None:
+        """How closely the model looks at an object; None where that is yet to be decided."""
+        return self._looks.get(place, 0)
+
     def area(self, place: Place) -> Area | None:
         """The part of the frames that the model looks at for an object; None: all."""
-        return self._areas.get(place, 0)
+        look = self.look(place)
+        return None if look is None else look.area
 
-    def set_area(self, place: Place, area: Area | None) -> None:
-        """Change it. What was found before is out of date then."""
-        if area != self.area(place):
-            self._areas.set(place, 0, area)
+    def set_look(self, place: Place, look: Look | None) -> None:
+        """Change it. What was found in another area is out of date then."""
+        if look != self.look(place):
+            self._looks.set(place, 0, look)
 
-    def join_areas(self, into: Place, other: Place) -> None:
-        """Of one object that was two: where they were looked for in different ones, all."""
-        if self.area(into) != self.area(other):
-            self.set_area(into, None)
+    def join_looks(self, into: Place, other: Place) -> None:
+        """Of one object that was two: where they were looked for in different areas, all."""
+        if not (self.masks(other) or self.prompts.at(other)):
+            return
+        if not (self.masks(into) or self.prompts.at(into)):
+            self.set_look(into, self.look(other))
+        elif self.area(into) != self.area(other):
+            self.set_look(into, Look())
+
+    def begins(self, place: Place) -> bool:
+        """Whether an object is marked, and was not looked for on any other frame yet."""
+        anchors = self.anchors(place)
+        return bool(anchors) and self.found.at(place).keys() <= anchors.keys()
 
     # -- lives and lineages --------------------------------------------------------------------
 
@@ -249,7 +264,7 @@ class Records:
     def clear(self, place: Place) -> list[int]:
         """Forget all of an object in a sequence. Returns the frames that had something."""
         self.set_life(place, Life())
-        self.set_area(place, None)
+        self.set_look(place, None)
         return self._clear(place, self.found, self._tracked, self.kept, self.prompts)
 
     def merge(self, frame: int, into: Place, other: Place) -> None:
@@ -350,7 +365,7 @@ class Records:
     def snapshot(self, source: Source) -> dict[Place, ObjectState]:
         """All but the objects themselves, by sequence and object."""
         tables: tuple[Cells[Any], ...] = (self.prompts, self.kept, self.found, self._tracked)
-        tables = (*tables, self._lives, self._areas)
+        tables = (*tables, self._lives, self._looks)
         states = {}
         for place in sorted({place for table in tables for place in table.places}, key=repr):
             found, is_current = self.found.at(place), self._currency(place, source)
@@ -362,7 +377,7 @@ class Records:
                 rejected=frozenset(f for f, one in found.items() if one.basis == REJECTED),
                 tracked={frame: one.mask for frame, one in self._tracked.at(place).items()},
                 life=self.life(place),
-                area=self.area(place),
+                look=self.look(place),
             )
         return states
 
@@ -381,7 +396,7 @@ class Records:
         """
         tables: tuple[Cells[Any], ...] = (self._objects, self.prompts, self.kept, self.found)
         tables = (*tables, self._tracked, self._lives, self._parents, self._no_divisions)
-        tables = (*tables, self._areas)
+        tables = (*tables, self._looks)
         for table in tables:
             table.clear()
         for daughter, parent in parents.items():
@@ -393,8 +408,8 @@ class Records:
         for place, state in states.items():
             if state.life != Life():
                 self._lives.put(place, 0, state.life)
-            if state.area is not None:
-                self._areas.put(place, 0, state.area)
+            if state.look is not None:
+                self._looks.put(place, 0, state.look)
             for frame, said in state.prompts.items():
                 self.prompts.put(place, frame, said)
             for frame, kept in state.kept.items():
@@ -405,7 +420,7 @@ class Records:
             for frame, mask in state.found.items():
                 follows: Basis = REJECTED if frame in state.rejected else ()
                 if trust and frame in state.current:
-                    follows = basis(source, anchors, frame, state.area)
+                    follows = basis(source, anchors, frame, self.area(place))
                 self.found.put(place, frame, Found(mask, follows))
 
     # -- helpers -------------------------------------------------------------------------------

@@ -232,6 +232,7 @@ class SecondReading:
         frames = [frame for frame, own in areas.items() if their_id in own]
         with session.objects_changed.blocked(), session.history.change("Add theirs"):
             object_id = session.add_object(self.names[their_id])
+            session.look_closely(object_id, times=None)  # one of many: none gets a look of its own
             for frame in frames:
                 session.paint(object_id, frame, self._mask(their_id, frame))
         self.pairs[object_id] = their_id

@@ -60,7 +60,7 @@ def segment(
     window: tuple[float, float] | None = None,
     memory: MemorySelection = "recent",
     memory_tokens: MemoryTokens = "all",
-    closely: bool = False,
+    closely: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Segment objects through a volume or time-lapse, from prompts on a few of its slices.
@@ -86,8 +86,9 @@ def segment(
     window: the intensities shown as black and white; by default the 0.5 and 99.5 percentiles of the
         volume.
     memory, memory_tokens: as for `Session`; "confident" for slices in no order, "pooled" for speed.
-    closely: look at each object in an area about it, 6 times its size where it is prompted, as
-        `Session.look_closely` does: for small objects; slower.
+    closely: whether objects are looked at in an area about them, 6 times their size where they are
+        prompted, as `Session.look_closely` does. By default small ones are, as `Session` decides it
+        by itself; True: all, which is slower; False: none.
     progress: called as progress(done, total) after every slice.
 
     Returns labels (z, y, x) in the smallest unsigned integer type that holds the ids; 0 is
@@ -131,6 +132,7 @@ def segment(
         labels=labels,
         memory=memory,
         memory_tokens=memory_tokens,
+        closely=closely is None,
     )
     session.show(SequenceKey.along(axis, 3))
     for (object_id, frame), prompt in sorted(prompts.items(), key=lambda item: item[0]):
@@ -143,11 +145,7 @@ def segment(
                 object_id, frame, points=prompt.points, labels=prompt.labels, box=prompt.box
             )
     if closely:
-        for frame in sorted({frame for _, frame in prompts}):
-            session.preview(frame)  # tells how large an object is
-        for object_id in session.objects:
-            with suppress(NothingToDo):  # nothing was found at its points
-                session.look_closely(object_id)
+        look_closely_at_all(session)
     session.propagate(
         direction,
         start=int(start),
@@ -158,6 +156,16 @@ def segment(
     frames[: int(start)] = 0
     frames[int(stop) + 1 :] = 0
     return labels
+
+
+def look_closely_at_all(session: Session) -> None:
+    """Look closely at all objects that are marked in the sequence that is shown."""
+    prompts = session.prompts
+    for frame in sorted({frame for own in prompts.values() for frame in own}):
+        session.preview(frame)  # tells how large an object is
+    for object_id in prompts:
+        with suppress(NothingToDo):  # nothing was found at its points
+            session.look_closely(object_id)
 
 
 def axis_number(axis: int | str) -> int:

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from psygnal import Signal
 
 from napari_sam2.alignment import layer_on
-from napari_sam2.areas import CLOSE, Area, around_boxes, enlarged, joined
+from napari_sam2.areas import CLOSE, Area, Box, around_boxes, enlarged, is_small_in, joined
 from napari_sam2.history import Change, History
 from napari_sam2.lineage import LineageError, ancestors, divisions, merged, split_mask
 from napari_sam2.output import Entry, Output
@@ -38,6 +38,7 @@ from napari_sam2.slice_data import (
     Keep,
     Kept,
     Life,
+    Look,
     ObjectFacts,
     ObjectInfo,
     ObjectMask,
@@ -46,7 +47,17 @@ from napari_sam2.slice_data import (
     SlicePrompts,
     State,
 )
-from napari_sam2.tasks import Engine, LazyModel, OtherSide, Source, Step, Task, basis, origins
+from napari_sam2.tasks import (
+    Engine,
+    LazyModel,
+    OtherSide,
+    Source,
+    Step,
+    Task,
+    area_on,
+    basis,
+    origins,
+)
 from napari_sam2.windows import window_for
 
 if TYPE_CHECKING:
@@ -55,6 +66,10 @@ if TYPE_CHECKING:
 
 Direction = Literal["both", "forward", "backward"]
 
+_SMALL_INPUT = 512
+"""Pixels of a model's input: from more of them it sees small objects by itself."""
+_MOST_CLOSE = 8
+"""Objects of a sequence that are looked at closely by themselves: each costs a look of its own."""
 _EDITS = {"name": "Rename", "colour": "Colour", "hidden": "Hide", "locked": "Lock"}
 
 
@@ -104,6 +119,7 @@ class Session:
         end_after: int | None = None,
         memory: MemorySelection = "recent",
         memory_tokens: MemoryTokens = "all",
+        closely: bool = True,
     ) -> None:
         """
         Args:
@@ -123,6 +139,11 @@ class Session:
                 "recent" ones, or the "confident" ones, wherever they lie.
             memory_tokens: "pooled" looks at a quarter of each memory, which is quicker and changes
                 masks a little.
+            closely: whether small objects are looked at closely by themselves, up to eight in a
+                sequence, by models of up to 512 pixels: as by `look_closely`, from the first mark
+                on. It is decided once for an object, by `preview`, `propagate` or `update`, before
+                it is followed; where its mask then does not fit in the area, it is looked at on
+                whole slices. What `look_closely` was told goes first.
 
         Raises ValueError where image or labels cannot be used; the message says why.
         """
@@ -143,6 +164,8 @@ class Session:
         self.memory: MemorySelection = memory
         self.memory_tokens: MemoryTokens = memory_tokens
         """Change it at any time, as `model`."""
+        self.closely = closely
+        """Change it at any time; objects of which it is decided stay as they are."""
         self.history = History()
         self._views = {self.view.key: self.view}
         self._records = Records(self.history)
@@ -257,7 +280,7 @@ class Session:
             for key, view in list(self._views.items()):
                 first, second = (key, into), (key, other)
                 self._records.join_lives(first, second)
-                self._records.join_areas(first, second)
+                self._records.join_looks(first, second)
                 said = self._records.prompts.at(second)
                 frames = sorted({*self._records.masks(second), *said})
                 for frame in frames:
@@ -501,6 +524,9 @@ class Session:
             for (object_id, frame), mask in taken.items():
                 if object_id not in self.objects:
                     self.add_object(object_id=object_id)
+                place = self.view.key, object_id
+                look = self._records.look(place) or Look()  # many do not each get their own look
+                self._records.set_look(place, look._replace(is_settled=True))
                 self._say(object_id, frame, replace(self._said(object_id, frame), mask=mask))
         self.objects_changed.emit()
         return sorted(largest)
@@ -634,7 +660,7 @@ class Session:
 
         Small objects are followed better so; it takes longer, since every object has its own look
         at each slice. Masks that the model has found are out of date then. What is marked outside
-        of the area later enlarges it.
+        of the area later enlarges it. From then on it is not decided by itself any more.
 
         times: how many times as wide as the object, where it is marked; None: all of the slices.
 
@@ -645,7 +671,7 @@ class Session:
         place = self.view.key, object_id
         area = None if times is None else self._area_about(object_id, times)
         with self.history.change("Look closely" if area else "Look at all of it"):
-            self._records.set_area(place, area)
+            self._records.set_look(place, Look(area))
         self.objects_changed.emit()
         return area
 
@@ -742,7 +768,8 @@ class Session:
                 self._make_prompt(new_place, start, masks[start])
             records.set_life(old_place, life._replace(last=frame - 1))
             records.set_life(new_place, life._replace(first=frame))
-            records.set_area(new_place, records.area(old_place))
+            look = records.look(old_place) or Look()
+            records.set_look(new_place, look._replace(is_settled=True))
             links = self._records.parents.items()
             records.set_parents({d: new if p == object_id else p for d, p in links})
             self._write(self.view, changed)
@@ -825,6 +852,7 @@ class Session:
             ids = [self.add_object() for _ in parts]
             for new, part in zip(ids, parts, strict=True):
                 self._make_prompt((self.view.key, new), frame, ObjectMask.given(part))
+                records.set_look((self.view.key, new), Look())
             for at, mask in masks.items():
                 if at == frame:
                     continue
@@ -993,6 +1021,7 @@ class Session:
                 self.parents,
                 self.no_divisions,
                 self.memory_tokens,
+                self.closely,
                 self.seconds,
             )
 
@@ -1008,7 +1037,7 @@ class Session:
         for output in self._single.values():
             output.clear()
         self.window, self.end_after, self.memory = state.window, state.end_after, state.memory
-        self.memory_tokens = state.memory_tokens
+        self.memory_tokens, self.closely = state.memory_tokens, state.closely
         self._last_id = state.last_id
         self._seconds = dict(state.seconds)
         self._output.claim(state.objects)
@@ -1045,6 +1074,7 @@ class Session:
             end_after=self.end_after,
             memory=self.memory,
             memory_tokens=self.memory_tokens,
+            closely=self.closely,
             **self._how,
         )
         with self.history.lock:
@@ -1197,10 +1227,11 @@ class Session:
 
     def preview(self, frame: int) -> Step:
         """Compute and show the masks of all objects that have prompts on a frame."""
-        task = self.task()
-        step = self.compute_preview(task, frame)
-        self.accept(task, step)
-        return step
+        while True:  # at most on whole slices, closely, and on whole slices again
+            task = self.preview_task(frame)
+            step = self.compute_preview(task, frame)
+            if not self.accept(task, step):
+                return step
 
     def propagate(
         self,
@@ -1239,7 +1270,11 @@ class Session:
 
         Close the generator to stop; what has been found is kept.
         """
-        return self._carry_out(self.task(objects, direction, start, stop, to))
+        chosen = None if objects is None else list(objects)
+        task = self.task(chosen, direction, start, stop, to)
+        if self._decide_all(chosen):
+            task = self.task(chosen, direction, start, stop, to)
+        return self._carry_out(task)
 
     def update(
         self,
@@ -1250,7 +1285,9 @@ class Session:
 
         After a correction these are the slices up to the next ones with prompts, or to the end.
         """
-        for step in self._carry_out(self.task(objects, only_stale=True)):
+        chosen = None if objects is None else list(objects)
+        self._decide_all(chosen)
+        for step in self._carry_out(self.task(chosen, only_stale=True)):
             if progress is not None:
                 progress(step)
 
@@ -1334,6 +1371,31 @@ class Session:
             )
         return Task(self.view, self._source, anchors, wanted, areas)
 
+    def preview_task(self, frame: int) -> Task:
+        """What there is to compute for `compute_preview` on a frame.
+
+        Objects of which it is yet to be decided are looked at closely, if it is known how large
+        they are; `accept` sees whether that goes well.
+        """
+        self._check_frame(frame)
+        task, key = self.task(), self.view.key
+        areas = dict(task.areas)
+        for object_id, own in task.anchors.items():
+            if frame in own and len(areas) < _MOST_CLOSE and self._is_undecided((key, object_id)):
+                area = self._area_to_try((key, object_id))
+                if area is not None:
+                    areas[object_id] = area
+        return replace(task, areas=areas)
+
+    def undecided_frames(self, objects: Iterable[int] | None = None) -> list[int]:
+        """Frames whose preview decides whether an object is looked at closely, where none has yet.
+
+        objects: ids; by default all. A preview that finds nothing decides nothing.
+        """
+        chosen = self.objects if objects is None else objects
+        places = [place for i in chosen if self._is_undecided(place := (self.view.key, i))]
+        return sorted({frame for place in places for frame in self._records.anchors(place)})
+
     def check_task(self, objects: Iterable[int] | None = None) -> Task:
         """What there is to compare now, for `check_both_sides`; raises as that does."""
         task = self.task(objects)
@@ -1372,12 +1434,17 @@ class Session:
         """Whether a click on a frame would be answered at once."""
         return self._engine.is_encoded(self.task(objects=()), frame)
 
-    def accept(self, task: Task, step: Step) -> None:
-        """Take over what was found, except where prompts have changed since it was asked for."""
+    def accept(self, task: Task, step: Step) -> bool:
+        """Take over what was found, except where prompts have changed since it was asked for.
+
+        Returns whether a preview is to be computed once more, of a new `preview_task`: a small
+        object is to be looked at closely, or one that was is not so small.
+        """
         if task.is_check:
             self._compare(task, step)
-            return
-        key = task.view.key
+            return False
+        key, again = task.view.key, False
+        is_new_look = step.is_preview and task.source == self._source
         history = self.history
         with history.following() if step.is_preview else history.change("Propagate", task):
             is_new = False
@@ -1390,7 +1457,12 @@ class Session:
                 if not now or asked is not now.get(step.frame):
                     continue
                 if asked is not None and asked.mask is not None:
+                    if is_new_look and self._is_undecided(place):
+                        self._try(place)
                     continue  # a person's own mask is the answer
+                if step.is_preview and not self._is_close_enough(task, object_id, mask):
+                    again |= bool(self._records.wanted(place, self._source, [step.frame], False))
+                    continue
                 found = Found(mask, task.basis(object_id, step.frame))
                 known = self._records.found.get(place, step.frame)
                 if (
@@ -1400,29 +1472,114 @@ class Session:
                     != basis(task.source, now, step.frame, self._records.area(place))
                 ):
                     continue  # it was rejected meanwhile
-                if known is not None and known.basis == found.basis:
-                    continue  # computed again along with others
-                self._records.found.set(place, step.frame, found)
-                is_new = True
+                if known is None or known.basis != found.basis:  # not again along with others
+                    if step.is_preview and self._is_current(place, step.frame):
+                        continue
+                    self._records.found.set(place, step.frame, found)
+                    is_new = True
+                if is_new_look and mask is not None and self._is_undecided(place):
+                    again |= self._try(place)
             if is_new:
                 self._write(task.view, [step.frame])
+        return again
 
     # -- helpers -------------------------------------------------------------------------------
 
-    def _area_about(self, object_id: int, times: float) -> Area | None:
-        """As for `look_closely`."""
-        place, boxes = (self.view.key, object_id), []
+    def _extents(self, place: Place, without: Collection[int] = ()) -> list[Box]:
+        """Of an object on the frames where it is marked, as far as that is known.
+
+        without: frames whose masks do not count.
+        """
+        boxes = []
         for frame, said in self._records.anchors(place).items():
-            mask = self._records.shown(place, frame)
+            mask = None if frame in without else self._records.shown(place, frame)
             if said.starts_over and said.extent is not None:
                 boxes.append(said.extent)
             elif mask is not None and not mask.is_empty:
                 boxes.append(joined(said.extent, mask.box))
+        return boxes
+
+    def _area_about(self, object_id: int, times: float) -> Area | None:
+        """As for `look_closely`."""
+        boxes = self._extents((self.view.key, object_id))
         if not boxes:
             raise NothingToDo(
                 f"It is not known how large {self._name(object_id)} is: mark it on a slice first."
             )
         return around_boxes(boxes, times, self.view.frame_shape)
+
+    # Whether an object is looked at closely by itself is decided while it begins. From undecided,
+    # its look becomes one at an area, and then at most once one at whole slices.
+
+    def _decides(self, place: Place) -> bool:
+        """Whether it is decided now, by itself, how closely an object is looked at."""
+        info, model = self._records.objects.get(place[1]), self.model
+        if not self.closely or info is None or info.locked or not self._records.begins(place):
+            return False
+        return not model.is_loaded or model.get().config.image_size <= _SMALL_INPUT
+
+    def _is_undecided(self, place: Place) -> bool:
+        return self._records.look(place) is None and self._decides(place)
+
+    def _area_to_try(self, place: Place) -> Area | None:
+        """The area that an undecided object would be looked at in; None while it is not known how
+        large it is, and where it is large."""
+        shape, records = self.view_of(place[0]).frame_shape, self._records
+        boxes = self._extents(place, records.stale(place, self._source))
+        area = around_boxes(boxes, CLOSE, shape) if boxes else None
+        for said in records.anchors(place).values():
+            if area is not None and said.extent is not None:
+                area = enlarged(area, said.extent, shape)
+        return area
+
+    def _try(self, place: Place) -> bool:
+        """Whether an undecided object whose size is known is to be looked at closely; if not, that
+        is decided then. One that is painted needs no look for that."""
+        records, area = self._records, self._area_to_try(place)
+        close = [i for i in records.objects if records.area((place[0], i)) is not None]
+        if area is None or len(close) >= _MOST_CLOSE:
+            records.set_look(place, Look(None, is_settled=False))
+            return False
+        if all(said.mask is not None for said in records.anchors(place).values()):
+            records.set_look(place, Look(area, is_settled=False))
+        return True
+
+    def _is_close_enough(self, task: Task, object_id: int, mask: ObjectMask | None) -> bool:
+        """Whether what a preview has found can stay: not where an object that was looked at closely
+        by itself is not so small. That is decided here."""
+        place, area = (task.view.key, object_id), task.areas.get(object_id)
+        look = self._records.look(place)
+        is_open = look is None or (not look.is_settled and look.area == area)
+        if area is None or not is_open or task.source != self._source or not self._decides(place):
+            return True
+        is_small = mask is not None and is_small_in(area, mask.box, task.view.frame_shape)
+        self._records.set_look(place, Look(area if is_small else None, is_settled=False))
+        return is_small
+
+    def _decide_all(self, objects: Iterable[int] | None) -> bool:
+        """Decide it of all objects that begin, as far as can be; masks stay as they are.
+
+        Returns whether there are any.
+        """
+        frames, found = self.undecided_frames(objects), self._records.found
+        if not frames:
+            return False
+        places = [(self.view.key, object_id) for object_id in self.objects]
+        before = {(place, f): found.get(place, f) for place in places for f in frames}
+        with self.history.following(), self.writing_first(-1):
+            try:
+                for frame in frames:
+                    self.preview(frame)
+            finally:
+                for (place, frame), one in before.items():
+                    found.set(place, frame, one)
+        self.write_rest()
+        return True
+
+    def _is_current(self, place: Place, frame: int) -> bool:
+        return frame in self._records.found.at(place) and frame not in self._records.stale(
+            place, self._source
+        )
 
     def _compare(self, task: Task, step: Step) -> None:
         """Keep how masks agree with those from the other side, unless they are others by now."""
@@ -1470,11 +1627,30 @@ class Session:
         self, object_id: int, frame: int, said: SlicePrompts, claimed: Iterable[int] = ()
     ) -> None:
         place = self.view.key, object_id
-        area, extent = self._records.area(place), said.extent
-        if area is not None and extent is not None:
-            self._records.set_area(place, enlarged(area, extent, self.view.frame_shape))
+        if self._begins_anew(place, frame, said):
+            self._records.set_look(place, None)
+        look, extent = self._records.look(place), said.extent
+        area = None if look is None else look.area
+        here = area_on(said, area)
+        if here is not None and extent is not None:
+            shape = self.view.frame_shape
+            if enlarged(here, extent, shape) != here:  # not where it has followed the object to
+                assert look is not None and area is not None
+                look = look._replace(area=enlarged(area, extent, shape))
+                self._records.set_look(place, look)
         changed = self._records.say(place, frame, said)
+        if said.mask is not None and self.model.is_loaded and self._is_undecided(place):
+            self._try(place)
         self._write(self.view, changed, claimed)
+
+    def _begins_anew(self, place: Place, frame: int, said: SlicePrompts) -> bool:
+        """Whether it is to be decided anew how closely to look, for nothing that was said before
+        stays: unless a person has chosen it."""
+        records, look = self._records, self._records.look(place)
+        if look is None or look.is_settled or not records.anchors(place).keys() <= {frame}:
+            return False
+        goes_on = said.goes_on_from(records.said(place, frame))
+        return said.is_empty or (records.begins(place) and not goes_on)
 
     @property
     def _source(self) -> Source:

@@ -30,6 +30,7 @@ from napari_sam2.slice_data import (
     CoarseLogits,
     Kept,
     Life,
+    Look,
     ObjectInfo,
     ObjectMask,
     ObjectState,
@@ -46,6 +47,7 @@ V = TypeVar("V")
 _FORMAT, _VERSION = "napari-sam2 session", 1
 _LARGEST_SIDE = 4096  # of coarse logits: more is damage
 _ALL = (0, 0, 0, 0)  # the area of a mask that was looked for on the whole frame
+_UNDECIDED, _BY_ITSELF, _SETTLED = "undecided", "by itself", "settled"  # closely or not
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # equal arrays make equal files
 
 _BLOCK = 16  # slices whose masks lie in one file, so that few are packed again after a change
@@ -240,7 +242,8 @@ def _to_json(saved: SavedSession, names: Mapping[Place, list[str]]) -> dict[str,
                 {"slice": frame, "how": kept.how} for frame, kept in sorted(known.kept.items())
             ],
             "life": list(known.life),
-            "area": known.area,
+            "area": None if known.look is None else known.look.area,
+            "look": _look_json(known.look),
         }
         sequences.setdefault(key, []).append(one)
     return {
@@ -265,6 +268,7 @@ def _to_json(saved: SavedSession, names: Mapping[Place, list[str]]) -> dict[str,
         "end_after": state.end_after,
         "memory": state.memory,
         "memory_tokens": state.memory_tokens,
+        "closely": state.closely,
         "last_id": state.last_id,
         "shown": _key_json(state.shown),
         "objects": [
@@ -295,6 +299,12 @@ def _to_json(saved: SavedSession, names: Mapping[Place, list[str]]) -> dict[str,
 
 def _key_json(key: SequenceKey) -> dict[str, Any]:
     return {"axis": key.axis, "position": list(key.position)}
+
+
+def _look_json(look: Look | None) -> str:
+    if look is None:
+        return _UNDECIDED
+    return _SETTLED if look.is_settled else _BY_ITSELF
 
 
 def _said_json(said: SlicePrompts) -> dict[str, Any]:
@@ -444,6 +454,7 @@ def _from_json(content: Mapping[str, Any], file: zipfile.ZipFile) -> SavedSessio
             for one in content.get("no_divisions", ())
         },
         memory_tokens=_memory_tokens(content.get("memory_tokens", "all")),
+        closely=bool(content.get("closely", True)),
         seconds={
             _whole(one["object"], 1): _number(one["seconds"]) for one in content.get("seconds", ())
         },
@@ -593,8 +604,16 @@ def _state(one: Mapping[str, Any], blocks: Sequence[_Arrays], view: SequenceView
         rejected=frozenset(f for block in blocks for f in block.rejected()),
         tracked={**tracked, **dict.fromkeys(absent("tracked"))},
         life=_life(one.get("life", [0, None]), len(view)),
-        area=None if one.get("area") is None else _area(one["area"], view.frame_shape),
+        look=_look(one.get("area"), one.get("look", _SETTLED), view.frame_shape),
     )
+
+
+def _look(area: Any, how: Any, shape: tuple[int, int]) -> Look | None:
+    if how not in (_UNDECIDED, _BY_ITSELF, _SETTLED) or (how == _UNDECIDED and area is not None):
+        raise ValueError(f"{how!r} does not say how closely an object is looked at.")
+    if how == _UNDECIDED:
+        return None
+    return Look(None if area is None else _area(area, shape), how == _SETTLED)
 
 
 def _area(area: Any, shape: tuple[int, int]) -> Area:

@@ -292,6 +292,19 @@ class SlicePrompts:
             return found
         return joined(found, self.mask.box)
 
+    def goes_on_from(self, other: SlicePrompts) -> bool:
+        """Whether this adds clicks and scribbles to what another says, and changes nothing else."""
+        shapes = [(s.box, [lasso.tolist() for lasso in s.lassos], s.mask) for s in (self, other)]
+        return shapes[0] == shapes[1] and other._strokes <= self._strokes
+
+    @property
+    def _strokes(self) -> set[tuple[int, bytes]]:
+        """Clicks and scribbles, to be compared."""
+        clicks = zip(self.labels.tolist(), self.points, strict=True)
+        return {(label, yx.tobytes()) for label, yx in clicks} | {
+            (scribble.label, scribble.path.tobytes()) for scribble in self.scribbles
+        }
+
     @property
     def points_inside(self) -> bool:
         """Whether a click or a scribble is on the object."""
@@ -337,6 +350,15 @@ class Life(NamedTuple):
     def has(self, frame: int) -> bool:
         """Whether the object can be on a frame."""
         return self.first <= frame and (self.last is None or frame <= self.last)
+
+
+class Look(NamedTuple):
+    """How closely the model looks at an object; there is none where that is yet to be decided."""
+
+    area: Area | None = None
+    """The part of the frames that it looks at; None: all."""
+    is_settled: bool = True
+    """Whether a person has chosen it, or it is one of many objects: it never changes by itself."""
 
 
 _WHOLE = Life()
@@ -419,8 +441,8 @@ class ObjectState:
     tracked: Mapping[int, ObjectMask | None]
     """What was found on frames that got prompts afterwards."""
     life: Life = _WHOLE
-    area: Area | None = None
-    """The part of the frames that the model looks at for it; None: all."""
+    look: Look | None = None
+    """How closely the model looks at it; None: that is yet to be decided."""
 
 
 @dataclass(frozen=True)
@@ -440,6 +462,8 @@ class SessionState:
     no_divisions: Mapping[int, frozenset[int]] = field(default_factory=dict)
     """Object -> frames of proposals that a person has rejected."""
     memory_tokens: MemoryTokens = "all"
+    closely: bool = True
+    """Whether small objects are looked at closely by themselves."""
     seconds: Mapping[int, float] = field(default_factory=dict)
     """Object -> the time that a person has spent on it."""
 

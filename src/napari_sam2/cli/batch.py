@@ -17,6 +17,7 @@ from napari_sam2.cli.common import (
     FAILED_JOBS,
     OK,
     UserError,
+    add_closely,
     add_compile,
     pair,
 )
@@ -66,6 +67,7 @@ def add_batch(commands: Any) -> None:
     add("--model", help=help_)
     add("--device", default="auto", help="auto, cpu, cpu-bfloat16, cuda or mps (default: auto)")
     add_compile(parser)
+    add_closely(parser)
     help_ = "processes on this machine (default: one for each graphics card, or two cores)"
     add("--workers", type=int, metavar="N", help=help_)
     add("--scheduler", metavar="ADDRESS", help="a dask scheduler, as tcp://node1:8786")
@@ -95,6 +97,7 @@ def _batch(options: argparse.Namespace) -> int:
         window=pair("--window", options.window),
         axis=options.axis,
         direction=options.direction,
+        closely=options.closely,
         template_image=Path(options.template_image).absolute() if options.template_image else None,
         overwrite=options.overwrite,
     )

@@ -90,6 +90,15 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", help=help_)
 
 
+def add_closely(parser: argparse.ArgumentParser) -> None:
+    """Whether objects are looked at in areas of their own."""
+    help_ = (
+        "look at each object in an area about it, 6 times its size, at a higher resolution; or at "
+        "none (default: at small ones, up to 8, with models of up to 512 pixels)"
+    )
+    parser.add_argument("--closely", action=argparse.BooleanOptionalAction, help=help_)
+
+
 def chosen_model(options: argparse.Namespace) -> LazyModel:
     """The model of add_model_and_window, on the device of add_output."""
     from napari_sam2.tasks import LazyModel

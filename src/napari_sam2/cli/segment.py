@@ -13,6 +13,7 @@ from napari_sam2.cli.common import (
     OK,
     Bar,
     UserError,
+    add_closely,
     add_model_and_window,
     add_output,
     chosen_model,
@@ -70,11 +71,7 @@ def add_segment(commands: Any) -> None:
     add("--memory", choices=("recent", "confident"), default="recent", help=help_)
     help_ = "pooled: look at a quarter of each remembered slice, which is quicker, less exact"
     add("--memory-tokens", choices=("all", "pooled"), default="all", help=help_)
-    help_ = (
-        "look at each object in an area about it, 6 times its size, at a higher resolution: for "
-        "small objects; slower"
-    )
-    add("--closely", action="store_true", help=help_)
+    add_closely(segment)
     add_model_and_window(segment)
     add_output(segment)
     segment.set_defaults(run=_segment)

@@ -70,8 +70,9 @@ class Display:
             states = slice_states(work.session, panel.object_id, work.masks.colour_of)
         panel.strip.show_states(states, frame)
         panel.doubts.show_place(panel.object_id, frame)
+        closely = ", looked at closely" if panel.closely.isChecked() else ""
         panel.show_slice(
-            f"Slice {frame}: {states.text(frame)}",
+            f"Slice {frame}: {states.text(frame)}{closely}",
             *(states.has(frame, flag) for flag in (APPROVED, LOCKED, PAINTED)),
         )
 

@@ -42,6 +42,8 @@ class Images(QObject):
         panel.end_after.setValue(int(choices.load().get("end_after", _END_AFTER)))
         panel.end_after.valueChanged.connect(self._on_end_after)
         panel.memory.activated.connect(self._on_memory)
+        panel.by_itself.setChecked(bool(choices.load().get("closely", True)))
+        panel.by_itself.clicked.connect(self._on_closely)
         context.models.changed.connect(self._on_model_changed)
 
     def choose(self, image: napari.layers.Image) -> None:
@@ -138,6 +140,7 @@ class Images(QObject):
             channels=look.channels,
             end_after=self._context.panel.end_after.value() or None,
             memory=self._context.panel.memory.currentData(),
+            closely=self._context.panel.by_itself.isChecked(),
         )
 
     def replace(
@@ -208,6 +211,11 @@ class Images(QObject):
         for work in self.known.values():
             work.session.memory = self._context.panel.memory.currentData()
         self._context.changed.emit()
+
+    def _on_closely(self, closely: bool) -> None:
+        choices.remember(closely=closely)
+        for work in self.known.values():
+            work.session.closely = closely
 
     def _on_model_changed(self) -> None:
         context, model = self._context, self._context.models.model

@@ -119,10 +119,16 @@ class Panel(QWidget):
             "How much disk space image features may take, so that images which SAM 2 has seen need "
             "not be looked at anew another day. From the next image or model on."
         )
+        self.by_itself = QCheckBox("Look closely by itself")
+        self.by_itself.setToolTip(
+            "New objects that are small are looked at closely: in an area six times their size, at "
+            "a higher resolution, and not outside of it. Up to eight of them, with models of up to "
+            "512 pixels, such as nano."
+        )
         self.closely = QCheckBox("Look closely")
         self.closely.setToolTip(
             "Look at the selected objects in an area six times their size, at a higher resolution, "
-            "and not outside of it. For small objects; slower."
+            "and not outside of it. For small objects; slower. What you choose here stays."
         )
         self.overwrite = QCheckBox("Overwrite other labels")
         self.overwrite.setToolTip(
@@ -228,7 +234,8 @@ class Panel(QWidget):
             "": self.overwrite,
         }
         form = _form(rows)
-        form.addRow("Small objects", self.closely)
+        form.addRow("Small objects", self.by_itself)
+        form.addRow("Selected", self.closely)
         form.insertRow(1, self._along_text, self.along)
         self.options.setLayout(form)
         layout.addWidget(self.options)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from napari_sam2.session import Session, Task
+from collections.abc import Callable
+
+from napari_sam2.session import Session, Step, Task
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.panel import SELECTED_OBJECTS
 from napari_sam2.widgets.reach import chosen_task
 
 _NAMED = 3  # objects in a message
+_LOOKS = 2  # at a slice, until it is known how closely to look
 _ALIKE = 0.8  # IoU of masks that are as good as the same
 
 
@@ -28,20 +31,30 @@ class Propagation:
         if session is None or self._context.is_running:
             return
         ids, reach = self._ids(session), panel.reach.currentData()
-        limits = panel.first.value(), panel.last.value()
-        try:
-            task = chosen_task(session, reach, ids, self._context.frame, limits)
-        except ValueError as error:
-            panel.fail(str(error))
-        else:
-            self._run(session, task, "Everything there is already up to date.")
+        limits, here = (panel.first.value(), panel.last.value()), self._context.frame
+
+        def go() -> None:
+            try:
+                task = chosen_task(session, reach, ids, here, limits)
+            except ValueError as error:
+                panel.fail(str(error))
+            else:
+                self._run(session, task, "Everything there is already up to date.")
+
+        self._when_decided(session, ids, go)
 
     def update(self) -> None:
         """Find the masks anew that are out of date, and no others."""
         session = self._context.session
-        if session is not None and not self._context.is_running:
-            task = session.task(self._ids(session), only_stale=True)
+        if session is None or self._context.is_running:
+            return
+        ids = self._ids(session)
+
+        def go() -> None:
+            task = session.task(ids, only_stale=True)
             self._run(session, task, "Nothing is out of date.")
+
+        self._when_decided(session, ids, go)
 
     def check_both_sides(self) -> None:
         """Follow all objects between marked slices from the farther ones, too, and compare."""
@@ -66,6 +79,28 @@ class Propagation:
         if self._panel.which.currentData() == SELECTED_OBJECTS:
             return self._panel.objects.selected
         return list(session.objects)
+
+    def _when_decided(
+        self, session: Session, ids: list[int], go: Callable[[], None], looks: int = _LOOKS
+    ) -> None:
+        """Go on when it is known how closely to look at objects: at once, if they had previews."""
+        context, frames = self._context, session.undecided_frames(ids)
+        if not frames or not looks:
+            if session is context.session and not context.is_running:
+                go()
+            return
+        tasks = {frame: session.preview_task(frame) for frame in frames}
+
+        def done(steps: list[Step]) -> None:
+            for step in steps:
+                session.accept(tasks[step.frame], step)
+            self._when_decided(session, ids, go, looks - 1)
+
+        if not session.model.is_loaded:
+            self._panel.say(context.loading())
+        context.runner.request(
+            lambda: [session.compute_preview(task, frame) for frame, task in tasks.items()], done
+        )
 
     def _run(self, session: Session, task: Task, nothing: str) -> None:
         """nothing: what to say where there is nothing to do."""

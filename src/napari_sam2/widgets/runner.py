@@ -62,12 +62,17 @@ class Runner(QObject):
         self.worker.request_when_idle(_make_layers, lambda _: None, self.failed.emit)
 
     def preview(self, session: Session, frame: int) -> None:
-        """Find the masks of all objects that are marked on a slice."""
-        task = session.task()
+        """Find the masks of all objects that are marked on a slice.
+
+        What was found on the whole slice is shown while a small object is looked at closely.
+        """
+        task = session.preview_task(frame)
 
         def done(step: Step) -> None:
-            session.accept(task, step)
-            self.previewed.emit(session, step)
+            if session.accept(task, step):
+                self.preview(session, frame)
+            else:
+                self.previewed.emit(session, step)
 
         self.worker.request(
             lambda: session.compute_preview(task, frame),
