@@ -31,6 +31,7 @@ from napari_sam2.batch import (
 from napari_sam2.batch_worker import run_job
 from napari_sam2.cli import main
 from napari_sam2.io import read_labels, read_volume
+from napari_sam2.segmentation import segment
 from napari_sam2.session import Session
 from napari_sam2.session_file import save_session
 from sam2_engine.weights import save_model
@@ -165,6 +166,40 @@ def test_a_template_goes_to_every_scan_with_its_names_and_colours(scans, tmp_pat
         expected.propagate()
         np.testing.assert_array_equal(labels.array, expected.labels)
         np.testing.assert_allclose(labels.affine, image.affine, atol=1e-4)
+
+
+def test_small_objects_are_looked_at_closely_as_the_batch_is_told(tmp_path):
+    noise = np.random.default_rng(0).normal(0, 10, (3, 160, 200))
+    _, y, x = np.indices(noise.shape)
+    volume = (noise + 150 * ((y - 60) ** 2 + (x - 80) ** 2 < 50)).astype(np.float32)
+    (tmp_path / "scans").mkdir()
+    nibabel.save(nibabel.Nifti1Image(volume.T, np.eye(4)), tmp_path / "scans" / "a.nii.gz")
+    box = (1, (53, 73, 67, 87))
+    (tmp_path / "boxes.csv").write_text("image,object,z,y,x,y1,x1\na,1,1,53,73,67,87\n")
+    session = Session(volume, "nano", window=(-100, 200), spacing=(1, 1, 1))
+    session.add_box(session.add_object(), *box)
+    save_session(session, tmp_path / "t.sam2session")
+    ways = ({"prompts": tmp_path / "boxes.csv"}, {"template": tmp_path / "t.sam2session"})
+    for number, way in enumerate(ways):
+        keys = set()
+        [job] = jobs_of(tmp_path / "scans", **way)
+        for closely in (None, True, False):
+            out = tmp_path / f"{number}-{closely}"
+            out.mkdir()
+            settings = Settings(
+                out=out,
+                window=(-100, 200),
+                closely=closely,
+                device="cpu",
+                template_image=tmp_path / "scans" / "a.nii.gz",
+            )
+            result = run_job(job, settings)
+            assert (result.status, result.message) == (DONE, "")
+            keys.add(result.key)
+            labels, *_ = read_labels(out / result.output)
+            expected = segment(volume, boxes={1: box}, window=(-100, 200), closely=closely)
+            np.testing.assert_array_equal(labels.array, expected)
+        assert len(keys) == 3, "what was done otherwise is done anew"
 
 
 def test_first_frames_and_sessions_of_their_own(tmp_path, checkpoint):

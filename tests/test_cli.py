@@ -114,14 +114,34 @@ def test_small_objects_are_looked_at_closely(
     how = {"boxes": {1: (1, (20, 20, 26, 26))}, "window": (-100, 500), "model": network}
     closely = segment(volume, closely=True, **how)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(out)), closely)
-    assert (closely != segment(volume, **how)).any()
-    session = Session(volume, network, window=(-100, 500))
+    whole = segment(volume, closely=False, **how)
+    assert (closely != whole).any()
+    session = Session(volume, network, window=(-100, 500), closely=False)
     session.add_box(session.add_object(), 1, (20, 20, 26, 26))
     top, left, bottom, right = session.look_closely(1)
     session.propagate()
     np.testing.assert_array_equal(session.labels, closely)
     closely[:, top:bottom, left:right] = 0
     assert not closely.any()
+
+
+def test_small_objects_are_looked_at_closely_unless_it_says_no(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(0, 10, (3, 160, 200))
+    _, y, x = np.indices(noise.shape)
+    volume = (noise + 150 * ((y - 60) ** 2 + (x - 80) ** 2 < 50)).astype(np.float32)
+    path = tmp_path / "a.nii"
+    nibabel.save(nibabel.Nifti1Image(volume.T, np.eye(4)), path)
+    command = ["segment", str(path), "--box", "1:1,53,73,67,87", "--window", "-100,200", "-q"]
+    how = {"boxes": {1: (1, (53, 73, 67, 87))}, "window": (-100, 200)}
+    given = {None: [], True: ["--closely"], False: ["--no-closely"]}
+    found = {}
+    for closely, options in given.items():
+        out = tmp_path / f"{closely}.nii"
+        assert main([*command, "-o", str(out), "--device", "cpu", *options]) == 0
+        found[closely] = sitk.GetArrayFromImage(sitk.ReadImage(out))
+        np.testing.assert_array_equal(found[closely], segment(volume, closely=closely, **how))
+    np.testing.assert_array_equal(found[None], found[True])
+    assert (found[None] != found[False]).any()
 
 
 def test_what_is_not_found_at_its_points_is_looked_for_on_whole_slices(network: SAM2) -> None:

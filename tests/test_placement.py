@@ -150,3 +150,21 @@ def test_a_sagittal_scan_is_known_as_it_was_shown_and_as_it_is_stored(tmp_path, 
     there = world_affine(found.placed) @ [*index, 1]
     here = np.c_[index_in_file, np.ones(len(index_in_file))] @ world_affine(image).T
     assert np.abs(here - there).max(1).min() < 1e-9
+
+
+def test_how_closely_a_person_looks_goes_along():
+    image, session = template()
+    session.closely = False
+    box, painted = session.add_object("box"), session.add_object("painted")
+    unsaid, whole = session.add_object("unsaid"), session.add_object("whole")
+    for object_id in (box, unsaid, whole):
+        session.add_box(object_id, 2, (10, 10, 12, 12))
+    session.paint(painted, 2, np.pad(np.ones((2, 2)), ((20, 18), (20, 28))))
+    for object_id, times in ((box, 2), (painted, 2), (whole, None)):
+        session.look_closely(object_id, times)
+    other = moved(image, "finer")
+    target = Session(other.array, small_model(), window=(0, 200), spacing=other.spacing)
+    place(session.snapshot(), target, Placement.between(image, other))
+    looks = [target._records.look((target.view.key, i)) for i in (box, painted, unsaid, whole)]
+    assert looks[2] is None and looks[3] == (None, True)
+    assert looks[0].is_settled and looks[1].is_settled

@@ -294,6 +294,9 @@ class Hands:
     def do_closely(self) -> None:
         self.d.panel.closely.click()
 
+    def do_by_itself(self) -> None:
+        self.d.panel.by_itself.click()
+
     def do_overwrite(self) -> None:
         self.d.panel.overwrite.click()
 

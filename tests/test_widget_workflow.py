@@ -812,18 +812,14 @@ def test_a_drag_is_one_stroke_although_results_arrive(desk):
 def test_small_objects_are_looked_at_closely(desk):
     shape = (5, 160, 200)
     d = desk(data=blobs(shape))
-
-    def tick():
-        box = d.panel.closely
-        d.qtbot.mouseClick(box, Qt.MouseButton.LeftButton, pos=QPoint(8, box.height() // 2))
-
+    d.press(d.panel.more)
+    tick(d, d.panel.by_itself)
     d.go_to(2)
     d.press(d.panel.modes["box"])
     d.drag((8, 12), (24, 28))
     d.settle()
-    d.press(d.panel.more)
     assert not d.panel.closely.isChecked()
-    tick()
+    tick(d, d.panel.closely)
     top, left, bottom, right = d.session.area(1)
     assert bottom - top == right - left < 120
     assert d.panel.closely.isChecked()
@@ -836,12 +832,106 @@ def test_small_objects_are_looked_at_closely(desk):
     assert not (d.labels[~inside] == 1).any()
     d.press(d.panel.new)
     assert not d.panel.closely.isChecked(), "another object is selected"
-    tick()
+    tick(d, d.panel.closely)
     assert "not known how large" in d.status
     assert not d.panel.closely.isChecked()
     d.panel.object_id = 1
     assert d.panel.closely.isChecked()
-    tick()
+    tick(d, d.panel.closely)
     assert d.session.area(1) is None
     d.press(d.panel.undo)
     assert d.session.area(1) is not None and d.panel.closely.isChecked()
+
+
+def discs():
+    """Small bright discs at (60, 80) and at (140, 170)."""
+    shape = (4, 200, 240)
+    _, y, x = np.indices(shape)
+    noise = np.random.default_rng(0).normal(0, 10, shape)
+    for row, column, radius in ((60, 80, 7), (140, 170, 7)):
+        noise += 150 * ((y - row) ** 2 + (x - column) ** 2 < radius**2)
+    return noise.astype(np.float32)
+
+
+def tick(d, box):
+    d.qtbot.mouseClick(box, Qt.MouseButton.LeftButton, pos=QPoint(8, box.height() // 2))
+
+
+def test_small_objects_are_looked_at_closely_by_itself(desk):
+    d = desk(data=discs(), model="nano")
+    d.settle()
+    assert d.panel.by_itself.isChecked()
+    seen = []
+    d.session.masks_changed.connect(lambda _: seen.append(d.session.masks_of(1).get(2)))
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((60, 80))
+    d.settle()
+    assert d.session.area(1) is not None and d.panel.closely.isChecked()
+    assert "looked at closely" in d.status and "looked at closely" in d.panel.slice.text()
+    assert seen[0] is None  # the mark has no mask yet
+    whole, close = seen[1:]
+    assert whole.coarse.area is None, "it is seen at once, on the whole slice"
+    assert close.coarse.area == d.session.area(1)
+    assert d.session.stale(1) == []
+    d.key("Z", CONTROL)
+    assert d.session.area(1) is None and not d.session.prompts and not d.panel.closely.isChecked()
+    d.key("Z", CONTROL | SHIFT)
+    assert d.session.area(1) is not None and d.session.stale(1) == []
+    assert d.panel.closely.isChecked()
+
+    d.press(d.panel.new)
+    assert not d.panel.closely.isChecked() and "closely" not in d.panel.slice.text()
+    d.click((140, 170))
+    d.key("G")  # without waiting for the answer
+    d.settle()
+    for object_id in (1, 2):
+        assert d.session.area(object_id) is not None
+        assert d.session.stale(object_id) == []
+        assert len(d.session.masks_of(object_id)) == 4
+
+
+def test_what_a_person_chooses_of_looking_closely_stays_and_is_remembered(desk):
+    d = desk(data=discs(), model="nano")
+    d.settle()
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((60, 80))
+    d.settle()
+    d.press(d.panel.more)
+    tick(d, d.panel.closely)
+    assert d.session.area(1) is None and not d.panel.closely.isChecked()
+    d.click((62, 82))
+    d.settle()
+    d.key("G")
+    d.settle()
+    assert d.session.area(1) is None and len(d.session.masks_of(1)) == 4
+    tick(d, d.panel.by_itself)
+    assert not d.session.closely and choices.load()["closely"] is False
+    d.press(d.panel.new)
+    d.click((140, 170))
+    d.settle()
+    d.key("G")
+    d.settle()
+    assert d.session.area(2) is None
+    d.viewer.add_image(discs(), name="another")
+    d.widget.choose_image(d.viewer.layers["another"])
+    assert not d.session.closely and not d.panel.by_itself.isChecked()
+
+
+def test_painting_is_looked_at_closely_when_it_is_followed(desk):
+    d = desk(data=discs(), model="nano")
+    d.settle()
+    d.go_to(2)
+    d.press(d.panel.modes["paint"])
+    d.widget.labels_layer.brush_size = 5
+    d.draw((56, 80), (60, 80), (64, 80))
+    d.settle()
+    area = d.session.area(1)
+    assert area is not None and d.panel.closely.isChecked()
+    d.draw((60, 74), (60, 80), (60, 86))
+    d.settle()
+    assert d.session.area(1) not in (area, None), "it is as large as what is painted now"
+    d.key("G")
+    d.settle()
+    assert len(d.session.masks_of(1)) == 4
