@@ -28,7 +28,7 @@ from scipy import ndimage
 
 from benchmarks import cases, classical, report
 from benchmarks.cases import Item, Target, first_frame, grey_frames, read_case, read_items
-from napari_sam2.areas import Area, area_about, enlarged, joined
+from napari_sam2.areas import CLOSE, Area, Box, around_boxes, enlarged, is_small_in, joined
 from napari_sam2.records import NEAR
 from napari_sam2.tasks import LazyModel
 from sam2_engine.model import SAM2
@@ -144,28 +144,25 @@ class ModelRun:
         frames: NDArray[Any],
         kind: str,
         truths: Sequence[Masks],
-        around: float | None = None,
+        closely: bool = False,
         **options: Any,
     ) -> None:
         """
         Args:
-            around: look at each object in an area so many times its size; by default at all.
+            closely: look at small objects in areas of their own, as a session does by itself.
             options: of the predictor.
         """
         self.kind = kind
         self.truths = truths
-        self.areas: list[Area | None] = [None] * len(truths)
-        if around is not None:
-            self.areas = [area_around(truth[prompt_frame(kind, truth)], around) for truth in truths]
+        self.closely = closely
         self.predictor = SequencePredictor(
             model, frames, cache_bytes=CACHE_BYTES, refine_clicks=True, **options
         )
         self.masks = [np.zeros(truth.shape, np.bool_) for truth in truths]
         self.answers: dict[tuple[int, int], Answer] = {}  # by object and frame
         started = time.perf_counter()
-        if around is None:
-            for frame in range(len(frames)):
-                self.predictor.features[frame]  # encoded now, and found in the cache later
+        for frame in range(len(frames)):
+            self.predictor.features[frame]  # encoded now, and found in the cache by every prompt
         self.encoding_seconds = time.perf_counter() - started
         self.box_seconds = 0.0
 
@@ -185,9 +182,7 @@ class ModelRun:
             return self.encoding_seconds + time.perf_counter() - started
         for index, truth in enumerate(self.truths):
             frame = prompt_frame(self.kind, truth)
-            self.predictor.set_prompts(
-                index + 1, frame, area=self.areas[index], **first_prompt(prompt, truth[frame])
-            )
+            self._prompt(index, frame, **first_prompt(prompt, truth[frame]))
         self._segment(range(len(self.truths)))
         seconds = self.encoding_seconds + time.perf_counter() - started
         if prompt == "box":
@@ -210,6 +205,29 @@ class ModelRun:
                 self.masks[object_id - 1][result.frame] = mask
                 self.answers[object_id - 1, result.frame] = Answer(*answer)
 
+    def _prompt(self, index: int, frame: int, **prompt: Any) -> None:
+        """Show an object, and look closely where it is small: first where the prompt says that it
+        is, or the mask that follows from it; and not where it turns out to be larger.
+        """
+        say = partial(self.predictor.set_prompts, index + 1, frame, **prompt)
+        shape = self.predictor.source.shape
+        say()
+        if not self.closely:
+            return
+        box = prompt.get("box") or self._box(index, frame)
+        area = None if box is None else around_boxes([box], CLOSE, shape)
+        if area is None:
+            return
+        say(area=area)
+        box = self._box(index, frame)
+        if box is None or not is_small_in(area, box, shape):
+            say()
+
+    def _box(self, index: int, frame: int) -> Box | None:
+        """About the mask that follows from the prompts on a frame."""
+        mask = self.predictor.predict(frame, [index + 1]).mask(index + 1)
+        return tight_box(mask) if mask.any() else None
+
     def _hand_on_boxes(self, index: int) -> None:
         """Each slice by itself, from the box around the mask of the slice before, until that is
         empty: what tools do that have SAM and no memory.
@@ -223,7 +241,7 @@ class ModelRun:
         for frames in ways:
             box = tight_box(truth[origin])
             for frame in frames:
-                self.predictor.set_prompts(index + 1, frame, box=box, area=self.areas[index])
+                self._prompt(index, frame, box=box)
                 mask = self.predictor.predict(frame, [index + 1]).mask(index + 1)
                 self.predictor.clear_prompts(index + 1)
                 masks[frame] = mask
@@ -328,12 +346,6 @@ def score_item(
         seconds = time.perf_counter() - started
         results.append(_scored(item, "classical", prompt, targets, masks, seconds))
     return results
-
-
-def area_around(mask: Mask, times: float) -> Area:
-    """A square (y0, x0, y1, x1) about an object, so many times as wide as its longer side."""
-    height, width = mask.shape
-    return area_about([tight_box(mask)], times, (height, width))
 
 
 def score_items(
@@ -523,11 +535,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="how much of a memory a tracked frame looks at (default: all, as published)",
     )
     parser.add_argument(
-        "--around",
-        type=float,
-        metavar="TIMES",
-        help="look at each object by itself, in an area so many times its size (default: all of "
-        "the frame, and all objects together)",
+        "--closely",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="look at small objects in areas of their own, as a session does by itself with models "
+        "of up to 512 pixels (default: so)",
     )
     parser.add_argument(
         "--classical",
@@ -544,7 +556,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = {
         "memory": chosen.memory,
         "memory_tokens": chosen.memory_tokens,
-        "around": chosen.around,
+        "closely": chosen.closely,
     }
     started = begun = time.perf_counter()
     results: list[ItemScores] = []

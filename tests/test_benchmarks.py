@@ -549,16 +549,6 @@ def test_this_engine_clicks_tracks_and_corrects_in_the_comparison() -> None:
     assert [frame.shape for frame in ours.propagate()] == [(1, 64, 64)] * 2
 
 
-def test_an_area_around_an_object_stays_in_the_frame() -> None:
-    mask = np.zeros((100, 80), bool)
-    mask[40:50, 30:36] = True
-    assert quality.area_around(mask, 3) == (30, 18, 60, 48)
-    assert quality.area_around(mask, 9) == (0, 0, 90, 80)
-    mask[:] = False
-    mask[0, 79] = True
-    assert quality.area_around(mask, 4) == (0, 48, 32, 80)
-
-
 def test_operations_are_counted_the_way_they_are_done() -> None:
     with torch.inference_mode():
         x, weight = torch.zeros(2, 3, 16), torch.zeros(4, 16)
