@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from models import small_model
 
-from napari_sam2.areas import around_boxes, enlarged
+from napari_sam2.areas import around_boxes, enlarged, moved
 from napari_sam2.session import LockedError, NothingToDo, Session
 from napari_sam2.session_file import open_session, save_session
 from napari_sam2.tasks import area_on, engine_prompts
@@ -46,7 +46,7 @@ def expected(session, object_id):
         max_prompted_frames="adjacent",
     )
     for frame, said in session.prompts[object_id].items():
-        area = area_on(said, session.area(object_id))
+        area = area_on(said, session.area(object_id), SHAPE[1:])
         given = engine_prompts(said, predictor.source.geometry.looking_at(area))
         predictor.set_prompts(object_id, frame, **given)
     return {result.frame: result.mask(object_id) for result in predictor.propagate()}
@@ -63,7 +63,7 @@ def test_an_area_is_some_times_as_wide_as_the_object_and_stays_in_the_frame():
     assert around_boxes([(40, 30, 49, 35)], 3, (100, 80)) == (30, 18, 60, 48)
     assert around_boxes([(40, 30, 49, 35)], 9, (100, 80)) is None  # nearly all of it
     assert around_boxes([(0, 79, 0, 79)], 4, (100, 80)) == (0, 48, 32, 80)
-    assert around_boxes([(10, 10, 19, 19), (30, 10, 39, 19)], 2, (100, 80)) == (5, 5, 45, 25)
+    assert around_boxes([(10, 10, 19, 19), (30, 10, 40, 19)], 2, (100, 80)) == (24, 4, 46, 26)
 
 
 def test_an_area_grows_with_marks_outside_of_it():
@@ -128,15 +128,33 @@ def test_a_click_corrects_in_the_area_what_was_found_without_it(session):
     assert_as_engine(session, 1)
 
 
-def test_marks_outside_enlarge_the_area(session):
-    top, left, bottom, _ = session.look_closely(1, times=3)
-    session.add_points(1, [(3, bottom + 5, left + 2)])
-    grown = session.area(1)
-    assert grown[0] == top and grown[2] > bottom + 5
+def test_an_area_goes_to_marks_outside_of_it():
+    area = (30, 20, 60, 50)
+    assert moved(area, (30, 20, 59, 49), (100, 80)) == area
+    assert moved(area, (70, 30, 71, 31), (100, 80)) == (56, 16, 86, 46)
+    assert moved(area, (5, 70, 24, 75), (100, 80)) == (0, 50, 40, 80)
+    assert moved(area, (0, 0, 99, 79), (100, 80)) is None
+
+
+def test_an_object_is_looked_for_where_it_is_marked(session):
+    area = top, left, bottom, _ = session.look_closely(1, times=3)
+    session.propagate()
+    session.add_points(1, [(3, bottom + 5, left + 2)])  # corrects a mask: with what is about that
+    grown = looked_at(session, 1, 3)
+    assert session.area(1) == area and grown[0] <= top and grown[2] > bottom + 5
+    session.add_box(1, 4, (70, 90, 79, 99))  # shows it elsewhere
+    there = looked_at(session, 1, 4)
+    assert there[2] - there[0] == bottom - top and there[0] < 70 and there[2] > 79
     session.propagate()
     assert_as_engine(session, 1)
-    session.add_points(1, [(3, 2, 2)], [0])  # what is beside the object does not
-    assert session.area(1) == grown
+    session.add_points(1, [(3, 2, 2)], [0])  # what is beside the object changes nothing
+    assert looked_at(session, 1, 3) == grown
+
+
+def looked_at(session, object_id, frame):
+    """Where the model looks for an object on a slice that is marked."""
+    step = session.compute_preview(session.task(), frame)
+    return step.masks[object_id].coarse.area
 
 
 def test_a_preview_looks_where_the_propagation_does(session):

@@ -264,8 +264,6 @@ def test_painting_is_looked_at_closely_at_once_and_as_it_is_at_last(session):
     session.redo()
     session.propagate()
     assert session.area(one) == area and len(session.masks_of(one)) == SHAPE[0]
-    session.paint(one, 2, disc(60, 80, 40))
-    assert session.area(one) != area, "what is painted outside enlarges it"
 
 
 def test_objects_that_come_in_numbers_are_looked_at_on_whole_slices(session, volume):
@@ -297,7 +295,7 @@ def test_daughters_are_looked_at_on_whole_slices(session):
     assert [session.area(daughter) for daughter in daughters] == [None, None]
 
 
-def test_no_more_than_eight_are_looked_at_closely(nano):
+def test_many_small_objects_are_each_looked_at_closely(nano):
     noise = np.random.default_rng(0).normal(0, 10, (2, 200, 240))
     places = [(30 + 40 * (n // 5), 30 + 40 * (n % 5)) for n in range(10)]
     image = noise + sum(150 * disc(*place, 6) for place in places)
@@ -305,12 +303,9 @@ def test_no_more_than_eight_are_looked_at_closely(nano):
     for y, x in places:
         session.add_box(session.add_object(), 0, (y - 6, x - 6, y + 6, x + 6))
     session.propagate()
-    assert [session.area(i) is not None for i in session.objects] == 8 * [True] + 2 * [False]
+    assert all(session.area(i) is not None for i in session.objects)
     assert session.undecided_frames() == []
-    assert len(session.masks) == 10
-    session.remove_object(1)
-    session.preview(0)
-    assert session.area(10) is None, "it was decided"
+    assert [len(masks) for masks in session.masks.values()] == [2] * 10
 
 
 def test_models_with_a_large_input_see_small_objects_by_themselves(volume):

@@ -25,25 +25,21 @@ def joined(one: Box | None, other: Box) -> Box:
 
 
 def around_boxes(boxes: Iterable[Box], times: float, shape: tuple[int, int]) -> Area | None:
-    """As `area_about`; None where that is nearly all of a frame."""
-    return _unless_nearly_all(area_about(boxes, times, shape), shape)
-
-
-def area_about(boxes: Iterable[Box], times: float, shape: tuple[int, int]) -> Area:
-    """The area about boxes on some frames (H, W), each a square so many times as wide as its longer
-    side, as far as the frame goes; moved into it where that keeps its size.
+    """The area about the largest of some boxes on frames (H, W): a square so many times as wide as
+    its longer side, as far as the frame goes; moved into it where that keeps its size. None where
+    that is nearly all of a frame.
     """
-    top, left, bottom, right = np.inf, np.inf, -np.inf, -np.inf
-    for y0, x0, y1, x1 in boxes:
-        half = times * max(y1 - y0 + 1, x1 - x0 + 1, _LEAST_OBJECT) / 2
-        y, x = (y0 + y1 + 1) / 2, (x0 + x1 + 1) / 2
-        top, left = min(top, y - half), min(left, x - half)
-        bottom, right = max(bottom, y + half), max(right, x + half)
-    (top, bottom), (left, right) = (
-        _inside(low, high, size)
-        for low, high, size in ((top, bottom, shape[0]), (left, right, shape[1]))
-    )
-    return int(top), int(left), int(bottom), int(right)
+    y0, x0, y1, x1 = max(boxes, key=_width)
+    half = times * max(_width((y0, x0, y1, x1)), _LEAST_OBJECT) / 2
+    y, x = (y0 + y1 + 1) / 2, (x0 + x1 + 1) / 2
+    top, bottom = _inside(y - half, y + half, shape[0])
+    left, right = _inside(x - half, x + half, shape[1])
+    return _unless_nearly_all((top, left, bottom, right), shape)
+
+
+def _width(box: Box) -> float:
+    y0, x0, y1, x1 = box
+    return max(y1 - y0, x1 - x0) + 1
 
 
 def is_small_in(area: Area, box: Box, shape: tuple[int, int]) -> bool:
@@ -60,23 +56,43 @@ def is_small_in(area: Area, box: Box, shape: tuple[int, int]) -> bool:
         or (y1 + 1 >= bottom < shape[0])
         or (x1 + 1 >= right < shape[1])
     )
-    width = max(y1 - y0 + 1, x1 - x0 + 1)
-    return not is_cut and width <= _WIDEST * max(bottom - top, right - left)
+    return not is_cut and _width(box) <= _WIDEST * max(bottom - top, right - left)
 
 
 def enlarged(area: Area, extent: Box, shape: tuple[int, int]) -> Area | None:
     """An area that holds marks, too, and as much about them as is half its size; the same one where
     they are in it.
     """
+    if _holds(area, extent):
+        return area
     top, left, bottom, right = area
     y0, x0, y1, x1 = extent
-    if top <= y0 and left <= x0 and y1 < bottom and x1 < right:
-        return area
     margin_y, margin_x = (bottom - top) / 4, (right - left) / 4
     top, bottom = min(top, int(y0 - margin_y)), max(bottom, int(y1 + margin_y) + 1)
     left, right = min(left, int(x0 - margin_x)), max(right, int(x1 + margin_x) + 1)
     grown = max(top, 0), max(left, 0), min(bottom, shape[0]), min(right, shape[1])
     return _unless_nearly_all(grown, shape)
+
+
+def moved(area: Area, extent: Box, shape: tuple[int, int]) -> Area | None:
+    """The area with marks in its middle that do not lie in it, made larger where they would take up
+    more than half of it; the same one where they are in it.
+    """
+    if _holds(area, extent):
+        return area
+    edges = []
+    for axis in (0, 1):
+        near, far = extent[axis], extent[axis + 2] + 1
+        half = max((area[axis + 2] - area[axis]) / 2, far - near)
+        edges.append(_inside((near + far) / 2 - half, (near + far) / 2 + half, shape[axis]))
+    (top, bottom), (left, right) = edges
+    return _unless_nearly_all((top, left, bottom, right), shape)
+
+
+def _holds(area: Area, extent: Box) -> bool:
+    top, left, bottom, right = area
+    y0, x0, y1, x1 = extent
+    return top <= y0 and left <= x0 and y1 < bottom and x1 < right
 
 
 def _unless_nearly_all(area: Area, shape: tuple[int, int]) -> Area | None:

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from psygnal import Signal
 
 from napari_sam2.alignment import layer_on
-from napari_sam2.areas import CLOSE, Area, Box, around_boxes, enlarged, is_small_in, joined
+from napari_sam2.areas import CLOSE, Area, Box, around_boxes, is_small_in, joined
 from napari_sam2.history import Change, History
 from napari_sam2.lineage import LineageError, ancestors, divisions, merged, split_mask
 from napari_sam2.output import Entry, Output
@@ -54,7 +54,6 @@ from napari_sam2.tasks import (
     Source,
     Step,
     Task,
-    area_on,
     basis,
     origins,
 )
@@ -68,8 +67,6 @@ Direction = Literal["both", "forward", "backward"]
 
 _SMALL_INPUT = 512
 """Pixels of a model's input: from more of them it sees small objects by itself."""
-_MOST_CLOSE = 8
-"""Objects of a sequence that are looked at closely by themselves: each costs a look of its own."""
 _EDITS = {"name": "Rename", "colour": "Colour", "hidden": "Hide", "locked": "Lock"}
 
 
@@ -139,11 +136,11 @@ class Session:
                 "recent" ones, or the "confident" ones, wherever they lie.
             memory_tokens: "pooled" looks at a quarter of each memory, which is quicker and changes
                 masks a little.
-            closely: whether small objects are looked at closely by themselves, up to eight in a
-                sequence, by models of up to 512 pixels: as by `look_closely`, from the first mark
-                on. It is decided once for an object, by `preview`, `propagate` or `update`, before
-                it is followed; where its mask then does not fit in the area, it is looked at on
-                whole slices. What `look_closely` was told goes first.
+            closely: whether small objects are looked at closely by themselves, by models of up to
+                512 pixels: as by `look_closely`, from the first mark on. It is decided once for an
+                object, by `preview`, `propagate` or `update`, before it is followed; where its mask
+                then does not fit in the area, it is looked at on whole slices. What `look_closely`
+                was told goes first.
 
         Raises ValueError where image or labels cannot be used; the message says why.
         """
@@ -659,8 +656,8 @@ class Session:
         """Look for an object in an area about it, at a higher resolution; not outside of it.
 
         Small objects are followed better so; it takes longer, since every object has its own look
-        at each slice. Masks that the model has found are out of date then. What is marked outside
-        of the area later enlarges it. From then on it is not decided by itself any more.
+        at each slice. Masks that the model has found are out of date then. The area follows it,
+        and goes to where it is marked. From then on it is not decided by itself any more.
 
         times: how many times as wide as the object, where it is marked; None: all of the slices.
 
@@ -1381,7 +1378,7 @@ class Session:
         task, key = self.task(), self.view.key
         areas = dict(task.areas)
         for object_id, own in task.anchors.items():
-            if frame in own and len(areas) < _MOST_CLOSE and self._is_undecided((key, object_id)):
+            if frame in own and self._is_undecided((key, object_id)):
                 area = self._area_to_try((key, object_id))
                 if area is not None:
                     areas[object_id] = area
@@ -1526,18 +1523,13 @@ class Session:
         large it is, and where it is large."""
         shape, records = self.view_of(place[0]).frame_shape, self._records
         boxes = self._extents(place, records.stale(place, self._source))
-        area = around_boxes(boxes, CLOSE, shape) if boxes else None
-        for said in records.anchors(place).values():
-            if area is not None and said.extent is not None:
-                area = enlarged(area, said.extent, shape)
-        return area
+        return around_boxes(boxes, CLOSE, shape) if boxes else None
 
     def _try(self, place: Place) -> bool:
         """Whether an undecided object whose size is known is to be looked at closely; if not, that
         is decided then. One that is painted needs no look for that."""
         records, area = self._records, self._area_to_try(place)
-        close = [i for i in records.objects if records.area((place[0], i)) is not None]
-        if area is None or len(close) >= _MOST_CLOSE:
+        if area is None:
             records.set_look(place, Look(None, is_settled=False))
             return False
         if all(said.mask is not None for said in records.anchors(place).values()):
@@ -1629,15 +1621,6 @@ class Session:
         place = self.view.key, object_id
         if self._begins_anew(place, frame, said):
             self._records.set_look(place, None)
-        look, extent = self._records.look(place), said.extent
-        area = None if look is None else look.area
-        here = area_on(said, area)
-        if here is not None and extent is not None:
-            shape = self.view.frame_shape
-            if enlarged(here, extent, shape) != here:  # not where it has followed the object to
-                assert look is not None and area is not None
-                look = look._replace(area=enlarged(area, extent, shape))
-                self._records.set_look(place, look)
         changed = self._records.say(place, frame, said)
         if said.mask is not None and self.model.is_loaded and self._is_undecided(place):
             self._try(place)

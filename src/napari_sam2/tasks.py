@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_sam2.areas import Area
+from napari_sam2.areas import Area, enlarged, moved
 from napari_sam2.feature_files import feature_files
 from napari_sam2.sequence_view import SequenceView, Windows
 from napari_sam2.slice_data import Basis, CoarseLogits, ObjectMask, SlicePrompts
@@ -371,7 +371,7 @@ def _set_prompts(
     known: those that it has, which are left as they are, so that it can go on where it was.
     """
     wanted = {
-        (i, frame): (said, area_on(said, task.areas.get(i)))
+        (i, frame): (said, area_on(said, task.areas.get(i), task.view.frame_shape))
         for i, own in anchors.items()
         for frame, said in own.items()
     }
@@ -385,15 +385,17 @@ def _set_prompts(
     return wanted
 
 
-def area_on(said: SlicePrompts, area: Area | None) -> Area | None:
-    """Where to look for an object on a frame that is marked: in its area, which may have followed
-    it to where it is corrected.
+def area_on(said: SlicePrompts, area: Area | None, shape: tuple[int, int]) -> Area | None:
+    """Where to look for an object on a frame (H, W) that is marked: in its area, or where that has
+    followed it to; moved to marks that show it elsewhere, enlarged for those that correct it.
     """
-    followed = None if said.corrects is None or said.starts_over else said.corrects.area
-    if area is None or followed is None:
-        return area
-    sizes = [(bottom - top, right - left) for top, left, bottom, right in (area, followed)]
-    return followed if sizes[0] == sizes[1] else area
+    if area is None:
+        return None
+    corrected = None if said.starts_over else said.corrects
+    here = area if corrected is None else corrected.area or area
+    if said.extent is None:
+        return here
+    return (moved if corrected is None else enlarged)(here, said.extent, shape)
 
 
 def engine_prompts(said: SlicePrompts, geometry: Geometry) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def add_closely(parser: argparse.ArgumentParser) -> None:
     """Whether objects are looked at in areas of their own."""
     help_ = (
         "look at each object in an area about it, 6 times its size, at a higher resolution; or at "
-        "none (default: at small ones, up to 8, with models of up to 512 pixels)"
+        "none (default: at small ones, with models of up to 512 pixels)"
     )
     parser.add_argument("--closely", action=argparse.BooleanOptionalAction, help=help_)
 
