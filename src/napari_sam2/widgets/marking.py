@@ -190,10 +190,16 @@ class Marking:
             )
             return
         is_sure = all(mask is None or mask.iou >= _SURE for mask in step.masks.values())
-        is_close = any(session.area(object_id) is not None for object_id in step.masks)
+        chosen = self._panel.object_id
+        is_close = chosen in step.masks and session.area(chosen) is not None
         self._panel.say(
             f"Slice {step.frame} is marked{'' if is_sure else ', but the model is not sure'}. "
-            + ("What is small is looked at closely, with what is near it. " if is_close else "")
+            + (
+                f"{self._context.name()} is looked at closely: it and what is near it, and nothing "
+                "else (see Options). "
+                if is_close
+                else ""
+            )
             + "Correct it with Include and Exclude, or go on with "
             + ("Propagate." if len(session.view) > 1 else "a new object.")
         )

@@ -122,8 +122,8 @@ class Panel(QWidget):
         self.by_itself = QCheckBox("Look closely by itself")
         self.by_itself.setToolTip(
             "New objects that are small are looked at closely: in an area six times their size, at "
-            "a higher resolution, and not outside of it. Up to eight of them, with models of up to "
-            "512 pixels, such as nano."
+            "a higher resolution, and not outside of it. With models of up to 512 pixels, such as "
+            "nano."
         )
         self.closely = QCheckBox("Look closely")
         self.closely.setToolTip(
@@ -158,7 +158,10 @@ class Panel(QWidget):
         self.strip = SliceStrip()
         self.doubts = DoubtMap()
         self.slice = QLabel()
-        self.slice.setToolTip("The slice that the viewer shows, and its state for this object.")
+        self.slice.setToolTip(
+            "The slice that the viewer shows, and its state for this object. What is looked at "
+            "closely, SAM 2 sees in an area about it alone (Options)."
+        )
         self.slice.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
         self.approve = _button("Approve", "The mask is right here: keep it, follow it.  Key: Y")
         self.lock = _button("Lock", "Keep the mask on this slice as it is.  Key: K")
