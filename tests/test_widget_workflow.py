@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QApplication, QColorDialog, QDialogButtonBox, QLineEd
 
 from napari_sam2.feature_files import SETTING, allowed_gigabytes
 from napari_sam2.io import read_labels
-from napari_sam2.output import ids_in
+from napari_sam2.label_ids import ids_in
 from napari_sam2.session import Session
 from napari_sam2.widgets import choices
 from napari_sam2.widgets.object_table import COLOUR, EYE, LOCK, NAME, PROMPTS

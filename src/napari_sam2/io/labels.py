@@ -23,6 +23,7 @@ from napari_sam2.io.guard import clear_errors
 from napari_sam2.io.kinds import image_kind
 from napari_sam2.io.legend import RGB, Legend, make_legend
 from napari_sam2.io.volume import ReadError, Volume, WriteError
+from napari_sam2.label_ids import ids_in
 
 Format = Literal["ctc"]
 """A format that no suffix tells: "ctc", a folder of the Cell Tracking Challenge."""
@@ -74,7 +75,7 @@ def write_labels(
     """
     target = check_target(path, overwrite=overwrite, format=format)
     placed = _placed(np.asarray(labels), like)
-    legend = make_legend(_ids_in(placed.array), names or {}, colours or {}, parents)
+    legend = make_legend(ids_in(placed.array), names or {}, colours or {}, parents)
     kind = _kind(target, format)
     assert kind is not None
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part{kind.suffix}")
@@ -294,10 +295,6 @@ def _shape_of_labels(like: Volume) -> tuple[int, ...]:
     if "c" not in like.axes:
         return like.shape
     return tuple(n for n, axis in zip(like.shape, like.axes, strict=True) if axis != "c")
-
-
-def _ids_in(labels: np.ndarray) -> set[int]:
-    return {i for part in labels for i in np.unique(part).tolist()} - {0}
 
 
 # ---- files and folders
