@@ -340,7 +340,7 @@ class Hands:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [2, 3])
+@pytest.mark.parametrize("seed", [2, 5])
 def test_random_work_ends_with_the_masks_of_a_fresh_replay(desk, tmp_path, seed, monkeypatch):
     monkeypatch.setattr("sam2_engine.automatic.Rules", partial(Rules, **ANYTHING_GOES))
     d = desk(contrast_limits=(0, 250))
