@@ -133,6 +133,21 @@ def test_it_does_not_matter_whether_one_looks_first(volume, nano):
     assert results[0][1:] == results[1][1:]
 
 
+def test_something_small_that_is_marked_at_two_places_is_looked_at_closely_at_both(nano):
+    """On each slice the area lies about the marks there, and the mask has to fit in it there."""
+    image = np.random.default_rng(0).normal(0, 10, SHAPE)
+    image[:2] += 150 * disc(40, 40, 7)
+    image[2:] += 150 * disc(160, 200, 7)
+    session = Session(image.astype(np.float32), nano)
+    one = session.add_object()
+    session.add_box(one, 1, (33, 33, 47, 47))
+    session.add_box(one, 2, (153, 193, 167, 207))
+    session.propagate()
+    assert session.area(one) is not None
+    first, second = (session.masks_of(one)[frame].coarse.area for frame in (1, 2))
+    assert first[0] < 40 < first[2] < 160 and second[0] < 160 < second[2]
+
+
 def test_undo_takes_back_all_that_a_propagation_did_and_decided(session):
     one = session.add_object()
     session.add_points(one, [(2, 60, 80)])

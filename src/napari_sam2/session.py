@@ -54,6 +54,7 @@ from napari_sam2.tasks import (
     Source,
     Step,
     Task,
+    area_on,
     basis,
     origins,
 )
@@ -1457,7 +1458,7 @@ class Session:
                     if is_new_look and self._is_undecided(place):
                         self._try(place)
                     continue  # a person's own mask is the answer
-                if step.is_preview and not self._is_close_enough(task, object_id, mask):
+                if step.is_preview and not self._is_close_enough(task, object_id, step):
                     again |= bool(self._records.wanted(place, self._source, [step.frame], False))
                     continue
                 found = Found(mask, task.basis(object_id, step.frame))
@@ -1536,7 +1537,7 @@ class Session:
             records.set_look(place, Look(area, is_settled=False))
         return True
 
-    def _is_close_enough(self, task: Task, object_id: int, mask: ObjectMask | None) -> bool:
+    def _is_close_enough(self, task: Task, object_id: int, step: Step) -> bool:
         """Whether what a preview has found can stay: not where an object that was looked at closely
         by itself is not so small. That is decided here."""
         place, area = (task.view.key, object_id), task.areas.get(object_id)
@@ -1544,7 +1545,9 @@ class Session:
         is_open = look is None or (not look.is_settled and look.area == area)
         if area is None or not is_open or task.source != self._source or not self._decides(place):
             return True
-        is_small = mask is not None and is_small_in(area, mask.box, task.view.frame_shape)
+        mask, shape = step.masks[object_id], task.view.frame_shape
+        seen = area_on(task.anchors[object_id][step.frame], area, shape)
+        is_small = seen is None or (mask is not None and is_small_in(seen, mask.box, shape))
         self._records.set_look(place, Look(area if is_small else None, is_settled=False))
         return is_small
 
