@@ -446,3 +446,22 @@ def test_segment_looks_closely_by_itself_at_all_or_at_none(nano):
         segment(image, boxes=large, **network),
         segment(image, boxes=large, closely=False, **network),
     )
+
+
+def test_a_click_has_only_its_own_object_looked_at_again(session):
+    one, two = session.add_object(), session.add_object()
+    session.add_points(one, [(2, 60, 80)])
+    assert set(session.preview(2).masks) == {one}
+    first = session.masks_of(one)[2]
+    session.add_box(two, 2, LARGE_BOX)
+    assert set(session.preview(2).masks) == {two}
+    assert session.masks_of(one)[2] is first
+    assert set(session.preview(2).masks) == {one, two}  # all is up to date
+    assert session.masks_of(one)[2] is first
+    session.paint(one, 2, disc(60, 80, 7))
+    session.add_points(two, [(2, 130, 160)])
+    assert set(session.preview(2).masks) == {two}
+    session.window = (0, 400)
+    session.edit_object(two, locked=True)
+    session.add_points(session.add_object(), [(2, 130, 160)])
+    assert set(session.preview(2).masks) == {3}

@@ -1224,7 +1224,9 @@ class Session:
         return self._records.stale((self.view.key, object_id), self._source)
 
     def preview(self, frame: int) -> Step:
-        """Compute and show the masks of all objects that have prompts on a frame."""
+        """Compute and show the masks of objects that have prompts on a frame and are not up to
+        date there. Returns them; where all are up to date, all of them.
+        """
         while True:  # at most on whole slices, closely, and on whole slices again
             task = self.preview_task(frame)
             step = self.compute_preview(task, frame)
@@ -1370,20 +1372,25 @@ class Session:
         return Task(self.view, self._source, anchors, wanted, areas)
 
     def preview_task(self, frame: int) -> Task:
-        """What there is to compute for `compute_preview` on a frame.
+        """What there is to compute for `compute_preview` on a frame: objects that are up to date
+        there are left out, unless all are.
 
         Objects of which it is yet to be decided are looked at closely, if it is known how large
         they are; `accept` sees whether that goes well.
         """
         self._check_frame(frame)
-        task, key = self.task(), self.view.key
-        areas = dict(task.areas)
-        for object_id, own in task.anchors.items():
-            if frame in own and self._is_undecided((key, object_id)):
-                area = self._area_to_try((key, object_id))
-                if area is not None:
-                    areas[object_id] = area
-        return replace(task, areas=areas)
+        task, key, areas = self.task(), self.view.key, {}
+        here = [i for i, own in task.anchors.items() if frame in own]
+        tried = [i for i in here if self._is_undecided((key, i))]
+        for object_id in tried:
+            area = self._area_to_try((key, object_id))
+            if area is not None:
+                areas[object_id] = area
+        free = [i for i in here if not self._records.objects[i].locked]
+        wanted = [i for i in free if self._records.wanted((key, i), self._source, [frame], False)]
+        chosen = [i for i in here if i in tried or i in wanted] or here
+        anchors = {i: task.anchors[i] for i in chosen}
+        return replace(task, anchors=anchors, areas={**task.areas, **areas})
 
     def undecided_frames(self, objects: Iterable[int] | None = None) -> list[int]:
         """Frames whose preview decides whether an object is looked at closely, where none has yet.
