@@ -335,6 +335,20 @@ def test_models_with_a_large_input_see_small_objects_by_themselves(volume):
     assert session.undecided_frames() == [2]
 
 
+def test_with_a_larger_model_only_what_a_person_has_chosen_is_looked_at_closely(session, nano):
+    one, two = session.add_object(), session.add_object()
+    for object_id in (one, two):
+        session.add_box(object_id, 2, SMALL_BOX)
+    session.propagate()
+    area = session.area(one)
+    session.look_closely(two)
+    session.model = LazyModel(SAM2(replace(SMALL, image_size=768)).eval())
+    assert session.area(one) is None and session.area(two) == area
+    assert set(session.task().areas) == {two}
+    session.model = nano
+    assert session.area(one) == area and session.stale(one) == [] and session.stale(two) == []
+
+
 def test_what_is_decided_and_what_is_not_comes_back_from_a_file(session, volume, nano, tmp_path):
     for box in (SMALL_BOX, LARGE_BOX, SMALL_BOX):
         session.add_box(session.add_object(), 2, box)

@@ -26,9 +26,10 @@ from napari_sam2.slice_data import (
     SlicePrompts,
     State,
 )
-from napari_sam2.tasks import Source, basis
+from napari_sam2.tasks import LazyModel, Source, basis
 
 _ALL = "objects"  # the one place of each table that has a row for an object
+_SMALL_INPUT = 512  # pixels
 NEAR = 5
 """Frames within which an object that was lost may still look as it did."""
 
@@ -110,10 +111,15 @@ class Records:
         """How closely the model looks at an object; None where that is yet to be decided."""
         return self._looks.get(place, 0)
 
-    def area(self, place: Place) -> Area | None:
-        """The part of the frames that the model looks at for an object; None: all."""
+    def area(self, place: Place, source: Source) -> Area | None:
+        """The part of the frames that the model looks at for an object; None: all.
+
+        A model that sees small objects without looks closely only where a person has chosen so.
+        """
         look = self.look(place)
-        return None if look is None else look.area
+        if look is None or not (look.is_settled or needs_close_looks(source.model)):
+            return None
+        return look.area
 
     def set_look(self, place: Place, look: Look | None) -> None:
         """Change it. What was found in another area is out of date then."""
@@ -126,7 +132,7 @@ class Records:
             return
         if not (self.masks(into) or self.prompts.at(into)):
             self.set_look(into, self.look(other))
-        elif self.area(into) != self.area(other):
+        elif len({look and look.area for look in (self.look(into), self.look(other))}) > 1:
             self.set_look(into, Look())
 
     def begins(self, place: Place) -> bool:
@@ -420,7 +426,7 @@ class Records:
             for frame, mask in state.found.items():
                 follows: Basis = REJECTED if frame in state.rejected else ()
                 if trust and frame in state.current:
-                    follows = basis(source, anchors, frame, self.area(place))
+                    follows = basis(source, anchors, frame, self.area(place, source))
                 self.found.put(place, frame, Found(mask, follows))
 
     # -- helpers -------------------------------------------------------------------------------
@@ -428,7 +434,7 @@ class Records:
     def _currency(self, place: Place, source: Source) -> Callable[[int], bool]:
         """A test whether what was found on a frame follows from what there is now."""
         anchors, found = self.anchors(place), self.found.at(place)
-        frames, area = sorted(anchors), self.area(place)
+        frames, area = sorted(anchors), self.area(place, source)
         between: dict[int, Basis] = {}  # by the number of anchors before a frame
 
         def is_current(frame: int) -> bool:
@@ -449,6 +455,12 @@ class Records:
             for frame in list(table.at(place)):
                 table.set(place, frame, None)
         return frames
+
+
+def needs_close_looks(model: LazyModel) -> bool:
+    """Whether small objects are looked at closely by themselves: a model of large input sees them
+    without. Not known before it is loaded; taken to be so."""
+    return not model.is_loaded or model.get().config.image_size <= _SMALL_INPUT
 
 
 def _around(others: Sequence[int], frames: Iterable[int]) -> set[int]:

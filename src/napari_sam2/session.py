@@ -30,7 +30,7 @@ from napari_sam2.areas import CLOSE, Area, Box, around_boxes, is_small_in, joine
 from napari_sam2.history import Change, History
 from napari_sam2.lineage import LineageError, ancestors, divisions, merged, split_mask
 from napari_sam2.output import Entry, Output
-from napari_sam2.records import Cell, Records
+from napari_sam2.records import Cell, Records, needs_close_looks
 from napari_sam2.sequence_view import Channels, SequenceKey, SequenceView, Windows
 from napari_sam2.slice_data import (
     REJECTED,
@@ -66,8 +66,6 @@ if TYPE_CHECKING:
 
 Direction = Literal["both", "forward", "backward"]
 
-_SMALL_INPUT = 512
-"""Pixels of a model's input: from more of them it sees small objects by itself."""
 _EDITS = {"name": "Rename", "colour": "Colour", "hidden": "Hide", "locked": "Lock"}
 
 
@@ -651,7 +649,7 @@ class Session:
         sequence that is shown; None: all.
         """
         self._check_object(object_id)
-        return self._records.area((self.view.key, object_id))
+        return self._records.area((self.view.key, object_id), self._source)
 
     def look_closely(self, object_id: int, times: float | None = CLOSE) -> Area | None:
         """Look for an object in an area about it, at a higher resolution; not outside of it.
@@ -1352,7 +1350,7 @@ class Session:
             if not own:
                 continue
             anchors[object_id] = own
-            area = self._records.area(place)
+            area = self._records.area(place, self._source)
             if area is not None:
                 areas[object_id] = area
             if object_id not in chosen or info.locked:
@@ -1474,7 +1472,7 @@ class Session:
                     known is not None
                     and known.basis == REJECTED
                     and found.basis
-                    != basis(task.source, now, step.frame, self._records.area(place))
+                    != basis(task.source, now, step.frame, self._records.area(place, task.source))
                 ):
                     continue  # it was rejected meanwhile
                 if known is None or known.basis != found.basis:  # not again along with others
@@ -1518,10 +1516,10 @@ class Session:
 
     def _decides(self, place: Place) -> bool:
         """Whether it is decided now, by itself, how closely an object is looked at."""
-        info, model = self._records.objects.get(place[1]), self.model
+        info = self._records.objects.get(place[1])
         if not self.closely or info is None or info.locked or not self._records.begins(place):
             return False
-        return not model.is_loaded or model.get().config.image_size <= _SMALL_INPUT
+        return needs_close_looks(self.model)
 
     def _is_undecided(self, place: Place) -> bool:
         return self._records.look(place) is None and self._decides(place)
