@@ -13,9 +13,7 @@ from torch import Tensor
 
 from sam2_engine.model import SAM2, VARIANTS, ModelConfig
 from sam2_engine.model.config import ConvStage, ConvTrunkConfig
-from sam2_engine.training.augment import motion_grid
 from sam2_engine.training.command import main
-from sam2_engine.training.crowds import crowd_grid
 from sam2_engine.training.data import BatchDataset, ClipSampler, Source, load_sources, window
 from sam2_engine.training.drift import Drift
 from sam2_engine.training.losses import dice_loss, focal_loss, mask_iou, mask_losses
@@ -238,41 +236,6 @@ def test_masks_follow_the_image_through_the_augmentation() -> None:
             total += 1
             good += bool((inside.mean() - outside.mean()).abs() > 0.1)
     assert good >= 0.6 * total
-
-
-def test_objects_of_a_still_image_move_each_by_itself() -> None:
-    """Like clay: they keep about their size, the background its place, the first frame its look."""
-    side, frames = 128, 6
-    labels = np.zeros((side, side), np.int32)
-    y, x = np.indices(labels.shape)
-    centres = [(30, 30), (30, 90), (90, 30), (90, 90)]
-    for n, (cy, cx) in enumerate(centres):
-        labels[(y - cy) ** 2 + (x - cx) ** 2 < 120] = n + 1
-    ways, still = [], motion_grid(np.random.default_rng(0), 1, side, (0, 0), (1, 1), 0, 0)
-    flipped = still.expand(frames, -1, -1, -1)
-    seen = torch.nn.functional.grid_sample(
-        torch.from_numpy(labels)[None, None].float(), still, mode="nearest", align_corners=False
-    )[0, 0].numpy()
-    for seed in range(8):
-        grid = crowd_grid(np.random.default_rng(seed), flipped, seen.astype(np.int32))
-        assert torch.equal(grid[0], still[0])
-        corner = (grid - flipped)[:, :6, :6].abs().max() * side / 2
-        assert corner < 1, "the background stays"
-        shown = torch.nn.functional.grid_sample(
-            torch.from_numpy(labels)[None, None].float().expand(frames, -1, -1, -1),
-            grid,
-            mode="nearest",
-            align_corners=False,
-        )[:, 0].numpy()
-        for n in range(1, len(centres) + 1):
-            areas = (shown == n).sum((1, 2))
-            assert 0.3 * areas[0] < areas.min() and areas.max() < 2.5 * areas[0]
-            places = [np.argwhere(one == n).mean(0) for one in shown]
-            ways.append(places[-1] - places[0])
-    lengths = np.linalg.norm(ways, axis=1)
-    assert np.median(lengths) > 1 and lengths.max() < 30
-    apart = [np.linalg.norm(ways[i] - ways[i + 1]) for i in range(0, len(ways), 4)]
-    assert np.median(apart) > 1, "neighbours go different ways"
 
 
 def test_bodies_are_grown_where_an_edge_is() -> None:

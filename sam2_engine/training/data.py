@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from sam2_engine.model import ImageFeatures
 from sam2_engine.training.augment import intensity, motion_grid, normalise, sample_images
-from sam2_engine.training.crowds import crowd_grid
 from sam2_engine.training.regions import grow_bodies
 from sam2_engine.training.synthetic import synthetic_clip
 
@@ -31,7 +30,7 @@ SHARES = {
     "sarcoma": 0.17,
     "em_neurites": 0.14,
     "nuclei2d": 0.18,
-    "cells2d": 0.13,
+    "cells2d": 0.08,
     "axons2d": 0.05,
 }
 """How often each data set is drawn; others get ``OTHER_SHARE`` each, what is left is synthetic."""
@@ -39,7 +38,6 @@ OTHER_SHARE = 0.1
 SYNTHETIC_SHARE = 0.18
 BODIES_SHARE = 0.14  # what nobody has labelled in the volumes
 _CUT_SHARE = 0.35  # of batches whose clips end in another scene, where their objects are absent
-_CROWD_SHARE = 0.6  # of clips from single images with many objects: these move, each by itself
 _MIN_AREA = 14  # pixels of the model's input: below that nobody could click
 
 
@@ -265,15 +263,12 @@ class ClipSampler:
             return None
         centre, half = self._view(rng, labels[0], candidates, source)
         still = len(source.labels) == 1
-        is_crowd = still and source.instances and frames > 1 and rng.random() < _CROWD_SHARE
-        moves = not is_crowd if still else rng.random() < 0.5
+        moves = still or rng.random() < 0.5
         motion = rng.uniform(0.05, 0.5) * (1 if still else 0.5) if moves else 0.0
         bend = float(rng.choice((0.0, 0.01, 0.025), p=(0.4, 0.3, 0.3)))
         grid = motion_grid(
             rng, frames, self.side, centre, half, motion if frames > 1 else 0.0, bend
         )
-        if is_crowd:
-            grid = crowd_grid(rng, grid, _seen(torch.from_numpy(labels[:1]), grid[:1])[0].numpy())
         padding = str(rng.choice(("zeros", "border")))
         masks = _masks(rng, torch.from_numpy(labels), grid, candidates, max_objects)
         if masks is None:
@@ -340,7 +335,9 @@ def _masks(
     without any.
     """
     side = grid.shape[1]
-    nearest = _seen(labels, grid)
+    nearest = F.grid_sample(
+        labels[:, None].float(), grid, mode="nearest", padding_mode="zeros", align_corners=False
+    ).to(labels.dtype)[:, 0]
     area = {
         int(i): int(n) for i, n in zip(*torch.unique(nearest[0], return_counts=True), strict=True)
     }
@@ -366,14 +363,6 @@ def _masks(
     stacked = torch.stack(masks)
     stacked = stacked[stacked[:, 0].flatten(1).sum(1) >= _MIN_AREA]
     return stacked if len(stacked) else None
-
-
-def _seen(labels: Tensor, grid: Tensor) -> Tensor:
-    """Labels (T, H, W) as a grid shows them, (T, S, S)."""
-    seen = F.grid_sample(
-        labels[:, None].float(), grid, mode="nearest", padding_mode="zeros", align_corners=False
-    )
-    return seen.to(labels.dtype)[:, 0]
 
 
 def _walk(rng: np.random.Generator, start: int, area: np.ndarray, frames: int) -> np.ndarray:
