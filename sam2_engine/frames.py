@@ -97,8 +97,10 @@ class Geometry:
 
         low_res: (1, 1, S/4, S/4) logits of the object.
         """
+        if self.area is None:
+            return self
         found = torch.nonzero(low_res[0, 0] > 0)
-        if self.area is None or not len(found):
+        if not len(found):
             return self
         middle = (found.amin(0) + found.amax(0) + 1).cpu().numpy() / 2 * 4 / self.filled
         seen = np.array(self.seen_shape)

@@ -625,6 +625,8 @@ class SequencePredictor:
     def _follow(self, runners: Sequence[_Runner]) -> None:
         """Move areas to where their objects were last."""
         for runner in runners:
+            if runner.area is None:
+                continue
             before = self.source.geometry.looking_at(runner.area)
             now = before.following(runner.last)
             if now != before:
