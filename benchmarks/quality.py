@@ -286,8 +286,6 @@ class ModelRun:
         now, before = (
             self.predictor.source.geometry.looking_at(one) for one in (area, answer.area)
         )
-        if now == before:
-            return answer.low_res
         logits = now.low_res_as_seen(torch.from_numpy(answer.low_res)[None, None], before)
         found: NDArray[np.float32] = logits[0, 0].numpy()
         return found

@@ -113,8 +113,10 @@ class Geometry:
 
     def low_res_as_seen(self, low_res: Tensor, before: Geometry) -> Tensor:
         """(B, 1, s, s) logits of a part of the frame that was seen before, -> (B, 1, S/4, S/4) of
-        the part that is seen now; what was not seen is empty.
+        the part that is seen now; what was not seen is empty. As they are where that is the same.
         """
+        if self == before:
+            return low_res
         side = self.image_size // 4
         grid = []
         for axis in (1, 0):  # x, y

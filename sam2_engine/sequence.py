@@ -629,9 +629,7 @@ class SequencePredictor:
                 continue
             before = self.source.geometry.looking_at(runner.area)
             now = before.following(runner.last)
-            if now != before:
-                runner.last = now.low_res_as_seen(runner.last, before)
-                runner.area = now.area
+            runner.last, runner.area = now.low_res_as_seen(runner.last, before), now.area
 
     def _features(self, frame: int, areas: Sequence[Area | None]) -> ImageFeatures:
         """Of a frame as it is looked at for some objects: for all of them on all of it, or for each

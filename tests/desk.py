@@ -9,10 +9,9 @@ from models import small_model
 from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
 from qtpy.QtGui import QMouseEvent
 from qtpy.QtWidgets import QApplication, QWidget
+from reference import fresh_predictor
 
-from napari_sam2.tasks import engine_prompts
 from napari_sam2.widgets import SAM2Widget
-from sam2_engine.sequence import SequencePredictor
 
 SHAPE = (7, 48, 64)
 TIMEOUT = 180_000
@@ -114,19 +113,7 @@ class Desk:
 
     def expected(self, frame=None):
         """Labels that the engine gives for the session's prompts: of a preview, or of all."""
-        predictor = SequencePredictor(
-            small_model(),
-            self.session.view,
-            window=self.session.window,
-            fit="pad",
-            pixel_size=self.session.view.pixel_size,
-            refine_clicks=True,
-            max_prompted_frames="adjacent",
-        )
-        for object_id, frames in self.session.prompts.items():
-            for at, said in frames.items():
-                said = engine_prompts(said, predictor.source.geometry)
-                predictor.set_prompts(object_id, at, **said)
+        predictor = fresh_predictor(self.session)
         if frame is not None:
             return predictor.predict(frame).labels()
         labels = np.zeros_like(self.labels)

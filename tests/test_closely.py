@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from models import small_model
+from reference import fresh_predictor
 
 from napari_sam2.areas import around_boxes, enlarged, moved
 from napari_sam2.session import LockedError, NothingToDo, Session
 from napari_sam2.session_file import open_session, save_session
-from napari_sam2.tasks import area_on, engine_prompts
-from sam2_engine.sequence import SequencePredictor
 
 SHAPE = (5, 120, 160)
 WINDOW = (0, 250)
@@ -36,20 +35,8 @@ def session(volume):
 
 def expected(session, object_id):
     """Frame -> mask of one object as the engine gives it, asked for this object alone."""
-    predictor = SequencePredictor(
-        small_model(),
-        session.view,
-        window=session.window,
-        fit="pad",
-        pixel_size=session.view.pixel_size,
-        refine_clicks=True,
-        max_prompted_frames="adjacent",
-    )
-    for frame, said in session.prompts[object_id].items():
-        area = area_on(said, session.area(object_id), SHAPE[1:])
-        given = engine_prompts(said, predictor.source.geometry.looking_at(area))
-        predictor.set_prompts(object_id, frame, **given)
-    return {result.frame: result.mask(object_id) for result in predictor.propagate()}
+    results = fresh_predictor(session, [object_id]).propagate()
+    return {result.frame: result.mask(object_id) for result in results}
 
 
 def assert_as_engine(session, object_id):

@@ -373,20 +373,30 @@ def test_what_is_decided_and_what_is_not_comes_back_from_a_file(session, volume,
     np.testing.assert_array_equal(replay(path, volume, model=nano), session.labels)
 
 
+def saved_otherwise(session, folder, change):
+    """A session's file with something else in its session.json, which `change` is given."""
+    path, other = folder / "work.sam2session", folder / "other.sam2session"
+    save_session(session, path)
+    with zipfile.ZipFile(path) as before, zipfile.ZipFile(other, "w") as after:
+        for name in before.namelist():
+            content = before.read(name)
+            if name == "session.json":
+                said = json.loads(content)
+                change(said)
+                content = json.dumps(said).encode()
+            after.writestr(name, content)
+    return other
+
+
 def test_sessions_of_older_programs_stay_as_they_are(session, volume, nano, tmp_path):
     session.closely = False
     session.add_box(session.add_object(), 2, SMALL_BOX)
     session.propagate()
-    path, older = tmp_path / "new.sam2session", tmp_path / "old.sam2session"
-    save_session(session, path)
-    with zipfile.ZipFile(path) as new, zipfile.ZipFile(older, "w") as old:
-        for name in new.namelist():
-            content = new.read(name)
-            if name == "session.json":
-                said = json.loads(content)
-                del said["closely"], said["sequences"][0]["objects"][0]["look"]
-                content = json.dumps(said).encode()
-            old.writestr(name, content)
+
+    def as_before(said):
+        del said["closely"], said["sequences"][0]["objects"][0]["look"]
+
+    older = saved_otherwise(session, tmp_path, as_before)
     opened = open_session(older, volume, model=nano, warn=pytest.fail)
     assert opened.stale(1) == []
     opened.preview(2)
@@ -405,16 +415,11 @@ def test_sessions_of_older_programs_stay_as_they_are(session, volume, nano, tmp_
 def test_a_damaged_file_is_refused(session, tmp_path, change):
     session.add_box(session.add_object(), 2, SMALL_BOX)
     session.preview(2)
-    path, damaged = tmp_path / "new.sam2session", tmp_path / "damaged.sam2session"
-    save_session(session, path)
-    with zipfile.ZipFile(path) as new, zipfile.ZipFile(damaged, "w") as old:
-        for name in new.namelist():
-            content = new.read(name)
-            if name == "session.json":
-                said = json.loads(content)
-                said["sequences"][0]["objects"][0] |= change
-                content = json.dumps(said).encode()
-            old.writestr(name, content)
+
+    def damage(said):
+        said["sequences"][0]["objects"][0] |= change
+
+    damaged = saved_otherwise(session, tmp_path, damage)
     with pytest.raises(ValueError, match="damaged"):
         open_session(damaged, session.image, model=session.model)
 

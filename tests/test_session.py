@@ -10,6 +10,7 @@ import pytest
 import zarr
 from lazy import Lazy
 from models import small_model
+from reference import fresh_predictor
 
 from napari_sam2.output import Output
 from napari_sam2.segmentation import segment
@@ -17,7 +18,6 @@ from napari_sam2.sequence_view import ELSEWHERE, OUTSIDE, SequenceKey, SequenceV
 from napari_sam2.session import LockedError, NothingToDo, Session
 from napari_sam2.slice_data import ObjectMask
 from napari_sam2.tasks import engine_prompts
-from sam2_engine.sequence import SequencePredictor
 
 SHAPE = (5, 40, 56)
 
@@ -37,29 +37,11 @@ def session(volume):
     return Session(volume, small_model(), window=(0, 250))
 
 
-def predictor(session):
-    """A predictor with all prompts of a session, which it knows nothing else of."""
-    fresh = SequencePredictor(
-        small_model(),
-        session.view,
-        window=session.window,
-        fit="pad",
-        pixel_size=session.view.pixel_size,
-        refine_clicks=True,
-        max_prompted_frames="adjacent",
-    )
-    for object_id, frames in session.prompts.items():
-        for frame, said in frames.items():
-            given = engine_prompts(said, fresh.source.geometry)
-            fresh.set_prompts(object_id, frame, **given)
-    return fresh
-
-
 def propagated(session):
     """Labels as the engine gives them for the prompts of a session."""
     labels = np.zeros(session.view.shape, np.int32)
     best = np.zeros(session.view.shape, np.float32)
-    for result in predictor(session).propagate():
+    for result in fresh_predictor(session).propagate():
         index = session.view.index(result.frame)
         for object_id, logits in zip(result.object_ids, result.logits, strict=True):
             wins = logits > best[index]
@@ -139,7 +121,7 @@ def test_a_preview_is_what_the_engine_predicts(session):
     session.add_points(one, [(2, 16, 16)])
     session.add_box(two, 2, (17, 27, 35, 45))
     session.preview(2)
-    expected = predictor(session).predict(2).labels()
+    expected = fresh_predictor(session).predict(2).labels()
     assert set(np.unique(expected)) == {0, one, two}
     assert_same(session.labels[2], expected)
     assert not np.delete(session.labels, 2, axis=0).any()
@@ -239,7 +221,7 @@ def test_a_moved_prompt_changes_its_frames(session):
     session.set_prompts(one, 1)
     session.preview(3)
     assert not session.labels[1].any()
-    np.testing.assert_array_equal(session.labels[3], predictor(session).predict(3).labels())
+    np.testing.assert_array_equal(session.labels[3], fresh_predictor(session).predict(3).labels())
 
 
 def test_clicks_on_a_tracked_slice_correct_its_mask(session):
@@ -253,7 +235,7 @@ def test_clicks_on_a_tracked_slice_correct_its_mask(session):
     said = session.prompts[one][3]
     assert said.corrects is tracked.coarse
     session.preview(3)
-    np.testing.assert_array_equal(session.labels[3], predictor(session).predict(3).labels())
+    np.testing.assert_array_equal(session.labels[3], fresh_predictor(session).predict(3).labels())
     assert (session.labels[3] != before[3]).any()
 
     session.add_points(one, [(3, 17, 16)])
@@ -362,7 +344,7 @@ def test_the_window_decides_what_the_model_sees(session):
     session.window = (0, 1000)
     session.preview(2)
     assert (session.labels[2] != before).any()
-    np.testing.assert_array_equal(session.labels[2], predictor(session).predict(2).labels())
+    np.testing.assert_array_equal(session.labels[2], fresh_predictor(session).predict(2).labels())
 
 
 def test_mistakes_are_told(session):
@@ -396,7 +378,7 @@ def test_a_lasso_keeps_the_object_within_it(session):
     session.preview(2)
     assert session.labels[2].any()
     assert not session.labels[2][outside].any()
-    np.testing.assert_array_equal(session.labels[2], predictor(session).predict(2).labels())
+    np.testing.assert_array_equal(session.labels[2], fresh_predictor(session).predict(2).labels())
 
     session.add_points(one, [(2, 35, 50)])  # what is clicked on may lie outside after all
     session.preview(2)
@@ -406,7 +388,7 @@ def test_a_lasso_keeps_the_object_within_it(session):
 def test_a_scribble_is_clicks_along_it_placed_at_once(session):
     one = session.add_object()
     session.add_scribble(one, 2, [(16, 4), (16, 4), (16, 28)])
-    given = engine_prompts(session.prompts[one][2], predictor(session).source.geometry)
+    given = engine_prompts(session.prompts[one][2], fresh_predictor(session).source.geometry)
     assert len(given["points"]) > 1
     np.testing.assert_allclose(given["points"][:, 0], 16)
     steps = np.diff(given["points"][:, 1])
@@ -414,11 +396,11 @@ def test_a_scribble_is_clicks_along_it_placed_at_once(session):
     assert 4 < given["points"][:, 1].min() < given["points"][:, 1].max() < 28
     assert set(given["strokes"]) == {0}
     session.preview(2)
-    np.testing.assert_array_equal(session.labels[2], predictor(session).predict(2).labels())
+    np.testing.assert_array_equal(session.labels[2], fresh_predictor(session).predict(2).labels())
 
     session.add_scribble(one, 2, [(30, 40)], label=0)
     said = session.prompts[one][2]
-    given = engine_prompts(said, predictor(session).source.geometry)
+    given = engine_prompts(said, fresh_predictor(session).source.geometry)
     assert list(given["labels"][-2:]) == [1, 0]
     assert given["strokes"][-1] == 1
     assert said.count == 2
@@ -430,7 +412,7 @@ def test_marks_may_reach_beyond_the_frame(session):
         one, 2, scribbles=[([(-9, 5), (20, 5)], 1)], lassos=[[(-5, -5), (-5, 99), (30, 20)]]
     )
     session.preview(2)
-    np.testing.assert_array_equal(session.labels[2], predictor(session).predict(2).labels())
+    np.testing.assert_array_equal(session.labels[2], fresh_predictor(session).predict(2).labels())
 
 
 def test_only_what_is_beside_an_object_shows_nothing(session):
@@ -642,7 +624,7 @@ def test_nothing_writes_a_slice_that_is_kept(session, how):
 
 
 def propagated_mask(session, object_id, frame):
-    for result in predictor(session).propagate():
+    for result in fresh_predictor(session).propagate():
         if result.frame == frame and object_id in result.object_ids:
             return result.mask(object_id)
     raise AssertionError

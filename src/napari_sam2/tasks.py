@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _MOST_CLICKS = 8  # for one scribble
 _CLICK_DISTANCE = 0.1  # of the frame, at least between them
 _ROUGH = 16.0  # the logit in the middle of a lasso
-_CACHE_BYTES = 1 << 30
 
 Anchors = Mapping[int, SlicePrompts]
 """Frame -> what masks of one object follow from."""
@@ -314,7 +313,6 @@ def _make_pair(task: Task) -> _Pair:
         end_after=source.end_after,
         memory=source.memory,
         memory_tokens=source.memory_tokens,
-        cache_bytes=_CACHE_BYTES,
         store=feature_files(source.model),
         **look,
     )
@@ -478,8 +476,6 @@ def _masks_of(result: Any) -> dict[int, ObjectMask | None]:
 def _as_seen(known: CoarseLogits, geometry: Geometry) -> NDArray[np.float32]:
     """(S/4, S/4) the logits of a mask in the part of the frame that the model looks at now."""
     logits = _resized(known.logits(), geometry.image_size // 4)
-    if known.area == geometry.area:
-        return logits
     import torch
 
     before = geometry.looking_at(known.area)
