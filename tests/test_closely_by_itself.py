@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from altered import saved_otherwise
 from desk import blobs
 from models import SMALL, small_model
 
@@ -371,21 +370,6 @@ def test_what_is_decided_and_what_is_not_comes_back_from_a_file(session, volume,
     np.testing.assert_array_equal(opened.labels, session.labels)
     save_session(session, path)
     np.testing.assert_array_equal(replay(path, volume, model=nano), session.labels)
-
-
-def saved_otherwise(session, folder, change):
-    """A session's file with something else in its session.json, which `change` is given."""
-    path, other = folder / "work.sam2session", folder / "other.sam2session"
-    save_session(session, path)
-    with zipfile.ZipFile(path) as before, zipfile.ZipFile(other, "w") as after:
-        for name in before.namelist():
-            content = before.read(name)
-            if name == "session.json":
-                said = json.loads(content)
-                change(said)
-                content = json.dumps(said).encode()
-            after.writestr(name, content)
-    return other
 
 
 def test_sessions_of_older_programs_stay_as_they_are(session, volume, nano, tmp_path):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from altered import saved_otherwise
 from models import small_model
 
 from napari_sam2 import lineage
@@ -327,7 +324,7 @@ def test_a_lineage_comes_back_from_a_file(session, tmp_path: Path):
 
 
 def test_a_file_without_lineages_opens(session, tmp_path: Path):
-    changed(
+    saved_otherwise(
         session, tmp_path, lambda content: [content.pop("parents"), content.pop("no_divisions")]
     )
     again = open_session(tmp_path / "changed.sam2session", IMAGES, model=small_model())
@@ -339,25 +336,9 @@ def test_a_file_without_lineages_opens(session, tmp_path: Path):
     [[{"daughter": 2, "parent": 9}], [{"daughter": 1, "parent": 2}, {"daughter": 2, "parent": 1}]],
 )
 def test_a_file_with_a_senseless_lineage_is_refused(session, tmp_path: Path, links):
-    changed(session, tmp_path, lambda content: content.update(parents=links))
+    saved_otherwise(session, tmp_path, lambda content: content.update(parents=links))
     with pytest.raises(SessionFileError, match="damaged"):
         read_session(tmp_path / "changed.sam2session")
-
-
-def changed(session: Session, folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Save a session, and beside it, as changed.sam2session, with another session.json."""
-    save_session(session, folder / "as_it_was.sam2session")
-    with (
-        zipfile.ZipFile(folder / "as_it_was.sam2session") as old,
-        zipfile.ZipFile(folder / "changed.sam2session", "w") as new,
-    ):
-        for name in old.namelist():
-            content = old.read(name)
-            if name == "session.json":
-                loaded = json.loads(content)
-                change(loaded)
-                content = json.dumps(loaded).encode()
-            new.writestr(name, content)
 
 
 # -- branches ------------------------------------------------------------------------------------
