@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from desk import TIMEOUT
+from qtpy.QtCore import QEvent
 from qtpy.QtWidgets import QApplication
 from test_automatic import nuclei
 
@@ -171,6 +172,31 @@ def test_all_objects_of_the_sequence_are_found_and_followed(finder_desk):
     assert not d.session.labels.any() and list(d.session.objects) == [1]
     d.press(d.panel.redo)
     assert all(len(np.unique(d.session.labels[t])) > 4 for t in range(3))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_drawing_is_not_interrupted_by_what_is_found(finder_desk, whole):
+    d = finder_desk
+    finder = d.widget.finder
+    finder.seeds.setCurrentIndex(finder.seeds.findData("classical"))
+    finder.diameter.setValue(18)
+    d.press(d.panel.modes["lasso"])
+    d.press(finder.whole_button if whole else finder.find_button)
+    start, *corners = (d.position(yx) for yx in ((20, 20), (20, 60), (60, 60), (60, 20), (24, 20)))
+    d.mouse(QEvent.Type.MouseButtonPress, start)
+    for at in corners:
+        d.mouse(QEvent.Type.MouseMove, at)
+        d.qtbot.wait(30)
+    d.qtbot.waitUntil(lambda: not finder._worker.is_running, timeout=TIMEOUT)
+    d.qtbot.wait(100)
+    assert finder.is_busy and finder.layer is None and not d.session.masks
+    d.mouse(QEvent.Type.MouseButtonRelease, corners[-1], held=False)
+    d.qtbot.waitUntil(lambda: not finder.is_busy, timeout=TIMEOUT)
+    d.settle()
+    assert any(
+        len(said.lassos) == 1 for frames in d.session.prompts.values() for said in frames.values()
+    )
+    assert len(d.session.masks) > 4 if whole else finder.candidates
 
 
 def test_a_search_of_the_sequence_is_stopped(finder_desk):

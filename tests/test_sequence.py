@@ -1076,8 +1076,10 @@ def test_half_precision_changes_few_pixels_of_real_images(dtype: str) -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library is asked")
 def test_freed_arrays_are_kept_for_the_next_ones() -> None:
     script = """
-import resource, sys, torch
+import ctypes, resource, sys, torch
 from sam2_engine.model.layers import recycle_memory
+no_huge_pages = 41  # of Linux: a fault fills 4 KiB then, and not 2 MiB now and again
+ctypes.CDLL(None).prctl(no_huge_pages, 1, 0, 0, 0)
 if sys.argv[1] == "recycle":
     recycle_memory()
 for turn in range(11):
@@ -1096,5 +1098,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         for how in ("recycle", "as it is")
     }
     assert faults["as it is"] > 1000, "if not, nothing has to be done about it any more"
-    # 0.05 to 0.25, by where the heap happens to lie
+    # 0.05 to 0.1, by where the heap happens to lie
     assert faults["recycle"] < 0.5 * faults["as it is"], faults

@@ -53,7 +53,7 @@ class FindAll(QWidget):
         self.setWindowTitle("Find all objects on this slice")
         self._context = context
         self._marking = marking
-        self._worker = Worker(self)
+        self._worker = Worker(self, is_held=lambda: context.is_held)
         self.candidates: list[Candidate] = []
         """All that was found, best first."""
         self.deleted: set[int] = set()

@@ -39,10 +39,11 @@ class Runner(QObject):
     idle = Signal()
     """Nothing is under way any more."""
 
-    def __init__(self, parent: QWidget) -> None:
+    def __init__(self, parent: QWidget, is_held: Callable[[], bool]) -> None:
+        """is_held: as for Worker."""
         super().__init__(parent)
         self._parent = parent
-        self.worker = Worker(self, self._on_delivered)
+        self.worker = Worker(self, self._on_delivered, is_held)
         self.running: Session | None = None
         """Whose objects are being followed."""
         self.until_end: list[Any] = []

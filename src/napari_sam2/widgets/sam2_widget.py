@@ -82,7 +82,7 @@ class SAM2Widget(QWidget):
         layout.addWidget(area)
 
         self._models = ModelChoice(self.panel, model, device)
-        self._runner = Runner(self)
+        self._runner = Runner(self, lambda: self._context.is_held)
         self._context = Context(viewer, self.panel, self._models, self._runner)
         self._display = Display(self._context)
         self._marking = Marking(self._context, self._keys())
@@ -94,7 +94,6 @@ class SAM2Widget(QWidget):
         self._images = Images(self._context, self._marking, self._display)
         self._reviewing = Reviewing(self._context, self._marking)
         self._effort = Effort(self._context)
-        self._runner.worker.is_held = lambda: self._context.is_held
         self._runner.make_ready()
         self._connect_panel()
 

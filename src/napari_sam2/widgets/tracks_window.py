@@ -64,7 +64,7 @@ class TracksWindow(QWidget):
         self._refresh = QTimer(self)
         self._refresh.setSingleShot(True)
         self._refresh.setInterval(_REFRESH_MS)
-        self._refresh.timeout.connect(self.show_tracks)
+        self._refresh.timeout.connect(self._on_pause)
 
         self.view = LineageView()
         self.status = QLabel()
@@ -357,6 +357,13 @@ class TracksWindow(QWidget):
         is_seen = self.isVisible() or self.show_layer.isChecked()
         if is_seen and not self._refresh.isActive():
             self._refresh.start()
+
+    def _on_pause(self) -> None:
+        """Not while a person draws, which a new layer would interrupt."""
+        if self._context.is_held:
+            self._refresh.start()
+        else:
+            self.show_tracks()
 
     def _on_removed(self, event: Any) -> None:
         if event.value is self.layer.layer:  # by the person

@@ -50,12 +50,16 @@ class Worker:
     none after `close`.
     """
 
-    def __init__(self, parent: QObject, delivered: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        parent: QObject,
+        delivered: Callable[[], None] = lambda: None,
+        is_held: Callable[[], bool] = lambda: False,
+    ) -> None:
         """parent: it lives no longer than this. delivered: called after each look at what came out,
-        while there is work."""
-        self.is_held: Callable[[], bool] = lambda: False
-        """Whether what comes out must wait."""
+        while there is work. is_held: whether what comes out must wait, as while a person draws."""
         self._delivered = delivered
+        self._is_held = is_held
         self._poll = QTimer(parent)
         self._poll.setInterval(_POLL_MS)
         self._poll.timeout.connect(self._deliver)
@@ -185,7 +189,7 @@ class Worker:
 
     def _deliver(self) -> None:
         """Call the callbacks that wait; many of them in several portions."""
-        if self.is_held():
+        if self._is_held():
             return
         end = time.perf_counter() + _DELIVERY
         while self._outbox and time.perf_counter() < end:
