@@ -651,6 +651,23 @@ def test_painting_on_the_labels_is_taken_over(session):
     assert labels[2, 35, 35] == 99
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_stroke_over_two_objects_leaves_nothing_when_they_go(session, overwrite):
+    session.overwrite = overwrite
+    one, two, three = (session.add_object() for _ in range(3))
+    session.paint(one, 2, square(10))
+    session.add_points(two, [(2, 16, 16)])
+    session.preview(2)
+    over = session.labels[2] == two
+    over[:, 17:] = False
+    over[10, 10] = True
+    session.labels[2][over] = three
+    assert session.take_painting(2) == [one, three]
+    for object_id in (one, two, three):
+        session.remove_object(object_id)
+    assert not session.labels.any()
+
+
 def test_painting_over_what_the_model_has_found_leaves_that_whole(session):
     one, two = session.add_object(), session.add_object()
     session.add_points(two, [(2, 16, 16)])

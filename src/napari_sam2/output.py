@@ -164,12 +164,12 @@ class Output:
         for piece in itertools.chain.from_iterable(groups):
             part = labels[_within(area, piece.area)]
             part[(piece.weights > 0) & (part == piece.object_id)] = 0
-        if claimed:
-            labels[np.isin(labels, list(claimed))] = 0
         if covered is not None:
             where, values = covered
             flat = labels.reshape(-1)
             flat[where] = np.where(flat[where] == 0, values, flat[where])
+        if claimed:  # also of what was covered: a stroke may have been, by another that came first
+            labels[np.isin(labels, list(claimed))] = 0
         return labels
 
     def _composed(self, area: Area, groups: Groups) -> NDArray[Any]:
