@@ -13,10 +13,9 @@ it, and a script calls it alike.
 from __future__ import annotations
 
 import math
-import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
@@ -26,11 +25,13 @@ from numpy.typing import ArrayLike, NDArray
 from psygnal import Signal
 
 from napari_sam2.alignment import layer_on
-from napari_sam2.areas import CLOSE, Area, Box, around_boxes, is_small_in, joined
+from napari_sam2.areas import CLOSE, Area, around_boxes
 from napari_sam2.history import Change, History
+from napari_sam2.label_writer import LabelWriter
 from napari_sam2.lineage import LineageError, ancestors, divisions, merged, split_mask
-from napari_sam2.output import Entry, Output
-from napari_sam2.records import Cell, Records, needs_close_looks
+from napari_sam2.looks import Looks
+from napari_sam2.output import Output
+from napari_sam2.records import Cell, Records
 from napari_sam2.sequence_view import Channels, SequenceKey, SequenceView, Windows
 from napari_sam2.slice_data import (
     REJECTED,
@@ -54,7 +55,6 @@ from napari_sam2.tasks import (
     Source,
     Step,
     Task,
-    area_on,
     basis,
     origins,
 )
@@ -165,10 +165,8 @@ class Session:
         self.history = History()
         self._views = {self.view.key: self.view}
         self._records = Records(self.history)
-        self._output = Output(self.view.shape, labels, overwrite)
-        self._single: dict[int, Output] = {}
-        self._unwritten: dict[tuple[SequenceKey, int], None] = {}  # in the order in which they come
-        self._first: int | None = None  # the only frame that is written at once
+        output = Output(self.view.shape, labels, overwrite)
+        self._writer = LabelWriter(self._records, self._views, output, self.masks_changed.emit)
         self._last_id = 0
         self._seconds: dict[int, float] = {}
         self._branched: WeakKeyDictionary[Session, dict[Cell, Any]] = WeakKeyDictionary()
@@ -198,13 +196,14 @@ class Session:
         Raises ValueError where the id cannot be used.
         """
         if object_id is None:
-            object_id = max(self._last_id, *self._output.others, 0) + 1
+            object_id = max(self._last_id, *self._writer.output.others, 0) + 1
         if object_id < 1 or object_id in self.objects:
             raise ValueError(f"An object needs a new positive id; {object_id} cannot be used.")
-        if object_id > self._output.largest_id:
+        largest = self._writer.output.largest_id
+        if object_id > largest:
             raise ValueError(
-                f"The labels are {self.labels.dtype}, which hold ids up to "
-                f"{self._output.largest_id}, not {object_id}. Write to labels of a larger type."
+                f"The labels are {self.labels.dtype}, which hold ids up to {largest}, not "
+                f"{object_id}. Write to labels of a larger type."
             )
         self._last_id = max(self._last_id, object_id)
         with self.history.change("New object"):
@@ -219,7 +218,7 @@ class Session:
         with self.history.change(label):
             self._records.set_object(object_id, replace(self.objects[object_id], **changes))
         if "locked" in changes:  # a locked mask goes first where masks overlap
-            self._write_object(object_id, only_covered=True)
+            self._writer.write_object(object_id, only_covered=True)
         self.objects_changed.emit()
 
     def facts(self, object_id: int) -> ObjectFacts:
@@ -260,7 +259,7 @@ class Session:
             self._records.set_parents({d: p for d, p in links if object_id not in (d, p)})
             self._records.set_no_divisions(object_id, frozenset())
             for key, view in list(self._views.items()):
-                self._write(view, self._records.clear((key, object_id)))
+                self._writer.write(view, self._records.clear((key, object_id)))
         self.objects_changed.emit()
 
     def merge_objects(self, into: int, other: int) -> None:
@@ -282,7 +281,7 @@ class Session:
                 for frame in frames:
                     self._records.merge(frame, first, second)
                 self._records.clear(second)
-                self._write(view, frames)
+                self._writer.write(view, frames)
             self._records.set_object(other, None)
             self._records.set_parents(merged(self._records.parents, into, other))
             self._records.set_no_divisions(other, frozenset())
@@ -435,8 +434,9 @@ class Session:
         Returns the objects whose masks have changed.
         """
         self._check_frame(frame)
-        now = np.array(self._output.labels[self.view.index(frame)])
-        shown = self._output.expected(self.view, frame, self.objects)
+        output = self._writer.output
+        now = np.array(output.labels[self.view.index(frame)])
+        shown = output.expected(self.view, frame, self.objects)
         differs = now != shown
         if not differs.any():
             return []
@@ -459,7 +459,7 @@ class Session:
                     continue  # what is painted goes first anyway
                 self.paint(object_id, frame, mask)
                 changed.append(object_id)
-        self._write(self.view, [frame], claimed=self.objects)
+        self._writer.write(self.view, [frame], claimed=self.objects)
         return changed
 
     def unpaint(self, object_id: int, frame: int) -> None:
@@ -554,7 +554,7 @@ class Session:
                 self._check_frame(frame)
                 mask = self._records.shown(place, frame) or ObjectMask.given(np.zeros((1, 1)))
                 self._records.kept.set(place, frame, Kept(how, SlicePrompts(mask=mask)))
-            self._write(self.view, frames)
+            self._writer.write(self.view, frames)
         self.objects_changed.emit()
 
     def release(self, object_id: int, frames: Iterable[int]) -> None:
@@ -575,7 +575,7 @@ class Session:
                     continue
                 if mask is not None and records.shown(place, frame) is not mask:
                     records.found.set(place, frame, Found(None if mask.is_empty else mask, ()))
-            self._write(self.view, changed)
+            self._writer.write(self.view, changed)
         self.objects_changed.emit()
 
     def kept(self, object_id: int) -> Mapping[int, Keep]:
@@ -606,7 +606,7 @@ class Session:
                 raise NothingToDo(f"{name} was not looked for on slice {frame}: Propagate first.")
         with self.history.change("Reject"):
             changed = self._records.reject(place, frames)
-            self._write(self.view, changed)
+            self._writer.write(self.view, changed)
         if frames and not changed:
             raise NothingToDo(
                 f"There is no other slice that {name} could be found from on slice {frames[0]}. "
@@ -665,7 +665,12 @@ class Session:
         """
         self._check_unlocked(object_id)
         place = self.view.key, object_id
-        area = None if times is None else self._area_about(object_id, times)
+        boxes = self._looks.extents(place)
+        if times is not None and not boxes:
+            raise NothingToDo(
+                f"It is not known how large {self._name(object_id)} is: mark it on a slice first."
+            )
+        area = None if times is None else around_boxes(boxes, times, self.view.frame_shape)
         with self.history.change("Look closely" if area else "Look at all of it"):
             self._records.set_look(place, Look(area))
         self.objects_changed.emit()
@@ -768,7 +773,7 @@ class Session:
             records.set_look(new_place, look._replace(is_settled=True))
             links = self._records.parents.items()
             records.set_parents({d: new if p == object_id else p for d, p in links})
-            self._write(self.view, changed)
+            self._writer.write(self.view, changed)
         self.objects_changed.emit()
         self.prompts_replaced.emit()
         return new
@@ -800,7 +805,7 @@ class Session:
                 self._make_prompt(place, max(masks), masks[max(masks)])
             last = records.life(place).last
             self._end(object_id, frame - 1 if last is None else min(last, frame - 1))
-            self._write(self.view, changed)
+            self._writer.write(self.view, changed)
         self.objects_changed.emit()
         self.prompts_replaced.emit()
 
@@ -856,7 +861,7 @@ class Session:
                 for new, part in zip(ids, parts, strict=True):
                     found = ObjectMask.given(part) if part.any() else None
                     records.found.set((self.view.key, new), at, Found(found, ()))
-            self._write(self.view, sorted({*changed, frame}))
+            self._writer.write(self.view, sorted({*changed, frame}))
             self.set_division(object_id, ids)
         self.prompts_replaced.emit()
         return ids
@@ -969,17 +974,12 @@ class Session:
         """Make the change again that was last taken back. Returns what it is, or None."""
         return self._restored(self.history.redo())
 
-    @contextmanager
-    def writing_first(self, frame: int) -> Iterator[None]:
+    def writing_first(self, frame: int) -> AbstractContextManager[None]:
         """What changes inside is written to `labels` on one frame of the sequence that is shown.
 
         The other frames are left to `write_rest`, for a window that must not stand still.
         """
-        before, self._first = self._first, frame
-        try:
-            yield
-        finally:
-            self._first = before
+        return self._writer.first(self.view.key, frame)
 
     def write_rest(self, seconds: float = math.inf, at: int | None = None) -> bool:
         """Write what `writing_first` has left unwritten. Returns whether nothing is left.
@@ -987,15 +987,7 @@ class Session:
         seconds: leave the others to the next call after so long, and after one at least.
         at: a frame of the sequence that is shown, which goes first.
         """
-        end = time.perf_counter() + seconds
-        if at is not None and (self.view.key, at) in self._unwritten:
-            self._write_frame(self.view, at)
-        while self._unwritten:
-            key, frame = next(iter(self._unwritten))
-            self._write_frame(self.view_of(key), frame)
-            if time.perf_counter() > end:
-                break
-        return not self._unwritten
+        return self._writer.write_rest(seconds, None if at is None else (self.view.key, at))
 
     # -- saving --------------------------------------------------------------------------------
 
@@ -1029,14 +1021,12 @@ class Session:
         trust: take masks that were up to date as up to date now; False where image or model are
             others than they were.
         """
-        self._output.clear()
-        for output in self._single.values():
-            output.clear()
+        self._writer.clear()
         self.window, self.end_after, self.memory = state.window, state.end_after, state.memory
         self.memory_tokens, self.closely = state.memory_tokens, state.closely
         self._last_id = state.last_id
         self._seconds = dict(state.seconds)
-        self._output.claim(state.objects)
+        self._writer.output.claim(state.objects)
         with self.history.lock:
             self._records.load(
                 state.objects,
@@ -1050,7 +1040,7 @@ class Session:
         for key, object_id in state.sequences:
             frames[key].update(self._records.masks((key, object_id)))
         for key, changed in frames.items():
-            self._write(self.view_of(key), sorted(changed), claimed=state.objects)
+            self._writer.write(self.view_of(key), sorted(changed), claimed=state.objects)
         self.history.clear()
         self.view = self.view_of(state.shown)
         self.objects_changed.emit()
@@ -1112,7 +1102,7 @@ class Session:
             links = records.parents.items()
             records.set_parents({d: p for d, p in links if {d, p} <= self.objects.keys()})
             for key, changed in frames.items():
-                self._write(self.view_of(key), sorted(changed))
+                self._writer.write(self.view_of(key), sorted(changed))
         self.objects_changed.emit()
         self.prompts_replaced.emit()
         return sorted(set(own.values()) & self.objects.keys())
@@ -1126,22 +1116,11 @@ class Session:
         Where objects overlap, what a person keeps goes first, then the larger logit.
         """
         self.write_rest()
-        return self._output.labels
+        return self._writer.output.labels
 
     def approved_labels(self) -> NDArray[np.int32]:
         """As `labels`, but only the masks that are approved; those of others are left out."""
-        output = Output(self.view.shape)
-        for key, view in self._views.items():
-            entries: dict[int, list[Entry]] = defaultdict(list)
-            for object_id in self._records.objects:
-                for frame, kept in self._records.kept.at((key, object_id)).items():
-                    mask = kept.prompts.mask
-                    if kept.how == "approved" and mask is not None and not mask.is_empty:
-                        entries[frame].append(Entry(object_id, mask, True))
-            for frame, own in entries.items():
-                output.write(view, frame, own)
-        labels: NDArray[np.int32] = output.labels
-        return labels
+        return self._writer.approved()
 
     def write_to(
         self, labels: Any = None, overwrite: bool = False, others: Collection[int] | None = None
@@ -1169,20 +1148,16 @@ class Session:
                 f"The labels hold something under the id {taken[0]} already, which is the id of "
                 f"{self.objects[taken[0]].name}. Write to other labels."
             )
-        self._output.clear()
-        self._output = output
-        self._write_all()
+        self._writer.write_to(output)
 
     @property
     def overwrite(self) -> bool:
         """Whether masks cover what belongs to others in `labels`; it comes back where they go."""
-        return self._output.overwrite
+        return self._writer.overwrite
 
     @overwrite.setter
     def overwrite(self, wanted: bool) -> None:
-        if wanted != self._output.overwrite:
-            self._output.overwrite = wanted
-            self._write_all()
+        self._writer.overwrite = wanted
 
     def labels_of(self, object_id: int, labels: Any = None) -> Any:
         """One object alone, whole also where others cover it, kept up to date from now on.
@@ -1191,16 +1166,11 @@ class Session:
         Returns an array in the shape of the image: the object's id, and 0 elsewhere.
         """
         self._check_object(object_id)
-        if object_id not in self._single or labels is not None:
-            if object_id in self._single:
-                self._single[object_id].clear()
-            self._single[object_id] = Output(self.view.shape, labels)
-            self._write_object(object_id)
-        return self._single[object_id].labels
+        return self._writer.alone(object_id, labels)
 
     def drop_labels_of(self, object_id: int) -> None:
         """Leave the array of `labels_of` as it is from now on."""
-        self._single.pop(object_id, None)
+        self._writer.leave_alone(object_id)
 
     @property
     def masks(self) -> Mapping[int, Mapping[int, ObjectMask]]:
@@ -1377,11 +1347,11 @@ class Session:
         they are; `accept` sees whether that goes well.
         """
         self._check_frame(frame)
-        task, key, areas = self.task(), self.view.key, {}
+        task, key, areas, looks = self.task(), self.view.key, {}, self._looks
         here = [i for i, own in task.anchors.items() if frame in own]
-        tried = [i for i in here if self._is_undecided((key, i))]
+        tried = [i for i in here if looks.is_undecided((key, i))]
         for object_id in tried:
-            area = self._area_to_try((key, object_id))
+            area = looks.area_to_try((key, object_id))
             if area is not None:
                 areas[object_id] = area
         free = [i for i in here if not self._records.objects[i].locked]
@@ -1395,8 +1365,8 @@ class Session:
 
         objects: ids; by default all. A preview that finds nothing decides nothing.
         """
-        chosen = self.objects if objects is None else objects
-        places = [place for i in chosen if self._is_undecided(place := (self.view.key, i))]
+        chosen, looks = self.objects if objects is None else objects, self._looks
+        places = [place for i in chosen if looks.is_undecided(place := (self.view.key, i))]
         return sorted({frame for place in places for frame in self._records.anchors(place)})
 
     def check_task(self, objects: Iterable[int] | None = None) -> Task:
@@ -1446,7 +1416,7 @@ class Session:
         if task.is_check:
             self._compare(task, step)
             return False
-        key, again = task.view.key, False
+        key, again, looks = task.view.key, False, self._looks
         is_new_look = step.is_preview and task.source == self._source
         history = self.history
         with history.following() if step.is_preview else history.change("Propagate", task):
@@ -1460,10 +1430,10 @@ class Session:
                 if not now or asked is not now.get(step.frame):
                     continue
                 if asked is not None and asked.mask is not None:
-                    if is_new_look and self._is_undecided(place):
-                        self._try(place)
+                    if is_new_look and looks.is_undecided(place):
+                        looks.begin(place)
                     continue  # a person's own mask is the answer
-                if step.is_preview and not self._is_close_enough(task, object_id, step):
+                if step.is_preview and not looks.is_close_enough(task, object_id, step):
                     again |= bool(self._records.wanted(place, self._source, [step.frame], False))
                     continue
                 found = Found(mask, task.basis(object_id, step.frame))
@@ -1480,81 +1450,13 @@ class Session:
                         continue
                     self._records.found.set(place, step.frame, found)
                     is_new = True
-                if is_new_look and mask is not None and self._is_undecided(place):
-                    again |= self._try(place)
+                if is_new_look and mask is not None and looks.is_undecided(place):
+                    again |= looks.begin(place)
             if is_new:
-                self._write(task.view, [step.frame])
+                self._writer.write(task.view, [step.frame])
         return again
 
     # -- helpers -------------------------------------------------------------------------------
-
-    def _extents(self, place: Place, without: Collection[int] = ()) -> list[Box]:
-        """Of an object on the frames where it is marked, as far as that is known.
-
-        without: frames whose masks do not count.
-        """
-        boxes = []
-        for frame, said in self._records.anchors(place).items():
-            mask = None if frame in without else self._records.shown(place, frame)
-            if said.starts_over and said.extent is not None:
-                boxes.append(said.extent)
-            elif mask is not None and not mask.is_empty:
-                boxes.append(joined(said.extent, mask.box))
-        return boxes
-
-    def _area_about(self, object_id: int, times: float) -> Area | None:
-        """As for `look_closely`."""
-        boxes = self._extents((self.view.key, object_id))
-        if not boxes:
-            raise NothingToDo(
-                f"It is not known how large {self._name(object_id)} is: mark it on a slice first."
-            )
-        return around_boxes(boxes, times, self.view.frame_shape)
-
-    # Whether an object is looked at closely by itself is decided while it begins. From undecided,
-    # its look becomes one at an area, and then at most once one at whole slices.
-
-    def _decides(self, place: Place) -> bool:
-        """Whether it is decided now, by itself, how closely an object is looked at."""
-        info = self._records.objects.get(place[1])
-        if not self.closely or info is None or info.locked or not self._records.begins(place):
-            return False
-        return needs_close_looks(self.model)
-
-    def _is_undecided(self, place: Place) -> bool:
-        return self._records.look(place) is None and self._decides(place)
-
-    def _area_to_try(self, place: Place) -> Area | None:
-        """The area that an undecided object would be looked at in; None while it is not known how
-        large it is, and where it is large."""
-        shape, records = self.view_of(place[0]).frame_shape, self._records
-        boxes = self._extents(place, records.stale(place, self._source))
-        return around_boxes(boxes, CLOSE, shape) if boxes else None
-
-    def _try(self, place: Place) -> bool:
-        """Whether an undecided object whose size is known is to be looked at closely; if not, that
-        is decided then. One that is painted needs no look for that."""
-        records, area = self._records, self._area_to_try(place)
-        if area is None:
-            records.set_look(place, Look(None, is_settled=False))
-            return False
-        if all(said.mask is not None for said in records.anchors(place).values()):
-            records.set_look(place, Look(area, is_settled=False))
-        return True
-
-    def _is_close_enough(self, task: Task, object_id: int, step: Step) -> bool:
-        """Whether what a preview has found can stay: not where an object that was looked at closely
-        by itself is not so small. That is decided here."""
-        place, area = (task.view.key, object_id), task.areas.get(object_id)
-        look = self._records.look(place)
-        is_open = look is None or (not look.is_settled and look.area == area)
-        if area is None or not is_open or task.source != self._source or not self._decides(place):
-            return True
-        mask, shape = step.masks[object_id], task.view.frame_shape
-        seen = area_on(task.anchors[object_id][step.frame], area, shape)
-        is_small = seen is None or (mask is not None and is_small_in(seen, mask.box, shape))
-        self._records.set_look(place, Look(area if is_small else None, is_settled=False))
-        return is_small
 
     def _decide_all(self, objects: Iterable[int] | None) -> bool:
         """Decide it of all objects that begin, as far as can be; masks stay as they are.
@@ -1626,22 +1528,17 @@ class Session:
     def _say(
         self, object_id: int, frame: int, said: SlicePrompts, claimed: Iterable[int] = ()
     ) -> None:
-        place = self.view.key, object_id
-        if self._begins_anew(place, frame, said):
+        place, looks = (self.view.key, object_id), self._looks
+        if looks.begins_anew(place, frame, said):
             self._records.set_look(place, None)
         changed = self._records.say(place, frame, said)
-        if said.mask is not None and self.model.is_loaded and self._is_undecided(place):
-            self._try(place)
-        self._write(self.view, changed, claimed)
+        if said.mask is not None and self.model.is_loaded and looks.is_undecided(place):
+            looks.begin(place)
+        self._writer.write(self.view, changed, claimed)
 
-    def _begins_anew(self, place: Place, frame: int, said: SlicePrompts) -> bool:
-        """Whether it is to be decided anew how closely to look, for nothing that was said before
-        stays: unless a person has chosen it."""
-        records, look = self._records, self._records.look(place)
-        if look is None or look.is_settled or not records.anchors(place).keys() <= {frame}:
-            return False
-        goes_on = said.goes_on_from(records.said(place, frame))
-        return said.is_empty or (records.begins(place) and not goes_on)
+    @property
+    def _looks(self) -> Looks:
+        return Looks(self._records, self._views, self._source, self.closely)
 
     @property
     def _source(self) -> Source:
@@ -1662,69 +1559,12 @@ class Session:
             if self._records.is_lineage(cells):
                 continue
             if self._records.is_object(cells):
-                for key, covered in self._frames_of(number, only_covered=True).items():
+                for key, covered in self._writer.frames_of(number, only_covered=True).items():
                     frames[key].update(dict.fromkeys(covered))
             else:
                 frames[place[0]][number] = None  # type: ignore[index]
         for key, changed in frames.items():
-            self._write(self.view_of(key), changed)
+            self._writer.write(self.view_of(key), changed)
         self.objects_changed.emit()
         self.prompts_replaced.emit()
         return change.label
-
-    def _write(
-        self, view: SequenceView, frames: Iterable[int], claimed: Iterable[int] = ()
-    ) -> None:
-        """Write frames of `labels` anew, at once or, in `writing_first`, by `write_rest`."""
-        claimed = list(claimed)
-        for frame in frames:
-            is_first = view is self.view and frame == self._first
-            if self._first is None or is_first or claimed:
-                self._write_frame(view, frame, claimed)
-            else:
-                self._unwritten[view.key, frame] = None
-
-    def _write_frame(self, view: SequenceView, frame: int, claimed: Sequence[int] = ()) -> None:
-        """Write a frame by the rules of `Output`."""
-        entries = []
-        for object_id in self._records.objects:
-            place = view.key, object_id
-            mask = self._records.shown(place, frame)
-            if mask is not None:
-                entries.append(Entry(object_id, mask, self._records.is_kept(place, frame)))
-        self._output.write(view, frame, entries, claimed)
-        self._unwritten.pop((view.key, frame), None)
-        for object_id, output in self._single.items():
-            own = [entry for entry in entries if entry.object_id == object_id]
-            output.write(view, frame, own, claimed)
-        self.masks_changed.emit(view.index(frame))
-
-    def _write_all(self) -> None:
-        """Write all frames anew on which anything has a mask."""
-        for key, view in list(self._views.items()):
-            masks = [self._records.masks((key, object_id)) for object_id in self.objects]
-            self._write(view, sorted({frame for frames in masks for frame in frames}))
-
-    def _write_object(self, object_id: int, only_covered: bool = False) -> None:
-        """Write frames anew on which an object has a mask; only_covered: as for `_frames_of`."""
-        for key, frames in self._frames_of(object_id, only_covered).items():
-            self._write(self.view_of(key), frames)
-
-    def _frames_of(self, object_id: int, only_covered: bool) -> dict[SequenceKey, list[int]]:
-        """The frames of all sequences on which an object has a mask.
-
-        only_covered: those where it may lie over another object, or another over it.
-        """
-        found = {}
-        for key in self._views:
-            frames = list(self._records.masks((key, object_id)))
-            if only_covered:
-                others = [(key, other) for other in self.objects if other != object_id]
-                frames = [f for f in frames if self._is_covered((key, object_id), f, others)]
-            found[key] = frames
-        return found
-
-    def _is_covered(self, place: Place, frame: int, others: Iterable[Place]) -> bool:
-        own = self._records.shown(place, frame)
-        masks = (self._records.shown(other, frame) for other in others)
-        return own is not None and any(mask is not None and own.meets(mask) for mask in masks)
