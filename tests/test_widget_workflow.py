@@ -511,6 +511,31 @@ def test_in_3d_the_work_goes_on_but_marks_need_slices(desk):
     assert d.labels[4, 40, 10] == 2
 
 
+def test_marks_of_a_flat_image_are_there_again_after_a_look_in_3d(desk):
+    """napari 0.9 cannot add scribbles to a layer of two axes while it shows that in 3D."""
+    d = desk(data=blobs()[2])
+    d.press(d.panel.modes["scribble"])
+    d.draw((12, 16), (14, 18), (17, 21), (20, 24))
+    d.press(d.panel.modes["box"])
+    d.drag((4, 8), (28, 32))
+    d.press(d.panel.modes["lasso"])
+    d.draw((24, 38), (24, 54), (40, 54), (40, 38), (26, 37))
+    d.settle()
+    kept = d.session.prompts[1][0]
+    d.viewer.dims.ndisplay = 3
+    d.press(d.panel.undo)
+    d.press(d.panel.redo)
+    d.viewer.dims.ndisplay = 2
+    assert len(d.widget.shapes_layer.data) == 3
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    said = d.session.prompts[1][0]
+    np.testing.assert_allclose(said.scribbles[0].path, kept.scribbles[0].path)
+    np.testing.assert_allclose(said.lassos[0], kept.lassos[0])
+    np.testing.assert_allclose(said.box, kept.box)
+    assert len(said.points) == 1
+
+
 def test_slices_near_by_are_encoded_while_nothing_else_is_to_do(desk):
     d = desk()
     d.go_to(3)

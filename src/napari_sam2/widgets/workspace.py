@@ -82,6 +82,7 @@ class Workspace:
         self._readings: dict[SequenceKey, Reading] = {}
         self._is_held = False  # the mouse button, in a prompt layer
         self._is_filling = False
+        self._is_late = False  # the layers show less than the session knows
         self._keys: Keys = {}
         self._object_id = next(iter(session.objects))
         self._excludes = False
@@ -146,9 +147,11 @@ class Workspace:
         return self.prompts
 
     def refill(self) -> None:
-        """Show the session's prompts in the layers, in place of what is there."""
+        """Show the session's prompts in the layers, in place of what is there; now or, where that
+        cannot be, at the next `catch_up`."""
         prompts = self.prompts
-        if prompts is None:
+        self._is_late = prompts is not None and not prompts.can_be_filled
+        if prompts is None or self._is_late:
             return
         self._is_filling = True
         try:
@@ -158,6 +161,11 @@ class Workspace:
         self._readings = {v.key: prompts.read(v) for v in self.session.prompted_sequences}
         self.prepare(self._object_id, self._excludes)
         self.colour_prompts()
+
+    def catch_up(self) -> None:
+        """Show what could not be shown before."""
+        if self._is_late:
+            self.refill()
 
     def forget_layer(self, layer: Layer) -> Layer | None:
         """A layer of this image has been removed. Returns another that should go with it.
@@ -230,7 +238,7 @@ class Workspace:
 
     def take_over_edits(self) -> Edit:
         """Hand what has changed in the prompt layers to the session."""
-        if self.prompts is None or self._is_held:
+        if self.prompts is None or self._is_held or self._is_late:
             return Edit((), False, False)
         view = self.session.view
         before = self._readings.get(view.key, Reading())
