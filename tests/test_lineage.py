@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -369,6 +370,34 @@ def test_what_a_branch_has_changed_is_taken_over_in_one_step(session):
     assert session.undo() == "Work"
     np.testing.assert_array_equal(session.labels, meanwhile)
     assert session.parents == {2: 1, 3: 1}
+
+
+def test_an_object_that_is_gone_in_a_branch_stays_if_it_changes_meanwhile(session):
+    branch = session.branch()
+    branch.merge_objects(4, 2)
+    branch.remove_object(3)
+    session.paint(3, 6, TRUTH[6] == 4)
+    session.take_branch(branch, "Work")
+    assert sorted(session.objects) == [1, 3, 4]
+    assert sorted(session.masks_of(3)) == [4, 5, 6, 7]
+    np.testing.assert_array_equal(session.masks_of(3)[6].on_frame(SIZE), TRUTH[6] == 4)
+    assert set(np.unique(session.labels).tolist()) == {0, 1, 3, 4}
+
+
+def test_a_branch_knows_what_is_marked_along_another_axis(session):
+    session.show(replace(session.view.key, axis=1))
+    one = session.add_object()
+    across = np.zeros(session.view.frame_shape, bool)
+    across[2:5, 80:90] = True
+    session.paint(one, 5, across)
+    session.show(replace(session.view.key, axis=0))
+    branch = session.branch()
+    assert one in branch.prompted_objects and one not in branch.untouched_objects
+    branch.remove_object(one)
+    session.take_branch(branch, "Work")
+    assert one not in session.objects and not (session.labels == one).any()
+    assert session.undo() == "Work"
+    np.testing.assert_array_equal(session.labels[:, 5] == one, across)
 
 
 def test_an_object_that_is_deleted_meanwhile_stays_so(session):

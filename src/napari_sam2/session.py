@@ -1068,18 +1068,23 @@ class Session:
         for (number, place, frame), value in self._branched[other].items():
             other._records.tables[number].put(place, frame, value)
         other._last_id = self._last_id
+        for key in self._views:  # it must not take an object that is marked elsewhere for a new one
+            other.view_of(key)
         other.show(self.view.key)
         return other
 
     def take_branch(self, branch: Session, label: str) -> list[int]:
         """Take over what has changed in a branch, in one step of undo. Returns its new objects.
 
-        What has changed here meanwhile is kept. A new object whose id is taken gets another one.
+        What has changed here meanwhile is kept, also an object that is gone there. A new object
+        whose id is taken gets another one.
         label: of the step, for people.
         """
         before = self._branched.pop(branch)
         after, now, records = branch._records.cells(), self._records.cells(), self._records
         known = {records.object_of(cell) for cell in before}
+        changed_here = [c for c in before.keys() | now.keys() if now.get(c) is not before.get(c)]
+        kept = {records.object_of(cell) for cell in changed_here} - branch.objects.keys()
         own = {new: new for new in branch.objects if new not in known}
         self._last_id = max(self._last_id, branch._last_id)
         for new in own.keys() & self.objects.keys():
@@ -1091,7 +1096,8 @@ class Session:
                 value, object_id = after.get(old), records.object_of(old)
                 cell = records.with_object(old, own.get(object_id, object_id))
                 is_same = value is before.get(old) or now.get(cell) is not before.get(old)
-                if is_same or (object_id not in own and object_id not in self.objects):
+                is_lost = object_id not in own and object_id not in self.objects
+                if is_same or is_lost or object_id in kept:
                     continue
                 number, place, frame = cell
                 if isinstance(value, int):  # a parent
