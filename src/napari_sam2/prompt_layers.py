@@ -208,11 +208,6 @@ class PromptLayers:
         """
         return len(self.boxes.face_color) != len(self.boxes.data)
 
-    @property
-    def can_be_filled(self) -> bool:
-        """Whether napari can add shapes now: not to a layer of two axes that it shows in 3D."""
-        return self.boxes._slice_input.ndisplay <= self.boxes.ndim
-
     def prepare(
         self, key: SequenceKey, object_id: int, label: str, colour: NDArray[np.float64]
     ) -> None:

@@ -1082,7 +1082,7 @@ class Session:
         """
         before = self._branched.pop(branch)
         after, now, records = branch._records.cells(), self._records.cells(), self._records
-        known = {records.object_of(cell) for cell in before}
+        known, here = {records.object_of(cell) for cell in before}, self.objects.keys()
         changed_here = [c for c in before.keys() | now.keys() if now.get(c) is not before.get(c)]
         kept = {records.object_of(cell) for cell in changed_here} - branch.objects.keys()
         own = {new: new for new in branch.objects if new not in known}
@@ -1096,7 +1096,7 @@ class Session:
                 value, object_id = after.get(old), records.object_of(old)
                 cell = records.with_object(old, own.get(object_id, object_id))
                 is_same = value is before.get(old) or now.get(cell) is not before.get(old)
-                is_lost = object_id not in own and object_id not in self.objects
+                is_lost = object_id not in own and object_id not in here
                 if is_same or is_lost or object_id in kept:
                     continue
                 number, place, frame = cell

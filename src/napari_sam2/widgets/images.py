@@ -72,7 +72,7 @@ class Images(QObject):
         dims, session = context.viewer.dims, work.session
         if dims.ndim < work.image.ndim:  # the image is about to go
             return
-        work.catch_up()
+        work.follow_display(dims.ndisplay)
         key = work.key_shown(dims.order, dims.point)
         if key != session.view.key:
             session.show(key)

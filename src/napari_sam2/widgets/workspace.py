@@ -82,6 +82,7 @@ class Workspace:
         self._readings: dict[SequenceKey, Reading] = {}
         self._is_held = False  # the mouse button, in a prompt layer
         self._is_filling = False
+        self._ndisplay = 2
         self._is_late = False  # the layers show less than the session knows
         self._keys: Keys = {}
         self._object_id = next(iter(session.objects))
@@ -147,10 +148,12 @@ class Workspace:
         return self.prompts
 
     def refill(self) -> None:
-        """Show the session's prompts in the layers, in place of what is there; now or, where that
-        cannot be, at the next `catch_up`."""
+        """Show the session's prompts in the layers, in place of what is there.
+
+        Not while a flat image is shown in 3D, where napari cannot add shapes: then at its end.
+        """
         prompts = self.prompts
-        self._is_late = prompts is not None and not prompts.can_be_filled
+        self._is_late = prompts is not None and self._ndisplay > self.image.ndim
         if prompts is None or self._is_late:
             return
         self._is_filling = True
@@ -162,8 +165,9 @@ class Workspace:
         self.prepare(self._object_id, self._excludes)
         self.colour_prompts()
 
-    def catch_up(self) -> None:
-        """Show what could not be shown before."""
+    def follow_display(self, ndisplay: int) -> None:
+        """How many axes the viewer displays now. Shows what could not be shown before."""
+        self._ndisplay = ndisplay
         if self._is_late:
             self.refill()
 
