@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 import time
 import tracemalloc
@@ -323,5 +324,6 @@ def test_patients_are_told_to_nobody(
     assert len(series) == 4 and "knee" in told[2]
     told += [*capfd.readouterr(), caplog.text, *(str(w.message) for w in warned)]
     everything = io.StringIO("\n".join(told)).read().lower()
+    everything = re.sub(r"\d+(\.\d+){3,}", "UID", everything)  # any year is in one of them at times
     for secret in ("secret", "verylong", ID.lower(), BIRTH, "1961"):
         assert secret not in everything.replace(str(tmp_path).lower(), "")
