@@ -1087,7 +1087,7 @@ class Session:
         kept = {records.object_of(cell) for cell in changed_here} - branch.objects.keys()
         own = {new: new for new in branch.objects if new not in known}
         self._last_id = max(self._last_id, branch._last_id)
-        for new in own.keys() & self.objects.keys():
+        for new in own.keys() & here:
             self._last_id += 1
             own[new] = self._last_id
         frames: dict[SequenceKey, set[int]] = defaultdict(set)

@@ -99,6 +99,7 @@ class Images(QObject):
 
         recovered: the file that its session has been recovered from, and that is saved to again.
         """
+        work.follow_display(self._context.viewer.dims.ndisplay)
         work.start_autosave(recovered, self.autosave_failed.emit)
         work.events.connect(work.session.masks_changed, self._display.on_masks_changed)
         work.events.connect(work.session.objects_changed, self._display.on_objects_changed)
