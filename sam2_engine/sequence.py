@@ -31,7 +31,7 @@ from sam2_engine.memory import (
     MemorySelection,
     MemoryTokens,
 )
-from sam2_engine.model import SAM2, Decoded, ImageFeatures
+from sam2_engine.model import ABSENT_LOGIT, SAM2, Decoded, ImageFeatures
 from sam2_engine.model.compiled import FRAMES_AT_ONCE
 from sam2_engine.prompts import Prompt
 
@@ -44,7 +44,6 @@ _MASK_INPUT_LIMIT = 32.0
 _BEYOND = -8.0  # the logit where an object may not lie
 _OBJECTS_AT_ONCE = 32  # more of them in one batch take more memory and are no quicker
 _PIXELS_AT_ONCE = 2 * 512 * 512  # of them on a processor, where more are no quicker and one waits
-_ABSENT = -1024.0  # the published logit of an object that is not there
 
 
 @dataclass(frozen=True)
@@ -702,9 +701,9 @@ class SequencePredictor:
         config, device = self.model.config, self.model.device
         side = config.image_size // 4
         return _Answer(
-            low_res=torch.full((1, 1, side, side), _ABSENT, device=device),
+            low_res=torch.full((1, 1, side, side), ABSENT_LOGIT, device=device),
             iou=torch.zeros(1, device=device),
-            object_score=torch.full((1, 1), _ABSENT, device=device),
+            object_score=torch.full((1, 1), ABSENT_LOGIT, device=device),
             pointer=torch.zeros((1, config.d_model), device=device),
             area=area,
         )

@@ -19,6 +19,7 @@ from napari_sam2.cli.common import (
     UserError,
     add_closely,
     add_compile,
+    add_device,
     pair,
 )
 
@@ -65,7 +66,7 @@ def add_batch(commands: Any) -> None:
     add("--window", metavar="LO,HI", help="intensities shown as black and white, as -160,240")
     help_ = "a name of `napari-sam2 models` or a checkpoint (default: the session's, or nano)"
     add("--model", help=help_)
-    add("--device", default="auto", help="auto, cpu, cpu-bfloat16, cuda or mps (default: auto)")
+    add_device(parser)
     add_compile(parser)
     add_closely(parser)
     help_ = "processes on this machine (default: one for each graphics card, or two cores)"

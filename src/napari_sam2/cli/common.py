@@ -84,6 +84,12 @@ def add_model_and_window(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", metavar="LO,HI", help=help_)
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where the model runs."""
+    help_ = "auto, cpu, cpu-bfloat16, cuda or mps (default: auto)"
+    parser.add_argument("--device", default="auto", help=help_)
+
+
 def add_compile(parser: argparse.ArgumentParser) -> None:
     """Whether the model is compiled."""
     help_ = "have PyTorch compile the model: minutes at first, quicker then; for a graphics card"
@@ -116,7 +122,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         "SEG), or a name that ends in _RES (Cell Tracking Challenge)"
     )
     add("-o", "--output", required=True, metavar="OUT", help=help_)
-    add("--device", default="auto", help="auto, cpu, cpu-bfloat16, cuda or mps (default: auto)")
+    add_device(parser)
     add_choice_of_image(parser)
     add("--measures", metavar="CSV", help="write sizes, places and intensities of objects, too")
     add("--overwrite", action="store_true", help="replace OUT if it exists")
