@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import label
 from torch import Tensor
 
 from sam2_engine.model import SAM2, VARIANTS, ModelConfig
@@ -272,6 +273,19 @@ def test_synthetic_objects_begin_on_the_first_frame_and_change() -> None:
         changed += int((clip.masks[:, 0] != clip.masks[:, -1]).any())
         ended += int((~clip.masks[:, -1].any((1, 2))).sum())
     assert changed >= 12 and ended > 0
+
+
+def test_branches_of_a_synthetic_tree_are_one_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sam2_engine.training.synthetic._TISSUE_SHARE", 0.0)
+    monkeypatch.setattr("sam2_engine.training.synthetic._TREES_SHARE", 1.0)
+    parted = 0
+    for seed in range(8):
+        clip = synthetic_clip(np.random.default_rng(seed), 6, SIDE)
+        assert clip.masks[:, 0].any((1, 2)).all() and (clip.masks.sum(0) <= 1).all()
+        for mask in clip.masks:
+            pieces = [label(frame)[1] for frame in mask]
+            parted += max(pieces) > pieces[0]
+    assert parted >= 3
 
 
 @pytest.mark.parametrize("side", [512, 1024])

@@ -1,8 +1,9 @@
 """Synthetic clips: a random 3-D scene of textured bodies, cut by a moving plane.
 
 A body is an ellipsoid with a wavy outline, sometimes hollow (a cavity in a wall), sometimes one of
-many that touch like cells in a tissue. As the plane moves, bodies appear, change their shape, drift
-and end, which is what slices of a volume and frames of a time-lapse have in common.
+many that touch like cells in a tissue, or the branches of a tree, such as vessels. As the plane
+moves, bodies appear, change their shape, drift, part and end, which is what slices of a volume and
+frames of a time-lapse have in common.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from functools import cache
 import numpy as np
 from scipy.ndimage import gaussian_filter, zoom
 
+_TISSUE_SHARE, _TREES_SHARE = 0.3, 0.1
+_MOST_TUBES = 40
 _LARGEST_WINDOW = 256  # pixels of a texture, before it is enlarged
 
 
@@ -31,8 +34,9 @@ def synthetic_clip(
     """A random scene. Objects may touch, enclose each other, leave the plane and come back no
     more.
     """
-    tissue = rng.random() < 0.3
-    images, masks = (_tissue if tissue else _bodies)(rng, frames, side)
+    kind = rng.random()
+    draw = _tissue if kind < _TISSUE_SHARE else _trees if kind > 1 - _TREES_SHARE else _bodies
+    images, masks = draw(rng, frames, side)
     area = masks[:, 0].sum((1, 2))
     seen = np.flatnonzero((area >= 20) & (area < 0.7 * side * side))
     if len(seen) == 0:
@@ -155,6 +159,66 @@ def _tissue(rng: np.random.Generator, frames: int, side: int) -> tuple[np.ndarra
     masks = labels[None] == np.arange(count)[:, None, None, None]
     masks = masks.repeat(2, axis=2).repeat(2, axis=3)
     return np.clip(images, 0, 1), masks
+
+
+def _trees(rng: np.random.Generator, frames: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Trees of tubes, as vessels and neurites are: they part, meet the plane in several places,
+    turn into it and out of it, and cross each other.
+    """
+    background = rng.uniform(0.1, 0.7)
+    shade = background + rng.choice((-1, 1)) * rng.uniform(0.08, 0.5)
+    images = np.empty((frames, side, side), np.float32)
+    images[:] = background + rng.uniform(0, 0.25) * _texture(rng, side)
+    texture = shade + rng.uniform(0, 0.2) * _texture(rng, side)
+    axis = (np.arange(side) + 0.5) / side
+    plane = np.arange(frames) * rng.uniform(0.005, 0.03)
+    masks: list[np.ndarray] = []
+    for _ in range(int(rng.integers(1, 6))):
+        start = np.array((0.0, *rng.uniform(0.15, 0.85, 2)))
+        tree = np.zeros((frames, side, side), bool)
+        for one, other, radius in _tubes(rng, start, math.exp(rng.uniform(-4.2, -2.6))):
+            low, high = np.minimum(one, other) - radius, np.maximum(one, other) + radius
+            (y0, y1), (x0, x1) = (np.searchsorted(axis, (low[a], high[a])) for a in (1, 2))
+            for t in np.flatnonzero((plane >= low[0]) & (plane <= high[0])):
+                away = _distance(plane[t], axis[y0:y1, None], axis[None, x0:x1], one, other)
+                tree[t, y0:y1, x0:x1] |= away < radius
+        own = texture + rng.normal(0, 0.05)
+        images[tree] = np.broadcast_to(own, tree.shape)[tree]
+        for earlier in masks:  # what is drawn later lies in front
+            earlier &= ~tree
+        masks.append(tree)
+    return np.clip(images, 0, 1), np.stack(masks)
+
+
+def _tubes(
+    rng: np.random.Generator, start: np.ndarray, radius: float
+) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    """Straight pieces of a tree as two ends (z, y, x) and a radius, in sides of the frame."""
+    pieces: list[tuple[np.ndarray, np.ndarray, float]] = []
+    growing = [(start, rng.normal(0, 1, 3), radius), (start, rng.normal(0, 1, 3), radius)]
+    while growing and len(pieces) < _MOST_TUBES:
+        point, direction, radius = growing.pop(0)
+        direction = direction / np.linalg.norm(direction)
+        end = point + direction * rng.uniform(2, 6) * radius
+        pieces.append((point, end, radius))
+        parts = rng.choice((0, 1, 2), p=(0.05, 0.65, 0.3))
+        for _ in range(parts):
+            bent = direction + rng.normal(0, 0.35 if parts == 1 else 0.7, 3)
+            growing.append((end, bent, radius * (0.97 if parts == 1 else 0.8)))
+    return pieces
+
+
+def _distance(
+    z: float, y: np.ndarray, x: np.ndarray, one: np.ndarray, other: np.ndarray
+) -> np.ndarray:
+    """(H, W) distance of the places of a plane from a straight piece between two ends."""
+    along = other - one
+    dz, dy, dx = z - one[0], y - one[1], x - one[2]
+    share = (dz * along[0] + dy * along[1] + dx * along[2]) / (along @ along)
+    share = share.clip(0, 1)
+    away = (dz - share * along[0]) ** 2 + (dy - share * along[1]) ** 2
+    squared: np.ndarray = away + (dx - share * along[2]) ** 2
+    return np.sqrt(squared)
 
 
 def _texture(rng: np.random.Generator, side: int) -> np.ndarray:
