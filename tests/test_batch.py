@@ -368,10 +368,10 @@ def cluster(tmp_path):
             break
         time.sleep(0.1)
     yield json.loads(file.read_text())["address"], workers
-    for process in reversed(started):
-        process.terminate()
+    for process in started:  # asked to end, a worker may wait for its scheduler
+        process.kill()
     for process in started:
-        process.wait(30)
+        process.wait()
 
 
 @pytest.mark.slow
