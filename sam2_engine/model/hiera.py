@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -34,67 +35,77 @@ def _max_pool(x: Tensor) -> Tensor:
     return torch.maximum(rows[:, :, 0::2], rows[:, :, 1::2])
 
 
-def _to_windows(x: Tensor, size: int) -> Tensor:
-    """(B, H, W, C), H and W multiples of the size -> (B * windows, size, size, C)."""
+def _to_windows(x: Tensor, rows: int, columns: int) -> Tensor:
+    """(B, H, W, C) -> (B * windows, rows, columns, C); H and W are multiples of these."""
     batch, height, width, channels = x.shape
-    rows, columns = height // size, width // size
-    x = x.view(batch, rows, size, columns, size, channels)
-    return x.transpose(2, 3).reshape(-1, size, size, channels)
+    x = x.view(batch, height // rows, rows, width // columns, columns, channels)
+    return x.transpose(2, 3).reshape(-1, rows, columns, channels)
 
 
 def _from_windows(windows: Tensor, batch: int, height: int, width: int) -> Tensor:
-    """The inverse: windows back to (B, H, W, C), the padding cut off."""
-    size = windows.shape[1]
-    rows, columns = -(-height // size), -(-width // size)
-    x = windows.view(batch, rows, columns, size, size, -1).transpose(2, 3)
-    return x.reshape(batch, rows * size, columns * size, -1)[:, :height, :width]
+    """The inverse: windows back to (B, H, W, C)."""
+    rows, columns = windows.shape[1:3]
+    x = windows.view(batch, height // rows, width // columns, rows, columns, -1)
+    return x.transpose(2, 3).reshape(batch, height, width, -1)
+
+
+def _spans(length: int, window: int) -> list[tuple[slice, int]]:
+    """What whole windows cover of a length, and what is left; each with its windows' length."""
+    whole = length - length % window
+    spans = [(slice(0, whole), window), (slice(whole, length), length - whole)]
+    return [(span, size) for span, size in spans if span.stop > span.start]
+
+
+def _shrunk(span: slice, by: int) -> slice:
+    return slice(span.start // by, span.stop // by)
 
 
 class HieraAttention(nn.Module):
-    """Self-attention in windows, or over the whole grid where the window is 0.
+    """Self-attention over a grid; a stage's first block pools its queries 2x2."""
 
-    A stage's first block pools its queries 2x2.
-    """
-
-    def __init__(self, inputs: int, outputs: int, heads: int, window: int, pool: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, heads: int, pool: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.window = window
         self.pool = pool
         self.qkv = Linear(inputs, outputs * 3)
         self.proj = Linear(outputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H', W', C'), halved where pooled."""
-        batch, height, width, _ = x.shape
-        if not self.window:
-            return self.proj(self._attend(self.qkv(x)))
-        if height % self.window or width % self.window:
-            out = self._attend(_to_windows(self._padded(self.qkv(x)), self.window))
-        else:
-            windows = _to_windows(x, self.window)
-            out = in_parts(lambda part: self._attend(self.qkv(part)), windows)
-        if self.pool:
-            height, width = height // 2, width // 2
-        return self.proj(_from_windows(out, batch, height, width))
+        """(N, H, W, C) -> (N, H', W', C'), halved where pooled; N grids, each by itself."""
+        return self.proj(self._attend(self.qkv(x)))
 
-    def _padded(self, qkv: Tensor) -> Tensor:
-        """Filled up to whole windows with what the projection makes of 0, its bias."""
-        batch, height, width, channels = qkv.shape
-        rows, columns = height + -height % self.window, width + -width % self.window
-        padded = self.qkv.bias.expand(batch, rows, columns, channels).clone()
-        padded[:, :height, :width] = qkv
-        return padded
+    def in_padded_windows(self, x: Tensor, window: int) -> Tensor:
+        """(B, H, W, C) -> (B, H', W', C'), in windows, as if those at the edge were filled up with
+        zeros.
 
-    def _attend(self, qkv: Tensor) -> Tensor:
-        """(N, H, W, 3 C) queries, keys and values -> (N, H', W', C)."""
+        What fills a window are keys and values that are the projection's bias; nothing is asked of
+        them in turn, so they need no projection, no queries and no place in an array.
+        """
+        qkv = self.qkv(x)
+        batch, height, width, _ = qkv.shape
+        shrink = 2 if self.pool else 1
+        out = qkv.new_empty(batch, height // shrink, width // shrink, self.proj.in_features)
+        for rows, tall in _spans(height, window):
+            for columns, wide in _spans(width, window):
+                windows = _to_windows(qkv[:, rows, columns], tall, wide)
+                attended = self._attend(windows, window**2 - tall * wide)
+                place = out[:, _shrunk(rows, shrink), _shrunk(columns, shrink)]
+                place.copy_(_from_windows(attended, batch, *place.shape[1:3]))
+        return self.proj(out)
+
+    def _attend(self, qkv: Tensor, filled: int = 0) -> Tensor:
+        """(N, H, W, 3 C) queries, keys and values, with so many more keys that are the projection's
+        bias -> (N, H', W', C).
+        """
         q, k, v = qkv.chunk(3, dim=-1)
         if self.pool:
             q = _max_pool(q)
         height, width = q.shape[1:3]
-        q, k, v = (
-            t.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v)
-        )
+        q, k, v = (t.flatten(1, 2) for t in (q, k, v))
+        if filled:
+            _, key, value = self.qkv.bias.expand(len(qkv), filled, -1).chunk(3, dim=-1)
+            k, v = torch.cat((k, key), dim=1), torch.cat((v, value), dim=1)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return out.unflatten(1, (height, width))
 
@@ -104,25 +115,41 @@ class HieraBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, heads: int, window: int, pool: bool) -> None:
         super().__init__()
+        self.window = window
         self.pool = pool
         self.norm1 = nn.LayerNorm(inputs, eps=1e-6)
-        self.attn = HieraAttention(inputs, outputs, heads, window, pool)
+        self.attn = HieraAttention(inputs, outputs, heads, pool)
         self.norm2 = nn.LayerNorm(outputs, eps=1e-6)
-        self.mlp = MLP(outputs, outputs * 4, outputs, depth=2, activation="gelu")
+        self.hidden = outputs * 4
+        self.mlp = MLP(outputs, self.hidden, outputs, depth=2, activation="gelu")
         if inputs != outputs:
             self.proj = Linear(inputs, outputs)
         self.widens = inputs != outputs
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H', W', C')."""
+        if not self.window:
+            return self._transformed(x, self.attn)
+        batch, height, width, _ = x.shape
+        if height % self.window or width % self.window:
+            return self._transformed(x, partial(self.attn.in_padded_windows, window=self.window))
+        windows = _to_windows(x, self.window, self.window)
+        between = self.window**2 * self.hidden
+        out = in_parts(lambda part: self._transformed(part, self.attn), windows, between)
+        if self.pool:
+            height, width = height // 2, width // 2
+        return _from_windows(out, batch, height, width)
+
+    def _transformed(self, x: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
         shortcut = x
         x = self.norm1(x)
         if self.widens:
             shortcut = self.proj(x)
             if self.pool:
                 shortcut = _max_pool(shortcut)
-        x = shortcut + self.attn(x)
-        out = in_parts(lambda part: self.mlp(self.norm2(part), plus=part), x.flatten(0, 2))
+        x = shortcut + attention(x)
+        tokens = x.flatten(0, 2)
+        out = in_parts(lambda part: self.mlp(self.norm2(part), plus=part), tokens, self.hidden)
         return out.view_as(x)
 
 

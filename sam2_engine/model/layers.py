@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 Activation = Literal["none", "relu", "gelu"]
 _ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
-_VALUES_AT_ONCE = 1 << 19
+_VALUES_AT_ONCE = 1 << 22
 _RECYCLED_BYTES = 31 << 20
 _FEW_CHANNELS = 8
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
@@ -80,13 +80,13 @@ def linear(
     return _ACTIVATIONS[activation](F.linear(x, weight, bias))
 
 
-def in_parts(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def in_parts(layer: Callable[[Tensor], Tensor], x: Tensor, between: int) -> Tensor:
     """layer(x), whose rows (items of the first axis) do not depend on each other.
 
     Where products go to oneDNN it is called for some rows at a time, so that what it makes in
-    between, some times as large as x, stays in the processor's cache.
+    between, so many values for each row at its widest, stays in the processor's cache.
     """
-    rows = max(_VALUES_AT_ONCE // x[0].numel(), 1)
+    rows = max(_VALUES_AT_ONCE // between, 1)
     if not uses_onednn(x) or len(x) <= rows:
         return layer(x)
     return torch.cat([layer(part) for part in x.split(rows)])

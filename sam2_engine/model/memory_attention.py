@@ -91,7 +91,8 @@ class MemoryAttentionLayer(nn.Module):
         normed = self.norm1(x)
         x = x + self.self_attn(normed, normed, normed)
         x = x + self.cross_attn_image(self.norm2(x), placed, memory, num_pointers, pool)
-        return in_parts(self._feed_forward, x.flatten(0, 1)).view_as(x)
+        tokens = x.flatten(0, 1)
+        return in_parts(self._feed_forward, tokens, self.linear1.out_features).view_as(x)
 
     def _feed_forward(self, tokens: Tensor) -> Tensor:
         """The tokens and what is fed forward from them."""

@@ -71,4 +71,7 @@ class MemoryEncoder(nn.Module):
         def remember(mask: Tensor) -> Tensor:
             return pointwise(self.fuser(projected + self.mask_downsampler(mask)), self.out_proj)
 
-        return in_parts(remember, mask) if len(image) == 1 else remember(mask)
+        if len(image) > 1:
+            return remember(mask)
+        between = 4 * image.shape[1] * projected.shape[2] * projected.shape[3]
+        return in_parts(remember, mask, between)
