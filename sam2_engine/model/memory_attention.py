@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from sam2_engine.model.layers import Attention, Linear, in_parts, linear, uses_onednn
 from sam2_engine.model.position import axial_rotations, rotate, rotate_in_place
 
-_SCORES_AT_ONCE = 1 << 21  # of queries with keys for each thread; fewer make products slower,
-_MOST_SCORES_AT_ONCE = 1 << 22  # and more fall out of the processor's cache
+_SCORES_AT_ONCE = 3 << 21  # of queries with keys; fewer make products slower, more leave the cache
 
 
 class RotaryAttention(Attention):
@@ -55,8 +54,7 @@ class RotaryAttention(Attention):
         """
         half_or_full = self.k_proj.weight.dtype
         q = (q / math.sqrt(q.shape[2])).to(half_or_full).expand(len(k), -1, -1)
-        at_once = min(_SCORES_AT_ONCE * torch.get_num_threads(), _MOST_SCORES_AT_ONCE)
-        parts = math.ceil(q.shape[1] * k.shape[1] / at_once)
+        parts = math.ceil(q.shape[1] * k.shape[1] / _SCORES_AT_ONCE)
         averages = v.new_empty(len(k), q.shape[1], v.shape[2])
         for index, average in enumerate(averages):
             keys = self._keys(k[index : index + 1], turns, unplaced)[0].to(half_or_full)
