@@ -1,0 +1,46 @@
+"""Windows of the trunk, against arrays that are filled up as published."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sam2_engine.model import hiera
+
+
+def filled_up(attention, x, window):
+    """As published: zeros up to whole windows, attention in each, and the padding cut off."""
+    batch, height, width, _ = x.shape
+    padded = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+    rows, columns = padded.shape[1] // window, padded.shape[2] // window
+    out = attention(hiera._to_windows(padded, window, window))
+    side = out.shape[1]
+    whole = hiera._from_windows(out, batch, rows * side, columns * side)
+    shrink = window // side
+    return whole[:, : height // shrink, : width // shrink]
+
+
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("size", [(32, 32), (10, 32), (28, 18), (6, 4)])
+def test_windows_at_the_edge_are_as_if_filled_up_with_zeros(pool, size):
+    torch.manual_seed(0)
+    attention = hiera.HieraAttention(inputs=12, outputs=24, heads=2, pool=pool).eval()
+    x = torch.randn(2, *size, 12)
+    with torch.no_grad():
+        torch.nn.init.normal_(attention.qkv.bias)
+        found = attention.in_padded_windows(x, window=14)
+        expected = filled_up(attention, x, window=14)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_a_block_gives_the_same_for_all_windows_at_once_and_for_some_at_a_time(pool, monkeypatch):
+    torch.manual_seed(0)
+    block = hiera.HieraBlock(inputs=8, outputs=16, heads=2, window=4, pool=pool).eval()
+    x = torch.randn(2, 12, 20, 8)
+    with torch.no_grad():
+        at_once = block(x)
+        monkeypatch.setattr("sam2_engine.model.layers._VALUES_AT_ONCE", 3 * 16 * block.hidden)
+        by_threes = block(x)
+    torch.testing.assert_close(at_once, by_threes, atol=1e-5, rtol=1e-5)
+    assert at_once.shape == ((2, 6, 10, 16) if pool else (2, 12, 20, 16))
