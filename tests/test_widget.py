@@ -115,13 +115,13 @@ def test_a_dragged_box_is_one_prompt_and_a_second_replaces_it(desk):
 
     d.drag((12, 14), (24, 28))
     d.settle()
-    d.qtbot.waitUntil(lambda: len(d.widget.shapes_layer.data) == 1)
+    d.qtbot.waitUntil(lambda: len(d.widget.shapes_layer.data) == 1, timeout=TIMEOUT)
     np.testing.assert_allclose(d.session.prompts[1][3].box, (12, 14, 24, 28), atol=0.6)
     assert_same(d.labels[3], d.expected(3))
 
     d.click((40, 50))  # no drag: no box
     d.settle()
-    d.qtbot.waitUntil(lambda: len(d.widget.shapes_layer.data) == 1)
+    d.qtbot.waitUntil(lambda: len(d.widget.shapes_layer.data) == 1, timeout=TIMEOUT)
     np.testing.assert_allclose(d.session.prompts[1][3].box, (12, 14, 24, 28), atol=0.6)
 
 
@@ -448,7 +448,7 @@ class SlowFrames(np.ndarray):
 
     def __getitem__(self, index):
         if threading.current_thread().name == "napari-sam2":
-            self.gate.wait(10)
+            self.gate.wait(60)
         return np.asarray(super().__getitem__(index))
 
 
@@ -797,7 +797,9 @@ def test_no_button_is_cut_beside_a_scroll_bar(desk, theme):
     d.panel.recovery.show()
     d.panel.show_download((1 << 20, 999 << 20))
     area = d.widget.findChild(QScrollArea)
-    d.qtbot.waitUntil(lambda: d.widget.width() == 300 and area.verticalScrollBar().isVisible())
+    d.qtbot.waitUntil(
+        lambda: d.widget.width() == 300 and area.verticalScrollBar().isVisible(), timeout=TIMEOUT
+    )
     assert not area.horizontalScrollBar().isVisible()
     buttons = [*d.panel.findChildren(QPushButton), *d.panel.findChildren(QToolButton)]
     shown = [button for button in buttons if button.isVisible()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from desk import SHAPE, blobs
+from desk import SHAPE, TIMEOUT, blobs
 from models import small_model
 from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
 from qtpy.QtGui import QImage, QMouseEvent
@@ -33,8 +33,8 @@ def follow_two(d):
         d.settle()
     d.press(d.panel.propagate)
     d.settle()
-    d.qtbot.waitUntil(lambda: d.panel.doubts.doubt.shape == (2, SHAPE[0]))
-    d.qtbot.waitUntil(lambda: shows_all(d))
+    d.qtbot.waitUntil(lambda: d.panel.doubts.doubt.shape == (2, SHAPE[0]), timeout=TIMEOUT)
+    d.qtbot.waitUntil(lambda: shows_all(d), timeout=TIMEOUT)
 
 
 def shows_all(d):
@@ -72,7 +72,7 @@ def test_a_click_on_the_map_of_doubt_goes_to_object_and_slice(desk):
     d.panel.object_id = 1
     d.go_to(5)
     d.press(d.panel.approve)
-    d.qtbot.waitUntil(lambda: shows_all(d))
+    d.qtbot.waitUntil(lambda: shows_all(d), timeout=TIMEOUT)
     assert d.panel.doubts.doubt[0, 5] == 0
 
 
@@ -236,7 +236,9 @@ def test_time_counts_for_the_object_that_was_selected_but_not_breaks(desk, monke
     d.go_to(1)
     spent = {i: s - before.get(i, 0) for i, s in d.session.seconds.items()}
     assert spent == {1: 90, 2: 30}
-    d.qtbot.waitUntil(lambda: "Your time: 1 min 30 s." in d.panel.objects.item(0, NAME).toolTip())
+    d.qtbot.waitUntil(
+        lambda: "Your time: 1 min 30 s." in d.panel.objects.item(0, NAME).toolTip(), timeout=TIMEOUT
+    )
 
 
 def test_masks_between_marks_are_checked_from_both_sides(desk):
@@ -261,6 +263,6 @@ def test_masks_between_marks_are_checked_from_both_sides(desk):
     np.testing.assert_array_equal(d.session.labels, before)
     assert d.panel.status.text().startswith("Compared from both sides: on ")
     assert "of 3 slices" in d.panel.status.text()
-    d.qtbot.waitUntil(lambda: shows_all(d))
+    d.qtbot.waitUntil(lambda: shows_all(d), timeout=TIMEOUT)
     check.trigger()
     assert "compared already" in d.panel.status.text()

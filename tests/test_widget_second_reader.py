@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from desk import SHAPE
+from desk import SHAPE, TIMEOUT
 from qtpy.QtCore import QPoint, Qt
 
 from napari_sam2.second_reader import ONLY_MINE, ONLY_THEIRS
@@ -36,7 +36,7 @@ def table(desk, tmp_path):
     d.widget.compare(path)
     d.settle()
     d.window = d.widget.second_reader
-    d.qtbot.waitUntil(lambda: d.window.reading is not None)
+    d.qtbot.waitUntil(lambda: d.window.reading is not None, timeout=TIMEOUT)
     yield d
     d.window.close()
 
@@ -73,12 +73,12 @@ def test_differences_are_settled_one_by_one(table):
     assert texts(d.window)[0][3] == "0"
     d.press(d.window.next_button)
     assert "settled" in d.window.status.text()
-    d.qtbot.waitUntil(lambda: not (d.window.differences.data[3] > 0).any())
+    d.qtbot.waitUntil(lambda: not (d.window.differences.data[3] > 0).any(), timeout=TIMEOUT)
 
     d.press(d.panel.undo)
     d.press(d.panel.undo)
     np.testing.assert_array_equal(d.labels[3] == 1, square(10))
-    d.qtbot.waitUntil(lambda: texts(d.window)[0][3] == "2")
+    d.qtbot.waitUntil(lambda: texts(d.window)[0][3] == "2", timeout=TIMEOUT)
 
 
 def test_an_object_of_theirs_is_added(table):
@@ -88,13 +88,15 @@ def test_an_object_of_theirs_is_added(table):
     d.press(d.window.add_button)
     assert d.session.objects[2].name == "cyst"
     np.testing.assert_array_equal(d.labels[6] == 2, square(40))
-    d.qtbot.waitUntil(lambda: texts(d.window)[1][:3] == ["cyst", "cyst", "1.000"])
+    d.qtbot.waitUntil(lambda: texts(d.window)[1][:3] == ["cyst", "cyst", "1.000"], timeout=TIMEOUT)
 
 
 def test_a_click_in_the_strip_goes_to_the_slice(table):
     d = table
     d.panel.object_id = 1
-    d.qtbot.waitUntil(lambda: d.window.strip.differing.tolist() == [0, 0, 100, 140, 0, 0, 0])
+    d.qtbot.waitUntil(
+        lambda: d.window.strip.differing.tolist() == [0, 0, 100, 140, 0, 0, 0], timeout=TIMEOUT
+    )
     at = QPoint(round(2.5 / SHAPE[0] * d.window.strip.width()), 10)
     d.qtbot.mouseClick(d.window.strip, Qt.MouseButton.LeftButton, pos=at)
     assert d.viewer.dims.current_step[0] == 2
@@ -109,7 +111,7 @@ def test_what_does_not_fit_is_said(table, tmp_path):
     (tmp_path / "broken.sam2session").write_bytes(b"nothing")
     d.window.compare(tmp_path / "broken.sam2session")
     d.settle()
-    d.qtbot.waitUntil(lambda: "broken.sam2session" in d.window.status.text())
+    d.qtbot.waitUntil(lambda: "broken.sam2session" in d.window.status.text(), timeout=TIMEOUT)
     assert (d.labels[2] == 1).any()
 
 
@@ -119,5 +121,5 @@ def test_another_image_takes_their_layers_away(table):
     second = d.viewer.add_image(np.zeros(SHAPE), name="second")
     d.widget.choose_image(second)
     d.settle()
-    d.qtbot.waitUntil(lambda: theirs not in d.viewer.layers)
+    d.qtbot.waitUntil(lambda: theirs not in d.viewer.layers, timeout=TIMEOUT)
     assert d.window.reading is None

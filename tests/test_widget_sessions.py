@@ -324,8 +324,8 @@ def test_a_download_shows_progress_and_can_be_stopped(desk, monkeypatch):
     def slow(self):
         self._stopped = False
         try:
-            for done in range(1000):
-                self._on_progress(done << 20, 1000 << 20)
+            for done in range(6000):
+                self._on_progress(done << 20, 6000 << 20)
                 gate.wait(0.02)
             raise AssertionError("It was not stopped.")
         finally:

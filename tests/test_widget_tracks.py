@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from desk import SHAPE
+from desk import SHAPE, TIMEOUT
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QFileDialog
 from test_lineage import FRAMES, IMAGES, TRUTH
@@ -133,20 +133,20 @@ def test_the_layer_of_tracks_follows_the_masks(work):
     assert layer in d.viewer.layers and d.viewer.layers.selection.active is active
     assert set(layer.data[:, 0]) == {1, 2} and layer.graph == {}
     d.session.split_object(1, 4)
-    d.qtbot.waitUntil(lambda: set(layer.data[:, 0]) == {1, 2, 3, 4}, timeout=5000)
+    d.qtbot.waitUntil(lambda: set(layer.data[:, 0]) == {1, 2, 3, 4}, timeout=TIMEOUT)
     assert layer.graph == {3: [1], 4: [1]} and layer.color_by == "colour"
     ids = layer.data[:, 0]
     for object_id in (1, 2, 3, 4):
         expected = d.widget._context.work.masks.colour_of(object_id)
         np.testing.assert_allclose(layer.track_colors[ids == object_id][0], expected, atol=1e-6)
     d.session.undo()
-    d.qtbot.waitUntil(lambda: layer.graph == {}, timeout=5000)
+    d.qtbot.waitUntil(lambda: layer.graph == {}, timeout=TIMEOUT)
     d.image.scale = (1, 2, 3)
     assert tuple(layer.scale) == (1, 2, 3)
     d.session.edit_object(2, colour=(1, 0, 0))
     red = (1, 0, 0, 1)
     d.qtbot.waitUntil(
-        lambda: np.allclose(layer.track_colors[layer.data[:, 0] == 2][0], red), timeout=5000
+        lambda: np.allclose(layer.track_colors[layer.data[:, 0] == 2][0], red), timeout=TIMEOUT
     )
     d.viewer.layers.remove(layer)
     assert not d.window.show_layer.isChecked()

@@ -240,7 +240,7 @@ def test_the_table_names_hides_locks_merges_and_deletes(desk):
     editor.selectAll()
     d.qtbot.keyClicks(editor, "big nucleus")  # b, i, n, ... are no keys of the widget here
     d.qtbot.keyClick(editor, Qt.Key.Key_Return)
-    d.qtbot.waitUntil(lambda: d.session.objects[2].name == "big nucleus")
+    d.qtbot.waitUntil(lambda: d.session.objects[2].name == "big nucleus", timeout=TIMEOUT)
     assert list(d.session.objects) == [1, 2]
 
     cell(d, 0, EYE)
