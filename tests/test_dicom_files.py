@@ -213,7 +213,7 @@ def test_huge_claims_are_refused_before_anything_is_allocated(
     with pytest.raises(ReadError, match="damaged"):
         list_series(path)
     assert tracemalloc.get_traced_memory()[1] < 20 << 20
-    assert time.perf_counter() - start < 30
+    assert time.perf_counter() - start < 5
     tracemalloc.stop()
 
 

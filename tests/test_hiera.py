@@ -9,13 +9,12 @@ from sam2_engine.model import hiera
 
 def filled_up(attention, x, window):
     """As published: zeros up to whole windows, attention in each, and the padding cut off."""
-    batch, height, width, _ = x.shape
+    height, width = x.shape[1:3]
     padded = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
     rows, columns = padded.shape[1] // window, padded.shape[2] // window
     out = attention(hiera._to_windows(padded, window, window))
-    side = out.shape[1]
-    whole = hiera._from_windows(out, batch, rows * side, columns * side)
-    shrink = window // side
+    whole = hiera._from_windows(out, rows, columns)
+    shrink = window // out.shape[1]
     return whole[:, : height // shrink, : width // shrink]
 
 

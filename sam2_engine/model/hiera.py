@@ -42,22 +42,17 @@ def _to_windows(x: Tensor, rows: int, columns: int) -> Tensor:
     return x.transpose(2, 3).reshape(-1, rows, columns, channels)
 
 
-def _from_windows(windows: Tensor, batch: int, height: int, width: int) -> Tensor:
-    """The inverse: windows back to (B, H, W, C)."""
-    rows, columns = windows.shape[1:3]
-    x = windows.view(batch, height // rows, width // columns, rows, columns, -1)
-    return x.transpose(2, 3).reshape(batch, height, width, -1)
+def _from_windows(windows: Tensor, down: int, across: int) -> Tensor:
+    """The inverse: so many windows down and across back to (B, H, W, C)."""
+    rows, columns, channels = windows.shape[1:]
+    x = windows.view(-1, down, across, rows, columns, channels)
+    return x.transpose(2, 3).reshape(-1, down * rows, across * columns, channels)
 
 
-def _spans(length: int, window: int) -> list[tuple[slice, int]]:
-    """What whole windows cover of a length, and what is left; each with its windows' length."""
-    whole = length - length % window
-    spans = [(slice(0, whole), window), (slice(whole, length), length - whole)]
-    return [(span, size) for span, size in spans if span.stop > span.start]
-
-
-def _shrunk(span: slice, by: int) -> slice:
-    return slice(span.start // by, span.stop // by)
+def _whole_and_rest(length: int, window: int) -> list[int]:
+    """What whole windows cover of a length, and what is left of it; neither is 0."""
+    rest = length % window
+    return [part for part in (length - rest, rest) if part]
 
 
 class HieraAttention(nn.Module):
@@ -81,17 +76,19 @@ class HieraAttention(nn.Module):
         What fills a window are keys and values that are the projection's bias; nothing is asked of
         them in turn, so they need no projection, no queries and no place in an array.
         """
-        qkv = self.qkv(x)
-        batch, height, width, _ = qkv.shape
-        shrink = 2 if self.pool else 1
-        out = qkv.new_empty(batch, height // shrink, width // shrink, self.proj.in_features)
-        for rows, tall in _spans(height, window):
-            for columns, wide in _spans(width, window):
-                windows = _to_windows(qkv[:, rows, columns], tall, wide)
-                attended = self._attend(windows, window**2 - tall * wide)
-                place = out[:, _shrunk(rows, shrink), _shrunk(columns, shrink)]
-                place.copy_(_from_windows(attended, batch, *place.shape[1:3]))
-        return self.proj(out)
+        down, across = (_whole_and_rest(length, window) for length in x.shape[1:3])
+        strips = []
+        for strip in self.qkv(x).split(down, dim=1):
+            parts = [self._in_windows(part, window) for part in strip.split(across, dim=2)]
+            strips.append(torch.cat(parts, dim=2))
+        return self.proj(torch.cat(strips, dim=1))
+
+    def _in_windows(self, qkv: Tensor, window: int) -> Tensor:
+        """(B, H, W, 3 C) in windows that are whole, or all cut off alike -> (B, H', W', C)."""
+        height, width = qkv.shape[1:3]
+        rows, columns = min(height, window), min(width, window)
+        out = self._attend(_to_windows(qkv, rows, columns), window**2 - rows * columns)
+        return _from_windows(out, height // rows, width // columns)
 
     def _attend(self, qkv: Tensor, filled: int = 0) -> Tensor:
         """(N, H, W, 3 C) queries, keys and values, with so many more keys that are the projection's
@@ -130,15 +127,13 @@ class HieraBlock(nn.Module):
         """(B, H, W, C) -> (B, H', W', C')."""
         if not self.window:
             return self._transformed(x, self.attn)
-        batch, height, width, _ = x.shape
+        height, width = x.shape[1:3]
         if height % self.window or width % self.window:
             return self._transformed(x, partial(self.attn.in_padded_windows, window=self.window))
         windows = _to_windows(x, self.window, self.window)
         between = self.window**2 * self.hidden
         out = in_parts(lambda part: self._transformed(part, self.attn), windows, between)
-        if self.pool:
-            height, width = height // 2, width // 2
-        return _from_windows(out, batch, height, width)
+        return _from_windows(out, height // self.window, width // self.window)
 
     def _transformed(self, x: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
         shortcut = x
