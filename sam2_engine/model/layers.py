@@ -80,6 +80,14 @@ def linear(
     return _ACTIVATIONS[activation](F.linear(x, weight, bias))
 
 
+def clamped_product(x: Tensor, weight: Tensor, lowest: float, highest: float) -> Tensor:
+    """x (..., inputs) times the weight (outputs, inputs), clamped; where ``uses_onednn``."""
+    clamped: Tensor = torch.ops.mkldnn._linear_pointwise(
+        x, weight, None, "hardtanh", [lowest, highest], ""
+    )
+    return clamped
+
+
 def in_parts(layer: Callable[[Tensor], Tensor], x: Tensor, between: int) -> Tensor:
     """layer(x), whose rows (items of the first axis) do not depend on each other.
 

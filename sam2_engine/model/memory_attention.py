@@ -6,11 +6,11 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sam2_engine.model.layers import Attention, Linear, in_parts, linear, uses_onednn
 from sam2_engine.model.position import axial_rotations, rotate, rotate_in_place
-
-_SCORES_AT_ONCE = 3 << 21  # of queries with keys; fewer make products slower, more leave the cache
+from sam2_engine.model.soft_averages import shiftable_keys, soft_averages
 
 
 class RotaryAttention(Attention):
@@ -32,9 +32,6 @@ class RotaryAttention(Attention):
     def _keys(self, k: Tensor, turns: Tensor, unplaced: int) -> Tensor:
         k = self.k_proj(k)
         placed = k.shape[1] - unplaced
-        if self.heads == 1 and uses_onednn(k):
-            rotate_in_place(k[:, :placed], turns)
-            return k
         turned = self._turn(k[:, :placed], turns)
         return torch.cat((turned, k[:, placed:]), dim=1) if unplaced else turned
 
@@ -53,18 +50,16 @@ class RotaryAttention(Attention):
         then, which is less work where they are narrower than their projection, as memories are.
         """
         half_or_full = self.k_proj.weight.dtype
-        q = (q / math.sqrt(q.shape[2])).to(half_or_full).expand(len(k), -1, -1)
-        parts = math.ceil(q.shape[1] * k.shape[1] / _SCORES_AT_ONCE)
+        q = F.pad(q / math.sqrt(q.shape[2]), (0, 2)).to(half_or_full).expand(len(k), -1, -1)
+        to_keys = shiftable_keys(self.k_proj.weight, self.k_proj.bias)
+        placed = k.shape[1] - unplaced
         averages = v.new_empty(len(k), q.shape[1], v.shape[2])
         for index, average in enumerate(averages):
-            keys = self._keys(k[index : index + 1], turns, unplaced)[0].to(half_or_full)
+            keys = linear(k[index], *to_keys)
+            rotate_in_place(keys[:placed, :-2], turns)
+            keys = keys.to(half_or_full)
             values = v[index].t().to(half_or_full, memory_format=torch.contiguous_format)
-            pieces = zip(q[index].chunk(parts), average.chunk(parts), strict=True)
-            for queries, out in pieces:
-                scores = linear(queries, keys)
-                torch.softmax(scores, dim=-1, out=scores)
-                out.copy_(linear(scores, values))
-                del scores  # so that the next ones take its place, which is in the cache
+            soft_averages(q[index], keys, values, out=average)
         weight = self.out_proj.weight @ self.v_proj.weight
         bias = self.out_proj(self.v_proj.bias[None])[0]
         return linear(averages, weight, bias)
