@@ -62,14 +62,16 @@ def linear(
     """The activation of x (..., inputs) times the weight (outputs, inputs) plus the bias; or, with
     no activation, the same plus another tensor (..., outputs).
 
-    Where only the weight is in half precision, the product is, and what comes out is as x.
+    Where the weight is in half precision, the product is; what comes out is as x, or as the other
+    tensor.
     """
+    if bias is not None and bias.dtype != weight.dtype:
+        bias = bias.to(weight.dtype)
     if weight.dtype != x.dtype:
-        half = None if bias is None else bias.to(weight.dtype)
-        product = linear(x.to(weight.dtype), weight, half, activation).to(x.dtype)
+        product = linear(x.to(weight.dtype), weight, bias, activation).to(x.dtype)
         return product if plus is None else plus + product
-    if plus is not None and not _onednn_takes(x):
-        return plus + F.linear(x, weight, bias)
+    if plus is not None and not (_onednn_takes(x) and plus.dtype == x.dtype):
+        return plus + linear(x, weight, bias)
     if plus is not None:
         total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, bias, "add")
         return total
@@ -176,12 +178,17 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        """What the layers make of x, plus another tensor of that shape if it is given."""
+        """What the layers make of x, plus another tensor of that shape if it is given.
+
+        With weights in half precision, so is what lies between the layers.
+        """
         *inner, last = self.layers
+        assert isinstance(last, Linear)
+        between = x.to(last.weight.dtype)
         for layer in inner:
-            x = layer(x)
-        out: Tensor = last(x, plus)
-        return out
+            between = layer(between)
+        out: Tensor = last(between, plus)
+        return out.to(x.dtype)
 
 
 class Attention(nn.Module):

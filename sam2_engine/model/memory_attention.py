@@ -89,7 +89,8 @@ class MemoryAttentionLayer(nn.Module):
 
     def _feed_forward(self, tokens: Tensor) -> Tensor:
         """The tokens and what is fed forward from them."""
-        return self.linear2(self.linear1(self.norm3(tokens)), plus=tokens)
+        normed = self.norm3(tokens).to(self.linear1.weight.dtype)
+        return self.linear2(self.linear1(normed), plus=tokens)
 
 
 class MemoryAttention(nn.Module):

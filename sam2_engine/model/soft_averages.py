@@ -58,6 +58,6 @@ def _average(queries: Tensor, few: Tensor, keys: Tensor, values: Tensor, out: Te
     shift.zero_()
     shift -= linear(queries, few).amax(dim=1)
     weights = clamped_product(queries, keys, _LOWEST, _HIGHEST).exp_()
-    total = weights.sum(dim=1, dtype=torch.float32)
+    total = weights.sum(dim=1)
     torch.div(linear(weights, values), total[:, None], out=out)
     return total

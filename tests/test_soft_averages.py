@@ -1,0 +1,80 @@
+"""Averages by softmax weights, against torch's own softmax in float64."""
+
+import pytest
+import torch
+
+from sam2_engine.model import soft_averages as module
+from sam2_engine.model.layers import uses_onednn
+from sam2_engine.model.soft_averages import shiftable_keys, soft_averages
+
+
+@pytest.fixture(autouse=True)
+def on_onednn():
+    with torch.inference_mode():
+        if not uses_onednn(torch.zeros(1)):
+            pytest.skip("used with oneDNN only")
+        yield
+
+
+def inputs(spread: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """100 queries and 500 keys of 32 channels, whose scores have that standard deviation, and
+    values of 8.
+    """
+    torch.manual_seed(0)
+    queries, keys = torch.randn(100, 32) * spread / 32**0.5, torch.randn(500, 32)
+    return queries, keys, torch.randn(8, 500)
+
+
+def averages(queries, keys, values):
+    weight, bias = shiftable_keys(torch.eye(keys.shape[1]), torch.zeros(keys.shape[1]))
+    found = torch.full((len(queries), len(values)), torch.nan)
+    own_channels = torch.full((len(queries), 2), 5.0)
+    soft_averages(
+        torch.cat((queries, own_channels), dim=1), keys @ weight.t() + bias, values, out=found
+    )
+    return found
+
+
+def expected(queries, keys, values):
+    weights = (queries.double() @ keys.double().t()).softmax(dim=1)
+    return (weights @ values.double().t()).float()
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
+def test_averages_are_those_of_a_softmax(spread, parts, monkeypatch):
+    monkeypatch.setattr(module, "_SCORES_AT_ONCE", 100 * 500 // parts)
+    given = inputs(spread)
+    torch.testing.assert_close(averages(*given), expected(*given), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("spread", [100.0, 1000.0])
+def test_scores_far_above_those_that_were_looked_at_are_met_by_looking_again(spread):
+    queries, keys, values = inputs(spread)
+    scores = queries @ keys.t()
+    above = scores.amax(dim=1) - scores[:, :: module._LOOKED_AT].amax(dim=1)
+    assert (above > module._HIGHEST).any(), "the test needs such queries"
+    assert (above < module._HIGHEST).any(), "and others"
+    torch.testing.assert_close(
+        averages(queries, keys, values), expected(queries, keys, values), atol=1e-3, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("spread", [20.0, 200.0])
+def test_no_weight_is_below_the_normal_range_of_a_float(spread, monkeypatch):
+    seen = []
+
+    def spy(x, weight, *rest):
+        seen.append(x.clone())
+        return linear(x, weight, *rest)
+
+    linear = module.linear
+    monkeypatch.setattr(module, "linear", spy)
+    given = inputs(spread)
+    averages(*given)
+    weights = [x for x in seen if x.shape[1] == 500]
+    assert weights
+    smallest = torch.finfo(torch.float32).tiny
+    assert all(x.min() >= smallest for x in weights)
+    softmax = (given[0] @ given[1].t()).softmax(dim=1)
+    assert ((softmax > 0) & (softmax < smallest)).any(), "a softmax has some, or this tests nothing"
