@@ -100,7 +100,8 @@ class HieraAttention(nn.Module):
         height, width = q.shape[1:3]
         q, k, v = (t.flatten(1, 2) for t in (q, k, v))
         if filled:
-            _, key, value = self.qkv.bias.expand(len(qkv), filled, -1).chunk(3, dim=-1)
+            bias = self.qkv.bias.to(qkv.dtype)
+            _, key, value = bias.expand(len(qkv), filled, -1).chunk(3, dim=-1)
             k, v = torch.cat((k, key), dim=1), torch.cat((v, value), dim=1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
@@ -142,7 +143,7 @@ class HieraBlock(nn.Module):
             shortcut = self.proj(x)
             if self.pool:
                 shortcut = _max_pool(shortcut)
-        x = shortcut + attention(x)
+        x = shortcut + attention(x.to(self.attn.qkv.weight.dtype))
         tokens = x.flatten(0, 2)
         out = in_parts(lambda part: self.mlp(self.norm2(part), plus=part), tokens, self.hidden)
         return out.view_as(x)
