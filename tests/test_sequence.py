@@ -619,7 +619,7 @@ def tensor_bytes() -> int:
     storages = {
         o.untyped_storage().data_ptr(): o.untyped_storage().nbytes()
         for o in gc.get_objects()
-        if type(o) in (torch.Tensor, torch.nn.Parameter)  # not what torch.compile leaves: no storage
+        if type(o) in (torch.Tensor, torch.nn.Parameter)  # no FakeTensor, which holds nothing
     }
     return sum(storages.values())
 
