@@ -147,8 +147,8 @@ class SAM2(nn.Module):
         return self.no_obj_ptr.dtype
 
     def mix_precision(self) -> SAM2:
-        """From now on, linear layers of the trunk and of memory attention, and attention to
-        memories, multiply in bfloat16; all else stays in float32. Returns the model.
+        """From now on, linear layers of the trunk and of memory attention, and attention within the
+        trunk and to memories, multiply in bfloat16; all else stays in float32. Returns the model.
 
         For processors that multiply in bfloat16, and not for training.
         """
