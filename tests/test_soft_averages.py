@@ -76,5 +76,7 @@ def test_no_weight_is_below_the_normal_range_of_a_float(spread, monkeypatch):
     assert weights
     smallest = torch.finfo(torch.float32).tiny
     assert all(x.min() >= smallest for x in weights)
-    softmax = (given[0] @ given[1].t()).softmax(dim=1)
-    assert ((softmax > 0) & (softmax < smallest)).any(), "a softmax has some, or this tests nothing"
+    # In float64, where they are normal: training makes a process flush those that are not.
+    softmax = (given[0] @ given[1].t()).double().softmax(dim=1)
+    below = (softmax > 1e-45) & (softmax < smallest)
+    assert below.any(), "a softmax has some, or this tests nothing"
