@@ -26,7 +26,8 @@ _TOO_LARGE = math.exp(_HIGHEST)
 
 def shiftable_keys(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """The weight (C, inputs) and the bias (C,) of a projection to keys, which then have two more
-    channels, 1 and 0: by the first, a query's own channel shifts all its scores.
+    channels, 1 and 0: by the first, a query's own channel shifts all its scores; the other keeps
+    channels in pairs, as they are turned.
     """
     return F.pad(weight, (0, 0, 0, 2)), torch.cat((bias, bias.new_tensor((1.0, 0.0))))
 
