@@ -1,19 +1,22 @@
 """How long the window stands still while SAM 2 works on a volume of 300 x 512 x 512.
 
-    python -m benchmarks.responsiveness [--frames 300] [--size 512] [--model NAME] [--json FILE]
+    python -m benchmarks.responsiveness [--frames 300] [--size 512] [--others 0] [--model NAME]
+        [--json FILE]
 
 A real viewer with the widget: an object is marked (encoding), followed through all slices
 (propagation), corrected on one of them and brought up to date (updating), while the person looks
 on. Then all of it again with a second object, while the person scrolls through the slices. A timer
 beats in Qt's event loop every 5 ms; a stall is how much later than that a beat comes. "scrolling
-alone" is what napari needs for the slices, while nothing else is done. The figures on top are those
-of looking on; those of scrolling contain napari's drawing, and are given beside napari's own.
+alone" is what napari needs for the slices, while nothing else is done. With --others so many small
+objects are there before, painted on one slice and followed through all. The figures on top are
+those of looking on; those of scrolling contain napari's drawing, and are given beside napari's own.
 Without a screen all runs on a virtual one (xvfb-run), where the processor has to draw, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import sys
@@ -35,14 +38,29 @@ _SETTLE_MS = 500
 _SCROLL_SECONDS = 3.0
 
 
-def volume(frames: int, size: int) -> NDArray[np.uint8]:
-    """(frames, size, size): two bright bodies on noise, which drift and change their size."""
+def discs(count: int, size: int) -> list[NDArray[np.bool_]]:
+    """(size, size) each: small discs in rows."""
+    rows, columns = np.ogrid[:size, :size]
+    in_row = math.ceil(math.sqrt(count))
+    step = size / max(in_row, 1)
+    centres = [divmod(k, in_row) for k in range(count)]
+    return [
+        np.hypot(rows - (y + 0.5) * step, columns - (x + 0.5) * step) < 0.3 * step
+        for y, x in centres
+    ]
+
+
+def volume(frames: int, size: int, others: int = 0) -> NDArray[np.uint8]:
+    """(frames, size, size): two bright bodies on noise, which drift and change their size, and so
+    many `discs` that stay as they are.
+    """
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 60, (size + frames, size), np.uint8)
     rows, columns = np.ogrid[:size, :size]
     image = np.empty((frames, size, size), np.uint8)
+    still = 60 * np.any([np.zeros((size, size), bool), *discs(others, size)], axis=0)
     for index in range(frames):
-        image[index] = noise[index : index + size]
+        image[index] = noise[index : index + size] + still
         for y, x, value in ((0.35, 0.35, 150), (0.6, 0.65, 190)):
             radius = size * (0.08 + 0.05 * np.sin(np.pi * index / frames))
             y, x = size * y + 0.1 * index, size * x - 0.1 * index
@@ -96,15 +114,18 @@ class Heart:
         return stalls(self.beats), time.perf_counter() - begin
 
 
-def measure(model: str, frames: int, size: int) -> list[dict[str, Any]]:
-    """Mark, propagate, correct and update in a viewer; the stalls of each phase."""
+def measure(model: str, frames: int, size: int, others: int = 0) -> list[dict[str, Any]]:
+    """Mark, propagate, correct and update in a viewer; the stalls of each phase.
+
+    others: so many objects are there before, on all slices.
+    """
     import napari
     from qtpy.QtTest import QTest
 
     from napari_sam2.widgets import SAM2Widget
 
     viewer = napari.Viewer(show=True)
-    viewer.add_image(volume(frames, size), name="volume", contrast_limits=(0, 255))
+    viewer.add_image(volume(frames, size, others), name="volume", contrast_limits=(0, 255))
     widget = SAM2Widget(viewer, model=model)
     viewer.window.add_dock_widget(widget, name="SAM 2")
     heart, rows = Heart(), []
@@ -142,6 +163,14 @@ def measure(model: str, frames: int, size: int) -> list[dict[str, Any]]:
     wait()
     widget.start("include")
     wait()
+    if others:
+        session = widget.session
+        assert session is not None
+        with session.history.change("Others"), session.writing_first(middle):
+            for disc in discs(others, size):
+                session.paint(session.add_object(), middle, disc)
+        phase(f"propagation of {others} others", widget.propagate, lambda: None)
+        wait()
     late, seconds = heart.during(is_over=_after_seconds(_SCROLL_SECONDS), also=scroll)
     rows.append({"phase": SCROLLING_ALONE, "seconds": seconds, **summary(late), "late": late})
     work_on(0.35, 0.35, lambda: None, "")
@@ -195,12 +224,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--size", type=int, default=512, help="rows and columns (default: 512)")
+    parser.add_argument("--others", type=int, default=0, help="objects before (default: none)")
     parser.add_argument("--model", default="nano", help="name or checkpoint (default: nano)")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     chosen = parser.parse_args(arguments)
     run_on_a_screen()
 
-    rows = measure(chosen.model, chosen.frames, chosen.size)
+    rows = measure(chosen.model, chosen.frames, chosen.size, chosen.others)
     late = {row["phase"]: row.pop("late") for row in rows}
     work = [row["phase"] for row in rows if row["phase"] != SCROLLING_ALONE]
     scrolling = [name for name in work if name.endswith(SCROLLING)]
@@ -219,6 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 **{key: rows[-2][key] for key in ("longest_stall_ms", "p99_stall_ms")},
                 "phases": rows,
                 "volume": [chosen.frames, chosen.size, chosen.size],
+                "others": chosen.others,
                 "model": chosen.model,
                 "command": report.command("benchmarks.responsiveness", arguments),
                 "machine": report.machine(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -37,7 +38,23 @@ class Person:
             action()
         except (LockedError, NothingToDo):
             return f"{action.__name__} (refused)"
+        finally:
+            self.check_facts()
         return action.__name__
+
+    def check_facts(self):
+        """What is remembered of objects is what would be found anew."""
+        session = self.session
+        for object_id, info in session.objects.items():
+            facts, masks = session.facts(object_id), session.masks_of(object_id)
+            marks = session.prompts_for(object_id).values()
+            assert facts.info == info
+            assert facts.states == Counter(session.states(object_id).values())
+            assert facts.stale == len(session.stale(object_id))
+            assert facts.prompts == sum(one.count for one in marks)
+            assert (facts.slices, facts.first, facts.last) == (
+                len(masks), min(masks, default=None), max(masks, default=None)
+            )  # fmt: skip
 
     # -- what it picks -------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import pytest
 from models import small_model
 
 from benchmarks.review import gain, prompt_frames
-from napari_sam2.review import by_doubt, count_states, doubts, evidence, evidence_of, next_doubtful
+from napari_sam2.review import by_doubt, doubts, evidence, evidence_of, next_doubtful
 from napari_sam2.sequence_view import SequenceKey
 from napari_sam2.session import LockedError, NothingToDo, Session
 from napari_sam2.session_file import open_session, save_session
@@ -161,7 +161,7 @@ def test_the_next_doubtful_slice_is_one_that_nobody_has_judged(session):
         0: "painted", 1: "auto", 2: "prompted", 3: "rejected", 4: "locked", 5: "locked",
         6: "approved",
     }  # fmt: skip
-    assert count_states(session, 1)["locked"] == 2
+    assert session.facts(1).states["locked"] == 2
     session.edit_object(1, locked=True)
     assert next_doubtful(session) is None, "a locked object is not asked about"
 

@@ -1122,6 +1122,18 @@ def test_a_state_restored_onto_its_own_labels_owns_them(volume, session):
 # -- the list of objects -----------------------------------------------------------------------
 
 
+def test_a_preview_costs_what_its_own_objects_cost(session, monkeypatch):
+    asked = []
+    for frame, x in ((0, 5), (1, 16), (1, 30), (3, 45)):
+        session.add_points(session.add_object(), [(frame, 16, x)])
+    wanted = session._records.wanted
+    monkeypatch.setattr(
+        session._records, "wanted", lambda place, *of: asked.append(place[1]) or wanted(place, *of)
+    )
+    assert session.preview_task(1).anchors.keys() == {2, 3}
+    assert sorted(asked) == [2, 3]
+
+
 def test_facts_of_an_object(session):
     one = session.add_object("liver")
     facts = session.facts(one)

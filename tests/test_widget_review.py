@@ -53,6 +53,25 @@ def in_map(d, object_id, frame):
     )
 
 
+def test_doubts_of_many_objects_are_found_a_few_at_a_time(desk, monkeypatch):
+    d = desk()
+    d.qtbot.waitUntil(lambda: shows_all(d), timeout=TIMEOUT)
+    monkeypatch.setattr("napari_sam2.widgets.display._DOUBTS_SECONDS", 0)  # one in a call
+    follow = [d.session.add_object() for _ in range(4)]
+    for object_id in follow:
+        d.session.paint(object_id, 2, np.eye(*SHAPE[1:]))
+    sizes = set()
+
+    def is_done():
+        sizes.add(len(d.panel.doubts.doubt))
+        return len(d.panel.doubts.doubt) == 5 and shows_all(d)
+
+    d.qtbot.waitUntil(is_done, timeout=TIMEOUT)
+    assert {2, 3, 4} <= sizes
+    d.session.remove_object(follow[1])
+    d.qtbot.waitUntil(lambda: shows_all(d), timeout=TIMEOUT)
+
+
 def test_a_click_on_the_map_of_doubt_goes_to_object_and_slice(desk):
     d = desk()
     assert d.panel.doubts.doubt.size == 0 or not d.panel.doubts.doubt.any()

@@ -7,7 +7,7 @@ session. So hundreds of steps cost little more than the masks that they replaced
 from __future__ import annotations
 
 import threading
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ class Cells(Generic[V]):
     def __init__(self, history: History) -> None:
         self._history = history
         self._values: dict[Hashable, dict[int, V]] = defaultdict(dict)
+        self._revisions: Counter[Hashable] = Counter()
 
     def at(self, place: Hashable) -> Mapping[int, V]:
         """Frame -> value of one place."""
@@ -41,6 +42,7 @@ class Cells(Generic[V]):
 
     def put(self, place: Hashable, frame: int, value: V | None) -> None:
         """Change a cell without a note of it: to undo, and to load."""
+        self._revisions[place] += 1
         if value is not None:
             self._values[place][frame] = value
         elif place in self._values:
@@ -50,7 +52,12 @@ class Cells(Generic[V]):
 
     def clear(self) -> None:
         """Empty all cells without a note of it."""
+        self._revisions.update(self._values.keys())
         self._values.clear()
+
+    def revision(self, place: Hashable) -> int:
+        """How often something has changed at a place."""
+        return self._revisions[place]
 
     @property
     def places(self) -> tuple[Any, ...]:

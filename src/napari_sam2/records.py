@@ -93,6 +93,15 @@ class Records:
         """By id."""
         return self._objects.at(_ALL)
 
+    @property
+    def objects_revision(self) -> int:
+        """Another one when an object is added, changed or taken away."""
+        return self._objects.revision(_ALL)
+
+    def revision(self, place: Place) -> tuple[ObjectInfo | None, tuple[int, ...]]:
+        """Another one when something changes that is known of an object in a sequence."""
+        return self.objects.get(place[1]), tuple(table.revision(place) for table in self.tables)
+
     def set_object(self, object_id: int, info: ObjectInfo | None) -> None:
         """Add or change an object; None takes it away."""
         self._objects.set(_ALL, object_id, info)

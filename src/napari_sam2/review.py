@@ -8,7 +8,6 @@ docs/review.md.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -177,11 +176,6 @@ def next_doubtful(
     seen: (object, slice) that were looked at and left as they are. objects: as for `by_doubt`.
     """
     return next((place for place in by_doubt(session, objects) if place not in seen), None)
-
-
-def count_states(session: Session, object_id: int) -> Counter[State]:
-    """How many slices of an object are in each state, in the sequence that is shown."""
-    return Counter(session.states(object_id).values())
 
 
 def _neighbours(values: Floats) -> tuple[Floats, Floats]:

@@ -13,8 +13,8 @@ it, and a script calls it alike.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -169,6 +169,9 @@ class Session:
         self._writer = LabelWriter(self._records, self._views, output, self.masks_changed.emit)
         self._last_id = 0
         self._seconds: dict[int, float] = {}
+        self._objects: tuple[int, Mapping[int, ObjectInfo]] = -1, {}
+        self._facts: dict[int, tuple[Hashable, ObjectFacts]] = {}
+        self._comparisons = 0
         self._branched: WeakKeyDictionary[Session, dict[Cell, Any]] = WeakKeyDictionary()
         self._other_sides: WeakKeyDictionary[Found, OtherSide] = WeakKeyDictionary()
         self._last_source = self._asked_source()
@@ -179,7 +182,10 @@ class Session:
     @property
     def objects(self) -> Mapping[int, ObjectInfo]:
         """All objects by id."""
-        return dict(sorted(self._records.objects.items()))
+        revision = self._records.objects_revision
+        if self._objects[0] != revision:
+            self._objects = revision, dict(sorted(self._records.objects.items()))
+        return self._objects[1]
 
     @property
     def untouched_objects(self) -> list[int]:
@@ -223,7 +229,21 @@ class Session:
 
     def facts(self, object_id: int) -> ObjectFacts:
         """What a list of objects says of one, in the sequence that is shown."""
+        revision = self.revision(object_id)
+        known = self._facts.get(object_id)
+        if known is None or known[0] != revision:
+            known = self._facts[object_id] = revision, self._find_facts(object_id)
+        return known[1]
+
+    def revision(self, object_id: int) -> Hashable:
+        """Another one when something changes that is known of an object, in the sequence that is
+        shown; so that what follows from it is found anew only then.
+        """
         self._check_object(object_id)
+        place = self.view.key, object_id
+        return place, self._source, self._comparisons, self._records.revision(place)
+
+    def _find_facts(self, object_id: int) -> ObjectFacts:
         masks = self.masks_of(object_id)
         said = self._records.prompts.at((self.view.key, object_id))
         scores = [mask.iou for mask in masks.values() if mask.coarse is not None]
@@ -235,6 +255,7 @@ class Session:
             last=max(masks, default=None),
             score=float(np.mean(scores)) if scores else None,
             stale=len(self.stale(object_id)),
+            states=Counter(self.states(object_id).values()),
         )
 
     @property
@@ -1353,7 +1374,7 @@ class Session:
         they are; `accept` sees whether that goes well.
         """
         self._check_frame(frame)
-        task, key, areas, looks = self.task(), self.view.key, {}, self._looks
+        task, key, areas, looks = self.task(objects=()), self.view.key, {}, self._looks
         here = [i for i, own in task.anchors.items() if frame in own]
         tried = [i for i in here if looks.is_undecided((key, i))]
         for object_id in tried:
@@ -1495,6 +1516,7 @@ class Session:
             known = self._records.found.get((task.view.key, object_id), step.frame)
             if known is not None and known.basis == task.basis(object_id, step.frame):
                 self._other_sides[known] = OtherSide.of(known.mask, mask)
+        self._comparisons += 1
         self.objects_changed.emit()
 
     def _carry_out(self, task: Task) -> Iterator[Step]:

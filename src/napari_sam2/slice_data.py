@@ -424,6 +424,8 @@ class ObjectFacts:
     """Mean of how well the model thinks that its masks fit, 0 to 1; None without such masks."""
     stale: int
     """Slices with masks that are out of date."""
+    states: Mapping[State, int]
+    """How many slices are in each state."""
 
 
 @dataclass(frozen=True)

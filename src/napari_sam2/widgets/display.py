@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Hashable
 
 from qtpy.QtCore import QTimer
 
-from napari_sam2.review import evidence
+from napari_sam2.review import Evidence, evidence
+from napari_sam2.session import Session
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.facts import object_rows, slice_states
 from napari_sam2.widgets.slice_strip import APPROVED, LOCKED, PAINTED, SliceStates
@@ -14,8 +16,11 @@ from napari_sam2.widgets.slice_strip import APPROVED, LOCKED, PAINTED, SliceStat
 _REFRESH_MS = 30
 _REFRESH_SHARE = 0.2  # of the time may go into showing labels; a volume takes long in 3D
 _FACTS_MS = 300
+_FACTS_SHARE = 0.2
 _DOUBTS_MS = 200
-_DOUBTS_SHARE = 0.05
+_DOUBTS_SHARE = 0.1
+_DOUBTS_SECONDS = 0.02
+"""At a time; there may be hundreds of objects."""
 
 
 class Display:
@@ -24,6 +29,9 @@ class Display:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._panel = context.panel
+        self._evidence: dict[int, tuple[Hashable, Evidence]] = {}
+        self._evidence_of: object = None
+        self._waiting: list[int] = []
         self._refresh = QTimer(context)
         self._facts = QTimer(context)
         self._doubts = QTimer(context)
@@ -45,6 +53,7 @@ class Display:
     def show(self) -> None:
         """Everything as it is now."""
         self._facts.stop()
+        begin = time.perf_counter()
         work, table = self._context.work, self._panel.objects
         if work is None:
             table.show_rows([])
@@ -55,6 +64,8 @@ class Display:
         self._show_controls()
         if not self._doubts.isActive():
             self._doubts.start()
+        took = 1000 * (time.perf_counter() - begin)
+        self._facts.setInterval(max(_FACTS_MS, round(took / _FACTS_SHARE)))
 
     def show_slice(self, new_states: bool = False) -> None:
         """What is known of the selected object, and where the viewer is."""
@@ -114,14 +125,38 @@ class Display:
     def _show_doubts(self) -> None:
         begin = time.perf_counter()
         session = self._context.session
+        sequence = None if session is None else (session, session.view.key)
+        if sequence != self._evidence_of:
+            self._evidence, self._waiting, self._evidence_of = {}, [], sequence
         if session is None or len(session.view) < 2:
             self._panel.doubts.show_evidence({}, {})
-        else:
-            known = {i: evidence(session, i) for i in session.objects}
-            names = {i: info.name for i, info in session.objects.items()}
-            self._panel.doubts.show_evidence(known, names)
+            return
+        self._find_evidence(session)
+        infos = {i: info for i, info in session.objects.items() if i in self._evidence}
+        known = {i: self._evidence[i][1] for i in infos}
+        self._panel.doubts.show_evidence(known, {i: info.name for i, info in infos.items()})
         took = 1000 * (time.perf_counter() - begin)
         self._doubts.setInterval(max(_DOUBTS_MS, round(took / _DOUBTS_SHARE)))
+        if self._waiting:
+            self._doubts.start()
+
+    def _find_evidence(self, session: Session) -> None:
+        """Of objects that have changed: of one and, for a short while, of more; the others wait.
+
+        All that wait have their turn before what has changed meanwhile.
+        """
+        if not self._waiting:
+            before = {i: revision for i, (revision, _) in self._evidence.items()}
+            changed = [i for i in session.objects if before.get(i) != session.revision(i)]
+            self._waiting = changed[::-1]
+        stop = time.perf_counter() + _DOUBTS_SECONDS
+        while self._waiting:
+            object_id = self._waiting.pop()
+            if object_id in session.objects:
+                found = evidence(session, object_id)
+                self._evidence[object_id] = session.revision(object_id), found
+            if time.perf_counter() > stop:
+                break
 
     def _show_closely(self) -> None:
         """Whether the selected object is looked at in an area of its own."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from napari_sam2.review import count_states
 from napari_sam2.session import Session
 from napari_sam2.widgets.object_table import ObjectRow
 from napari_sam2.widgets.slice_strip import (
@@ -30,16 +29,17 @@ Colours = Callable[[int], Any]
 
 def object_rows(session: Session, colour_of: Colours) -> list[ObjectRow]:
     """The table of objects."""
-    elsewhere = session.prompted_objects
+    elsewhere, spent = session.prompted_objects, session.seconds
     rows = []
     for object_id in session.objects:
         facts = session.facts(object_id)
-        notes = [_counts_text(session, object_id)]
+        counts = ", ".join(f"{n} {_STATES.get(state, state)}" for state, n in facts.states.items())
+        notes = [f"Slices: {counts}." if counts else ""]
         if facts.stale:
             notes.append(f"{facts.stale} slices are out of date: press Update.")
         if not facts.prompts and object_id in elsewhere:
             notes.append("Marked on another axis or position.")
-        seconds = session.seconds.get(object_id, 0)
+        seconds = spent.get(object_id, 0)
         if seconds >= 1:
             notes.append(f"Your time: {int(seconds) // 60} min {int(seconds) % 60} s.")
         both = facts.first is not None and facts.last is not None
@@ -77,13 +77,6 @@ def slice_states(session: Session, object_id: int, colour_of: Colours) -> SliceS
     if session.objects[object_id].locked:
         flags |= LOCKED
     return SliceStates(flags, _rgb(colour_of(object_id)))
-
-
-def _counts_text(session: Session, object_id: int) -> str:
-    """How many slices are in which state; empty without any."""
-    counts = count_states(session, object_id)
-    text = ", ".join(f"{count} {_STATES.get(state, state)}" for state, count in counts.items())
-    return f"Slices: {text}." if text else ""
 
 
 def _rgb(colour: Any) -> tuple[float, ...]:

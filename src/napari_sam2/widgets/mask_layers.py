@@ -13,7 +13,7 @@ from napari_sam2.alignment import align
 from napari_sam2.io.readers import METADATA_KEY
 from napari_sam2.io.writers import SESSION_KEY
 from napari_sam2.output import check_labels
-from napari_sam2.prompt_layers import Follower, new_labels_layer, object_colours
+from napari_sam2.prompt_layers import Follower, new_labels_layer, object_rgb
 from napari_sam2.session import Session
 from napari_sam2.widgets.events import Connections, Hooks, Keys, bind_keys, unbind_keys
 
@@ -166,11 +166,12 @@ class MaskLayers:
                 layer.refresh(thumbnail=False, highlight=False, extent=False)  # these are as before
 
     def colour_of(self, object_id: int) -> NDArray[np.float64]:
-        """RGBA of an object."""
+        """RGBA of an object; of none, transparent."""
+        if not object_id:
+            return _TRANSPARENT.copy()
         info = self.session.objects.get(object_id)
-        if info is not None and info.colour is not None:
-            return np.array((*info.colour, 1.0))
-        return np.asarray(object_colours().map(object_id), float).reshape(-1)[:4]
+        own = None if info is None else info.colour
+        return np.array((*(own or object_rgb(object_id)), 1.0))
 
     def colour(self) -> bool:
         """Show every object in its colour, or not at all. Returns whether that changes anything."""
