@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from napari_sam2.sequence_view import Channels, SequenceKey
     from napari_sam2.session import LockedError, NothingToDo, Session
     from napari_sam2.session_file import SessionFileError, open_session, replay, save_session
+    from napari_sam2.tasks import LazyModel
     from napari_sam2.throughout import find_throughout
     from napari_sam2.tracks import tracks_layer, write_tracks
     from napari_sam2.windows import window_for
 
 __all__ = [
     "Channels",
+    "LazyModel",
     "LineageError",
     "LockedError",
     "ModelError",
@@ -61,6 +63,7 @@ _HOME = {
     "napari_sam2.sequence_view": ("Channels", "SequenceKey"),
     "napari_sam2.session": ("LockedError", "NothingToDo", "Session"),
     "napari_sam2.session_file": ("SessionFileError", "open_session", "replay", "save_session"),
+    "napari_sam2.tasks": ("LazyModel",),
     "napari_sam2.throughout": ("find_throughout",),
     "napari_sam2.tracks": ("tracks_layer", "write_tracks"),
     "napari_sam2.windows": ("window_for",),

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from napari_sam2.session import LockedError, Session, default_name
+from napari_sam2.session import LockedError, Session
+from napari_sam2.session_base import default_name
 from napari_sam2.session_file import SUFFIX, fitted, read_session
 from napari_sam2.slice_data import ObjectMask
 

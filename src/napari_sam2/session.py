@@ -13,76 +13,39 @@ it, and a script calls it alike.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakKeyDictionary
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from psygnal import Signal
 
 from napari_sam2.alignment import layer_on
 from napari_sam2.areas import CLOSE, Area, around_boxes
-from napari_sam2.history import Change, History
-from napari_sam2.label_writer import LabelWriter
-from napari_sam2.lineage import LineageError, ancestors, divisions, merged, split_mask
-from napari_sam2.looks import Looks
+from napari_sam2.history import Change
 from napari_sam2.output import Output
-from napari_sam2.records import Cell, Records
-from napari_sam2.sequence_view import Channels, SequenceKey, SequenceView, Windows
+from napari_sam2.sequence_view import SequenceKey
+from napari_sam2.session_base import LockedError, NothingToDo
+from napari_sam2.session_tracks import TrackEdits
 from napari_sam2.slice_data import (
     REJECTED,
     Found,
     Keep,
     Kept,
-    Life,
     Look,
-    ObjectFacts,
-    ObjectInfo,
     ObjectMask,
     Place,
     SessionState,
     SlicePrompts,
-    State,
 )
-from napari_sam2.tasks import (
-    Engine,
-    LazyModel,
-    OtherSide,
-    Source,
-    Step,
-    Task,
-    basis,
-    origins,
-)
-from napari_sam2.windows import window_for
-
-if TYPE_CHECKING:
-    from sam2_engine.memory import MemorySelection, MemoryTokens
-    from sam2_engine.model import SAM2
+from napari_sam2.tasks import OtherSide, Step, Task, basis, origins
 
 Direction = Literal["both", "forward", "backward"]
 
-_EDITS = {"name": "Rename", "colour": "Colour", "hidden": "Hide", "locked": "Lock"}
 
-
-def default_name(object_id: int) -> str:
-    """Of an object that nobody has named."""
-    return f"Object {object_id}"
-
-
-class NothingToDo(ValueError):
-    """There is nothing to start from. The message says what is missing."""
-
-
-class LockedError(ValueError):
-    """Something is locked that would have to change. The message says what to unlock."""
-
-
-class Session:
+class Session(TrackEdits):
     """Objects, prompts and masks of one image.
 
     Prompts belong to the sequence that is shown (`show`): in a volume the slices along one axis.
@@ -93,260 +56,7 @@ class Session:
     written, and the slices around follow from it as from a prompt.
     """
 
-    masks_changed = Signal(tuple)
-    """The index of the slice of `labels` that has changed."""
-    objects_changed = Signal()
-    """An object, or what is known of it, has changed."""
-    prompts_replaced = Signal()
-    """Prompts are others than those that were set: after undo, redo, merging and opening."""
-
-    def __init__(
-        self,
-        image: Any,
-        model: LazyModel | SAM2 | str = "nano",
-        *,
-        device: str = "auto",
-        window: Windows | None = None,
-        rgb: bool = False,
-        channels: Channels | None = None,
-        spacing: Sequence[float] | None = None,
-        labels: Any = None,
-        overwrite: bool = False,
-        end_after: int | None = None,
-        memory: MemorySelection = "recent",
-        memory_tokens: MemoryTokens = "all",
-        closely: bool = True,
-    ) -> None:
-        """
-        Args:
-            image: a napari image layer, an array (..., y, x), or a list of up to three of either
-                that are seen in colours; read frame by frame.
-            model: a name, a checkpoint's path, or a loaded model.
-            device: "auto", "cpu", "cuda" or "mps", for a model that is yet to be loaded; or
-                "cpu-bfloat16", quicker on processors that multiply in half precision.
-            window: intensities shown to the model as black and white, or these for each channel;
-                by default the layer's contrast limits, and for an array percentiles of the
-                sequence. See `window_for`.
-            rgb, channels, spacing: as for `SequenceView`.
-            labels, overwrite: as for `write_to`; by default a new array.
-            end_after: slices in a row without an object after which it is taken to have ended;
-                None to look for it to the last slice.
-            memory: which slices are remembered on the way, as for `SequencePredictor`: the
-                "recent" ones, or the "confident" ones, wherever they lie.
-            memory_tokens: "pooled" looks at a quarter of each memory, which is quicker and changes
-                masks a little.
-            closely: whether small objects are looked at closely by themselves, by models of up to
-                512 pixels: as by `look_closely`, from the first mark on. It is decided once for an
-                object, by `preview`, `propagate` or `update`, before it is followed; where its mask
-                then does not fit in the area, it is looked at on whole slices. What `look_closely`
-                was told goes first.
-
-        Raises ValueError where image or labels cannot be used; the message says why.
-        """
-        self.image = image
-        self._how: dict[str, Any] = {"rgb": rgb, "channels": channels, "spacing": spacing}
-        self._make_view: Callable[[SequenceKey | None], SequenceView] = lambda key: SequenceView(
-            image, key, **self._how
-        )
-        self.view = self._make_view(None)
-        """The sequence that prompts are set in, as frames."""
-        has_windows = self.view.layers or self.view.num_channels > 1
-        self.window = window_for(self.view) if window is None and has_windows else window
-        """Change it at any time; masks that follow from another one are out of date."""
-        self.model = model if isinstance(model, LazyModel) else LazyModel(model, device)
-        """Change it at any time; masks that follow from another one are out of date."""
-        self.end_after = end_after
-        """Change it at any time, as `model`."""
-        self.memory: MemorySelection = memory
-        self.memory_tokens: MemoryTokens = memory_tokens
-        """Change it at any time, as `model`."""
-        self.closely = closely
-        """Change it at any time; objects of which it is decided stay as they are."""
-        self.history = History()
-        self._views = {self.view.key: self.view}
-        self._records = Records(self.history)
-        output = Output(self.view.shape, labels, overwrite)
-        self._writer = LabelWriter(self._records, self._views, output, self.masks_changed.emit)
-        self._last_id = 0
-        self._seconds: dict[int, float] = {}
-        self._objects: tuple[int, Mapping[int, ObjectInfo]] = -1, {}
-        self._facts: dict[int, tuple[Hashable, ObjectFacts]] = {}
-        self._comparisons = 0
-        self._branched: WeakKeyDictionary[Session, dict[Cell, Any]] = WeakKeyDictionary()
-        self._other_sides: WeakKeyDictionary[Found, OtherSide] = WeakKeyDictionary()
-        self._last_source = self._asked_source()
-        self._engine = Engine()
-
-    # -- objects -------------------------------------------------------------------------------
-
-    @property
-    def objects(self) -> Mapping[int, ObjectInfo]:
-        """All objects by id."""
-        revision = self._records.objects_revision
-        if self._objects[0] != revision:
-            self._objects = revision, dict(sorted(self._records.objects.items()))
-        return self._objects[1]
-
-    @property
-    def untouched_objects(self) -> list[int]:
-        """Ids of objects without prompts that have no name of their own, nor anything else."""
-        prompted, objects = self.prompted_objects, self.objects
-        new = {i: ObjectInfo(default_name(i)) for i in objects if i not in prompted}
-        return [i for i, info in new.items() if objects[i] == info]
-
-    def add_object(self, name: str = "", object_id: int | None = None) -> int:
-        """A new object without prompts. Returns its id.
-
-        object_id: by default one that never was, neither here nor in the labels. With the id of
-        something that the labels hold already, its masks take the place of that, slice by slice.
-        Raises ValueError where the id cannot be used.
-        """
-        if object_id is None:
-            object_id = max(self._last_id, *self._writer.output.others, 0) + 1
-        if object_id < 1 or object_id in self.objects:
-            raise ValueError(f"An object needs a new positive id; {object_id} cannot be used.")
-        largest = self._writer.output.largest_id
-        if object_id > largest:
-            raise ValueError(
-                f"The labels are {self.labels.dtype}, which hold ids up to {largest}, not "
-                f"{object_id}. Write to labels of a larger type."
-            )
-        self._last_id = max(self._last_id, object_id)
-        with self.history.change("New object"):
-            self._records.set_object(object_id, ObjectInfo(name or default_name(object_id)))
-        self.objects_changed.emit()
-        return object_id
-
-    def edit_object(self, object_id: int, **changes: Any) -> None:
-        """Change an object's name, colour (RGB, 0 to 1), or whether it is hidden or locked."""
-        self._check_object(object_id)
-        label = next((_EDITS[name] for name in changes if name in _EDITS), "Edit object")
-        with self.history.change(label):
-            self._records.set_object(object_id, replace(self.objects[object_id], **changes))
-        if "locked" in changes:  # a locked mask goes first where masks overlap
-            self._writer.write_object(object_id, only_covered=True)
-        self.objects_changed.emit()
-
-    def facts(self, object_id: int) -> ObjectFacts:
-        """What a list of objects says of one, in the sequence that is shown."""
-        revision = self.revision(object_id)
-        known = self._facts.get(object_id)
-        if known is None or known[0] != revision:
-            known = self._facts[object_id] = revision, self._find_facts(object_id)
-        return known[1]
-
-    def revision(self, object_id: int) -> Hashable:
-        """Another one when something changes that is known of an object, in the sequence that is
-        shown; so that what follows from it is found anew only then.
-        """
-        self._check_object(object_id)
-        place = self.view.key, object_id
-        return place, self._source, self._comparisons, self._records.revision(place)
-
-    def _find_facts(self, object_id: int) -> ObjectFacts:
-        masks = self.masks_of(object_id)
-        said = self._records.prompts.at((self.view.key, object_id))
-        scores = [mask.iou for mask in masks.values() if mask.coarse is not None]
-        return ObjectFacts(
-            info=self.objects[object_id],
-            prompts=sum(one.count for one in said.values()),
-            slices=len(masks),
-            first=min(masks, default=None),
-            last=max(masks, default=None),
-            score=float(np.mean(scores)) if scores else None,
-            stale=len(self.stale(object_id)),
-            states=Counter(self.states(object_id).values()),
-        )
-
-    @property
-    def seconds(self) -> Mapping[int, float]:
-        """Object -> the time that a person has spent on it, as `spend` was told."""
-        return {i: seconds for i, seconds in self._seconds.items() if i in self.objects}
-
-    def spend(self, object_id: int, seconds: float) -> None:
-        """A person has worked on an object for some time. Undo does not give it back."""
-        self._check_object(object_id)
-        self._seconds[object_id] = self._seconds.get(object_id, 0.0) + seconds
-
-    def remove_object(self, object_id: int) -> None:
-        """Take away an object with its prompts and masks, in every sequence.
-
-        Raises LockedError where the object is locked.
-        """
-        self._check_unlocked(object_id)
-        with self.history.change("Delete object"):
-            self._records.set_object(object_id, None)
-            links = self._records.parents.items()
-            self._records.set_parents({d: p for d, p in links if object_id not in (d, p)})
-            self._records.set_no_divisions(object_id, frozenset())
-            for key, view in list(self._views.items()):
-                self._writer.write(view, self._records.clear((key, object_id)))
-        self.objects_changed.emit()
-
-    def merge_objects(self, into: int, other: int) -> None:
-        """Make two objects one: prompts and masks of the other are added to the first.
-
-        Raises LockedError where one of them is locked.
-        """
-        self._check_unlocked(into)
-        self._check_unlocked(other)
-        if into == other:
-            raise ValueError("An object cannot be merged with itself.")
-        with self.history.change("Merge"):
-            for key, view in list(self._views.items()):
-                first, second = (key, into), (key, other)
-                self._records.join_lives(first, second)
-                self._records.join_looks(first, second)
-                said = self._records.prompts.at(second)
-                frames = sorted({*self._records.masks(second), *said})
-                for frame in frames:
-                    self._records.merge(frame, first, second)
-                self._records.clear(second)
-                self._writer.write(view, frames)
-            self._records.set_object(other, None)
-            self._records.set_parents(merged(self._records.parents, into, other))
-            self._records.set_no_divisions(other, frozenset())
-        self.objects_changed.emit()
-        self.prompts_replaced.emit()
-
     # -- prompts -------------------------------------------------------------------------------
-
-    def show(self, key: SequenceKey) -> None:
-        """Work on another sequence of the same image; the prompts of the others are kept."""
-        if key != self.view.key:
-            self.view = self.view_of(key)
-            self.objects_changed.emit()
-
-    @property
-    def prompts(self) -> Mapping[int, Mapping[int, SlicePrompts]]:
-        """Object -> frame -> prompts, of the sequence that is shown."""
-        return self.prompts_of(self.view.key)
-
-    def prompts_of(self, key: SequenceKey) -> Mapping[int, Mapping[int, SlicePrompts]]:
-        """Object -> frame -> prompts, of any sequence."""
-        found = {i: dict(self._records.prompts.at((key, i))) for i in self.objects}
-        return {i: frames for i, frames in found.items() if frames}
-
-    def prompts_for(self, object_id: int) -> Mapping[int, SlicePrompts]:
-        """Frame -> prompts of one object, of the sequence that is shown."""
-        self._check_object(object_id)
-        return dict(self._records.prompts.at((self.view.key, object_id)))
-
-    @property
-    def prompted_sequences(self) -> tuple[SequenceView, ...]:
-        """All sequences with prompts, as frames."""
-        return tuple(view for key, view in self._views.items() if self.prompts_of(key))
-
-    @property
-    def prompted_objects(self) -> frozenset[int]:
-        """Ids of all objects that have prompts in any sequence."""
-        return frozenset(i for key in self._views for i in self.prompts_of(key))
-
-    def view_of(self, key: SequenceKey) -> SequenceView:
-        """A sequence of the image, as frames."""
-        if key not in self._views:
-            self._views[key] = self._make_view(key)
-        return self._views[key]
 
     def set_prompts(
         self,
@@ -636,42 +346,6 @@ class Session:
         self.objects_changed.emit()
         self.prompts_replaced.emit()
 
-    def states(self, object_id: int) -> Mapping[int, State]:
-        """Frame -> "auto", "prompted", "painted", "approved", "locked" or "rejected".
-
-        Of one object in the sequence that is shown: the frames with a mask, and those where
-        something was said. "auto" is what the model has found without a mark on the frame.
-        """
-        self._check_object(object_id)
-        return self._records.states((self.view.key, object_id))
-
-    # -- tracks and lineages -------------------------------------------------------------------
-
-    @property
-    def parents(self) -> Mapping[int, int]:
-        """Daughter -> parent, of all objects whose parent is known."""
-        return dict(sorted(self._records.parents.items()))
-
-    @property
-    def no_divisions(self) -> Mapping[int, frozenset[int]]:
-        """Object -> frames of proposals of divisions that a person has rejected."""
-        return dict(sorted(self._records.no_divisions.items()))
-
-    def life(self, object_id: int) -> Life:
-        """The frames of the sequence that is shown on which an object can be.
-
-        A track ends where it divides or was cut, and is then not followed beyond that.
-        """
-        self._check_object(object_id)
-        return self._records.life((self.view.key, object_id))
-
-    def area(self, object_id: int) -> Area | None:
-        """The part of the slices (y0, x0, y1, x1) that the model looks at for an object, in the
-        sequence that is shown; None: all.
-        """
-        self._check_object(object_id)
-        return self._records.area((self.view.key, object_id), self._source)
-
     def look_closely(self, object_id: int, times: float | None = CLOSE) -> Area | None:
         """Look for an object in an area about it, at a higher resolution; not outside of it.
 
@@ -696,294 +370,6 @@ class Session:
             self._records.set_look(place, Look(area))
         self.objects_changed.emit()
         return area
-
-    def set_division(self, parent: int, daughters: Iterable[int]) -> None:
-        """Say that an object divides into others, which begin after its last mask.
-
-        These become its only daughters. From then on the parent is not followed beyond its last
-        mask, nor a daughter to before its first one.
-
-        Raises LineageError: fewer than two daughters, one that begins too early, has no mask, or is
-        an ancestor of the parent. LockedError where one of them is locked.
-        """
-        wanted = sorted(set(daughters))
-        if len(wanted) < 2:
-            raise LineageError(
-                "A division has two daughters or more. To say that one object comes from another, "
-                "give it a parent, or join the two if they are one."
-            )
-        for daughter in wanted:
-            self._check_link(daughter, parent)
-        with self.history.change("Division"):
-            for daughter in divisions(self.parents).get(parent, ()):
-                if daughter not in wanted:
-                    self.set_parent(daughter, None)
-            for daughter in wanted:
-                self.set_parent(daughter, parent)
-        self.objects_changed.emit()
-
-    def remove_division(self, parent: int) -> None:
-        """Say that an object does not divide; it and its daughters stay, and may be followed on.
-
-        Raises LineageError where it has no daughters.
-        """
-        daughters = divisions(self.parents).get(parent, ())
-        if not daughters:
-            raise LineageError(f"{self._name(parent)} has no daughters.")
-        with self.history.change("Remove division"):
-            for daughter in daughters:
-                self.set_parent(daughter, None)
-        self.objects_changed.emit()
-
-    def set_parent(self, daughter: int, parent: int | None) -> None:
-        """Give an object another parent, or none.
-
-        Raises LineageError: the parent has a mask where the daughter begins or later, one of them
-        has no mask, or the parent descends from the daughter. LockedError where one is locked.
-        """
-        before = self._records.parents.get(daughter)
-        if parent is None:
-            self._check_unlocked(daughter)
-        else:
-            self._check_link(daughter, parent)
-        with self.history.change("Parent"):
-            links = {**self._records.parents}
-            links.pop(daughter, None)
-            self._records.set_parents(links if parent is None else links | {daughter: parent})
-            if before is not None and before != parent:
-                self._begin(daughter, 0)
-                if before not in links.values():
-                    self._end(before, None)
-            if parent is not None:
-                self._begin(daughter, self._span(daughter)[0])
-                self._end(parent, self._span(parent)[1])
-        self.objects_changed.emit()
-
-    def cut_object(self, object_id: int, frame: int) -> int:
-        """End a track before a frame; what it has from there on becomes a new object.
-
-        Masks stay as they are. The last one before the cut, or the first one behind it, becomes a
-        prompt where its part has no other; the first one behind it always does. The new object has
-        the daughters, and no parent. Neither is followed beyond the cut.
-
-        Returns the new object's id. Raises LineageError where one part would have no mask;
-        LockedError where the object is locked.
-        """
-        self._check_unlocked(object_id)
-        first, last = self._span(object_id)
-        if not first < frame <= last:
-            raise LineageError(
-                f"{self._name(object_id)} is on slices {first} to {last}, so it can be cut on "
-                f"slices {first + 1} to {last}, not on {frame}."
-            )
-        records, key = self._records, self.view.key
-        with self.history.change("Cut track"):
-            new = self.add_object()
-            old_place, new_place = (key, object_id), (key, new)
-            masks, life = self.masks_of(object_id), records.life(old_place)
-            changed = records.move(old_place, new_place, frame)
-            if not records.anchors(old_place):
-                end = max(at for at in masks if at < frame)
-                self._make_prompt(old_place, end, masks[end])
-            start = min(at for at in masks if at >= frame)
-            if start not in records.anchors(new_place):
-                self._make_prompt(new_place, start, masks[start])
-            records.set_life(old_place, life._replace(last=frame - 1))
-            records.set_life(new_place, life._replace(first=frame))
-            look = records.look(old_place) or Look()
-            records.set_look(new_place, look._replace(is_settled=True))
-            links = self._records.parents.items()
-            records.set_parents({d: new if p == object_id else p for d, p in links})
-            self._writer.write(self.view, changed)
-        self.objects_changed.emit()
-        self.prompts_replaced.emit()
-        return new
-
-    def end_object(self, object_id: int, frame: int) -> None:
-        """Say that a track ends before a frame: what it has from there on is taken away.
-
-        It is not followed beyond that. The last mask before the frame becomes a prompt where the
-        object has no other left.
-
-        Raises LineageError where no mask would be left; LockedError where the object is locked, or
-        has approved or locked slices from the frame on.
-        """
-        self._check_unlocked(object_id)
-        first, _ = self._span(object_id)
-        if first >= frame:
-            raise LineageError(
-                f"{self._name(object_id)} begins on slice {first}, so it cannot end before slice "
-                f"{frame}. Delete it instead."
-            )
-        records, place = self._records, (self.view.key, object_id)
-        for at in sorted(records.kept.at(place)):
-            if at >= frame:
-                self._check_unlocked(object_id, at)
-        with self.history.change("End track"):
-            changed = records.drop(place, frame)
-            if not records.anchors(place):
-                masks = self.masks_of(object_id)
-                self._make_prompt(place, max(masks), masks[max(masks)])
-            last = records.life(place).last
-            self._end(object_id, frame - 1 if last is None else min(last, frame - 1))
-            self._writer.write(self.view, changed)
-        self.objects_changed.emit()
-        self.prompts_replaced.emit()
-
-    def split_object(
-        self, object_id: int, frame: int, pieces: Sequence[ArrayLike] | None = None
-    ) -> list[int]:
-        """Let an object divide on a frame on which its mask is in pieces.
-
-        Each piece becomes a new object, a daughter, with its mask on the frame as a prompt. On the
-        frames behind, each pixel of the masks goes to the piece that was nearest on the frame
-        before, until `update` or `propagate` finds them anew.
-
-        pieces: (H, W) each, nonzero on a daughter; by default the two largest pieces of the
-            mask, which may hang together by a thin neck.
-
-        Returns ids of the daughters. Raises LineageError: there are no two pieces, the object does
-        not begin before the frame, or it divides later. LockedError where it is locked, or has
-        approved or locked slices from the frame on.
-        """
-        self._check_unlocked(object_id)
-        first, _ = self._span(object_id)
-        records, place = self._records, (self.view.key, object_id)
-        if first >= frame:
-            raise LineageError(
-                f"{self._name(object_id)} begins on slice {first}, so it cannot divide on {frame}."
-            )
-        if object_id in self._records.parents.values():
-            raise LineageError(f"{self._name(object_id)} divides already; take that back first.")
-        for at in sorted(records.kept.at(place)):
-            if at >= frame:
-                self._check_unlocked(object_id, at)
-        masks = {at: mask for at, mask in self.masks_of(object_id).items() if at >= frame}
-        given = self._pieces(masks.get(frame))[:2] if pieces is None else pieces
-        parts = [np.asarray(piece) != 0 for piece in given]
-        if len(parts) < 2 or not all(part.any() for part in parts):
-            raise LineageError(
-                f"The mask of {self._name(object_id)} on slice {frame} is in one piece. Mark the "
-                "daughters as objects of their own, and then choose them."
-            )
-        with self.history.change("Division"):
-            ends = [at for at in self.masks_of(object_id) if at < frame]
-            if not {at for at in records.anchors(place) if at < frame}:
-                self._make_prompt(place, ends[-1], self.masks_of(object_id)[ends[-1]])
-            changed = records.drop(place, frame)
-            ids = [self.add_object() for _ in parts]
-            for new, part in zip(ids, parts, strict=True):
-                self._make_prompt((self.view.key, new), frame, ObjectMask.given(part))
-                records.set_look((self.view.key, new), Look())
-            for at, mask in masks.items():
-                if at == frame:
-                    continue
-                parts = split_mask(mask.on_frame(self.view.frame_shape), parts)
-                for new, part in zip(ids, parts, strict=True):
-                    found = ObjectMask.given(part) if part.any() else None
-                    records.found.set((self.view.key, new), at, Found(found, ()))
-            self._writer.write(self.view, sorted({*changed, frame}))
-            self.set_division(object_id, ids)
-        self.prompts_replaced.emit()
-        return ids
-
-    def join_objects(self, one: int, other: int) -> int:
-        """Make two objects one track: the later one goes on with what the earlier one was.
-
-        Returns the id that is left, that of the earlier one. Raises LineageError: both have a mask
-        on some frame (`merge_objects` makes one mask of both), the earlier one divides into others,
-        or the later one has another parent. LockedError where one of them is locked.
-        """
-        for object_id in (one, other):
-            self._check_unlocked(object_id)
-        if one == other:
-            raise LineageError("An object cannot be joined to itself.")
-        earlier, later = sorted((one, other), key=lambda i: self._span(i)[0])
-        both = sorted({*self.masks_of(earlier)} & {*self.masks_of(later)})
-        if both or self._span(earlier)[1] > self._span(later)[0]:
-            where = both[0] if both else self._span(later)[0]
-            raise LineageError(
-                f"{self._name(earlier)} and {self._name(later)} are both there on slice {where}, "
-                "so they are not one track. Cut one of them there, or use Merge to make one mask "
-                "of both."
-            )
-        daughters = divisions(self.parents).get(earlier, ())
-        if set(daughters) - {later}:
-            raise LineageError(
-                f"{self._name(earlier)} divides, so nothing can go on with it. Take the division "
-                "back first."
-            )
-        if self._records.parents.get(later) not in (None, earlier):
-            parent = self._name(self._records.parents[later])
-            raise LineageError(
-                f"{self._name(later)} is a daughter of {parent}. Take that back first."
-            )
-        with self.history.change("Join tracks"):
-            self.merge_objects(earlier, later)
-        return earlier
-
-    def reject_division(self, object_id: int, frame: int) -> None:
-        """Say that an object does not divide on a frame, so that it is not proposed again."""
-        self._check_object(object_id)
-        self._check_frame(frame)
-        with self.history.change("Reject division"):
-            known = self._records.no_divisions.get(object_id, frozenset())
-            self._records.set_no_divisions(object_id, known | {frame})
-        self.objects_changed.emit()
-
-    def _check_link(self, daughter: int, parent: int) -> None:
-        """Whether one object can be the parent of another."""
-        for object_id in (daughter, parent):
-            self._check_unlocked(object_id)
-        if daughter == parent:
-            raise LineageError("An object cannot be its own parent.")
-        if daughter in ancestors(self._records.parents, parent):
-            raise LineageError(
-                f"{self._name(parent)} descends from {self._name(daughter)}, so it cannot be its "
-                "parent."
-            )
-        begin, end = self._span(daughter)[0], self._span(parent)[1]
-        if begin <= end:
-            raise LineageError(
-                f"{self._name(daughter)} begins on slice {begin}, but {self._name(parent)} is "
-                f"still there on slice {end}: a daughter begins when its parent has ended. Cut "
-                f"{self._name(parent)} on slice {begin} first."
-            )
-
-    def _span(self, object_id: int) -> tuple[int, int]:
-        """The first and the last frame with a mask, in the sequence that is shown."""
-        masks = self.masks_of(object_id)
-        if not masks:
-            raise LineageError(
-                f"{self._name(object_id)} has no mask here yet: mark it and propagate first."
-            )
-        return min(masks), max(masks)
-
-    def _name(self, object_id: int) -> str:
-        self._check_object(object_id)
-        return self._records.objects[object_id].name
-
-    def _begin(self, object_id: int, first: int) -> None:
-        """From which frame on an object can be."""
-        place = self.view.key, object_id
-        self._records.set_life(place, self._records.life(place)._replace(first=first))
-
-    def _end(self, object_id: int, last: int | None) -> None:
-        """To which frame an object can be."""
-        place = self.view.key, object_id
-        self._records.set_life(place, self._records.life(place)._replace(last=last))
-
-    def _make_prompt(self, place: Place, frame: int, mask: ObjectMask) -> None:
-        """Let a mask be a prompt, as if it was painted."""
-        self._records.prompts.set(
-            place, frame, replace(self._records.said(place, frame), mask=mask)
-        )
-
-    def _pieces(self, mask: ObjectMask | None) -> list[NDArray[np.bool_]]:
-        """The pieces of a mask, (H, W) each, the largest first."""
-        if mask is None:
-            return []
-        return [piece.on_frame(self.view.frame_shape) for piece in mask.pieces]
 
     # -- history -------------------------------------------------------------------------------
 
@@ -1198,25 +584,6 @@ class Session:
     def drop_labels_of(self, object_id: int) -> None:
         """Leave the array of `labels_of` as it is from now on."""
         self._writer.leave_alone(object_id)
-
-    @property
-    def masks(self) -> Mapping[int, Mapping[int, ObjectMask]]:
-        """Object -> frame -> mask, of the sequence that is shown."""
-        found = {object_id: self.masks_of(object_id) for object_id in self.objects}
-        return {object_id: masks for object_id, masks in found.items() if masks}
-
-    def masks_of(self, object_id: int) -> Mapping[int, ObjectMask]:
-        """Frame -> mask of one object, whole, in the sequence that is shown."""
-        return self._records.masks((self.view.key, object_id))
-
-    def looked_at(self, object_id: int) -> frozenset[int]:
-        """Frames that the model has looked for an object on, in the sequence that is shown."""
-        self._check_object(object_id)
-        return frozenset(self._records.found.at((self.view.key, object_id)))
-
-    def stale(self, object_id: int) -> list[int]:
-        """Frames whose masks follow from prompts, a window or a model that are others by now."""
-        return self._records.stale((self.view.key, object_id), self._source)
 
     def preview(self, frame: int) -> Step:
         """Compute and show the masks of objects that have prompts on a frame and are not up to
@@ -1524,25 +891,6 @@ class Session:
             self.accept(task, step)
             yield step
 
-    def _check_object(self, object_id: int) -> None:
-        if object_id not in self._records.objects:
-            raise ValueError(f"There is no object {object_id}; add it with add_object first.")
-
-    def _check_frame(self, frame: int) -> None:
-        if not 0 <= frame < len(self.view):
-            raise ValueError(f"There is no slice {frame}; there are {len(self.view)}, from 0.")
-
-    def _check_unlocked(self, object_id: int, frame: int | None = None) -> None:
-        self._check_object(object_id)
-        info = self._records.objects[object_id]
-        if info.locked:
-            raise LockedError(f"{info.name} is locked. Unlock it first.")
-        if frame is not None:
-            self._check_frame(frame)
-            kept = self._records.kept.get((self.view.key, object_id), frame)
-            if kept is not None:
-                raise LockedError(f"{info.name} is {kept.how} on slice {frame}. Unlock it first.")
-
     def _check_alive(self, object_id: int, frame: int) -> None:
         if not self._records.life((self.view.key, object_id)).has(frame):
             raise LockedError(
@@ -1563,20 +911,6 @@ class Session:
         if said.mask is not None and self.model.is_loaded and looks.is_undecided(place):
             looks.begin(place)
         self._writer.write(self.view, changed, claimed)
-
-    @property
-    def _looks(self) -> Looks:
-        return Looks(self._records, self._views, self._source, self.closely)
-
-    @property
-    def _source(self) -> Source:
-        source = self._asked_source()
-        if source != self._last_source:
-            self._last_source = source
-        return self._last_source  # the same object: it is compared often, and then quickly
-
-    def _asked_source(self) -> Source:
-        return Source(self.model, self.window, self.end_after, self.memory, self.memory_tokens)
 
     def _restored(self, change: Change | None) -> str | None:
         """Show what undo or redo has changed."""

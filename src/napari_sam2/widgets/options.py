@@ -14,7 +14,7 @@ from qtpy.QtCore import QTimer
 from napari_sam2.feature_files import SETTING, allow_gigabytes, allowed_gigabytes
 from napari_sam2.label_ids import ids_in
 from napari_sam2.sequence_view import Channels, Windows, image_shape
-from napari_sam2.session import default_name
+from napari_sam2.session_base import default_name
 from napari_sam2.slice_data import ObjectInfo
 from napari_sam2.widgets import choices
 from napari_sam2.widgets.context import Context

@@ -1,0 +1,311 @@
+"""Tracks and lineages: objects that are cut, joined and split, and who descends from whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from napari_sam2.lineage import LineageError, ancestors, divisions, split_mask
+from napari_sam2.session_base import SessionBase
+from napari_sam2.slice_data import Found, Look, ObjectMask, Place
+
+
+class TrackEdits(SessionBase):
+    """Changes of tracks. Each is one step of undo."""
+
+    @property
+    def parents(self) -> Mapping[int, int]:
+        """Daughter -> parent, of all objects whose parent is known."""
+        return dict(sorted(self._records.parents.items()))
+
+    @property
+    def no_divisions(self) -> Mapping[int, frozenset[int]]:
+        """Object -> frames of proposals of divisions that a person has rejected."""
+        return dict(sorted(self._records.no_divisions.items()))
+
+    def set_division(self, parent: int, daughters: Iterable[int]) -> None:
+        """Say that an object divides into others, which begin after its last mask.
+
+        These become its only daughters. From then on the parent is not followed beyond its last
+        mask, nor a daughter to before its first one.
+
+        Raises LineageError: fewer than two daughters, one that begins too early, has no mask, or is
+        an ancestor of the parent. LockedError where one of them is locked.
+        """
+        wanted = sorted(set(daughters))
+        if len(wanted) < 2:
+            raise LineageError(
+                "A division has two daughters or more. To say that one object comes from another, "
+                "give it a parent, or join the two if they are one."
+            )
+        for daughter in wanted:
+            self._check_link(daughter, parent)
+        with self.history.change("Division"):
+            for daughter in divisions(self.parents).get(parent, ()):
+                if daughter not in wanted:
+                    self.set_parent(daughter, None)
+            for daughter in wanted:
+                self.set_parent(daughter, parent)
+        self.objects_changed.emit()
+
+    def remove_division(self, parent: int) -> None:
+        """Say that an object does not divide; it and its daughters stay, and may be followed on.
+
+        Raises LineageError where it has no daughters.
+        """
+        daughters = divisions(self.parents).get(parent, ())
+        if not daughters:
+            raise LineageError(f"{self._name(parent)} has no daughters.")
+        with self.history.change("Remove division"):
+            for daughter in daughters:
+                self.set_parent(daughter, None)
+        self.objects_changed.emit()
+
+    def set_parent(self, daughter: int, parent: int | None) -> None:
+        """Give an object another parent, or none.
+
+        Raises LineageError: the parent has a mask where the daughter begins or later, one of them
+        has no mask, or the parent descends from the daughter. LockedError where one is locked.
+        """
+        before = self._records.parents.get(daughter)
+        if parent is None:
+            self._check_unlocked(daughter)
+        else:
+            self._check_link(daughter, parent)
+        with self.history.change("Parent"):
+            links = {**self._records.parents}
+            links.pop(daughter, None)
+            self._records.set_parents(links if parent is None else links | {daughter: parent})
+            if before is not None and before != parent:
+                self._begin(daughter, 0)
+                if before not in links.values():
+                    self._end(before, None)
+            if parent is not None:
+                self._begin(daughter, self._span(daughter)[0])
+                self._end(parent, self._span(parent)[1])
+        self.objects_changed.emit()
+
+    def cut_object(self, object_id: int, frame: int) -> int:
+        """End a track before a frame; what it has from there on becomes a new object.
+
+        Masks stay as they are. The last one before the cut, or the first one behind it, becomes a
+        prompt where its part has no other; the first one behind it always does. The new object has
+        the daughters, and no parent. Neither is followed beyond the cut.
+
+        Returns the new object's id. Raises LineageError where one part would have no mask;
+        LockedError where the object is locked.
+        """
+        self._check_unlocked(object_id)
+        first, last = self._span(object_id)
+        if not first < frame <= last:
+            raise LineageError(
+                f"{self._name(object_id)} is on slices {first} to {last}, so it can be cut on "
+                f"slices {first + 1} to {last}, not on {frame}."
+            )
+        records, key = self._records, self.view.key
+        with self.history.change("Cut track"):
+            new = self.add_object()
+            old_place, new_place = (key, object_id), (key, new)
+            masks, life = self.masks_of(object_id), records.life(old_place)
+            changed = records.move(old_place, new_place, frame)
+            if not records.anchors(old_place):
+                end = max(at for at in masks if at < frame)
+                self._make_prompt(old_place, end, masks[end])
+            start = min(at for at in masks if at >= frame)
+            if start not in records.anchors(new_place):
+                self._make_prompt(new_place, start, masks[start])
+            records.set_life(old_place, life._replace(last=frame - 1))
+            records.set_life(new_place, life._replace(first=frame))
+            look = records.look(old_place) or Look()
+            records.set_look(new_place, look._replace(is_settled=True))
+            links = self._records.parents.items()
+            records.set_parents({d: new if p == object_id else p for d, p in links})
+            self._writer.write(self.view, changed)
+        self.objects_changed.emit()
+        self.prompts_replaced.emit()
+        return new
+
+    def end_object(self, object_id: int, frame: int) -> None:
+        """Say that a track ends before a frame: what it has from there on is taken away.
+
+        It is not followed beyond that. The last mask before the frame becomes a prompt where the
+        object has no other left.
+
+        Raises LineageError where no mask would be left; LockedError where the object is locked, or
+        has approved or locked slices from the frame on.
+        """
+        self._check_unlocked(object_id)
+        first, _ = self._span(object_id)
+        if first >= frame:
+            raise LineageError(
+                f"{self._name(object_id)} begins on slice {first}, so it cannot end before slice "
+                f"{frame}. Delete it instead."
+            )
+        records, place = self._records, (self.view.key, object_id)
+        for at in sorted(records.kept.at(place)):
+            if at >= frame:
+                self._check_unlocked(object_id, at)
+        with self.history.change("End track"):
+            changed = records.drop(place, frame)
+            if not records.anchors(place):
+                masks = self.masks_of(object_id)
+                self._make_prompt(place, max(masks), masks[max(masks)])
+            last = records.life(place).last
+            self._end(object_id, frame - 1 if last is None else min(last, frame - 1))
+            self._writer.write(self.view, changed)
+        self.objects_changed.emit()
+        self.prompts_replaced.emit()
+
+    def split_object(
+        self, object_id: int, frame: int, pieces: Sequence[ArrayLike] | None = None
+    ) -> list[int]:
+        """Let an object divide on a frame on which its mask is in pieces.
+
+        Each piece becomes a new object, a daughter, with its mask on the frame as a prompt. On the
+        frames behind, each pixel of the masks goes to the piece that was nearest on the frame
+        before, until `update` or `propagate` finds them anew.
+
+        pieces: (H, W) each, nonzero on a daughter; by default the two largest pieces of the
+            mask, which may hang together by a thin neck.
+
+        Returns ids of the daughters. Raises LineageError: there are no two pieces, the object does
+        not begin before the frame, or it divides later. LockedError where it is locked, or has
+        approved or locked slices from the frame on.
+        """
+        self._check_unlocked(object_id)
+        first, _ = self._span(object_id)
+        records, place = self._records, (self.view.key, object_id)
+        if first >= frame:
+            raise LineageError(
+                f"{self._name(object_id)} begins on slice {first}, so it cannot divide on {frame}."
+            )
+        if object_id in self._records.parents.values():
+            raise LineageError(f"{self._name(object_id)} divides already; take that back first.")
+        for at in sorted(records.kept.at(place)):
+            if at >= frame:
+                self._check_unlocked(object_id, at)
+        masks = {at: mask for at, mask in self.masks_of(object_id).items() if at >= frame}
+        given = self._pieces(masks.get(frame))[:2] if pieces is None else pieces
+        parts = [np.asarray(piece) != 0 for piece in given]
+        if len(parts) < 2 or not all(part.any() for part in parts):
+            raise LineageError(
+                f"The mask of {self._name(object_id)} on slice {frame} is in one piece. Mark the "
+                "daughters as objects of their own, and then choose them."
+            )
+        with self.history.change("Division"):
+            ends = [at for at in self.masks_of(object_id) if at < frame]
+            if not {at for at in records.anchors(place) if at < frame}:
+                self._make_prompt(place, ends[-1], self.masks_of(object_id)[ends[-1]])
+            changed = records.drop(place, frame)
+            ids = [self.add_object() for _ in parts]
+            for new, part in zip(ids, parts, strict=True):
+                self._make_prompt((self.view.key, new), frame, ObjectMask.given(part))
+                records.set_look((self.view.key, new), Look())
+            for at, mask in masks.items():
+                if at == frame:
+                    continue
+                parts = split_mask(mask.on_frame(self.view.frame_shape), parts)
+                for new, part in zip(ids, parts, strict=True):
+                    found = ObjectMask.given(part) if part.any() else None
+                    records.found.set((self.view.key, new), at, Found(found, ()))
+            self._writer.write(self.view, sorted({*changed, frame}))
+            self.set_division(object_id, ids)
+        self.prompts_replaced.emit()
+        return ids
+
+    def join_objects(self, one: int, other: int) -> int:
+        """Make two objects one track: the later one goes on with what the earlier one was.
+
+        Returns the id that is left, that of the earlier one. Raises LineageError: both have a mask
+        on some frame (`merge_objects` makes one mask of both), the earlier one divides into others,
+        or the later one has another parent. LockedError where one of them is locked.
+        """
+        for object_id in (one, other):
+            self._check_unlocked(object_id)
+        if one == other:
+            raise LineageError("An object cannot be joined to itself.")
+        earlier, later = sorted((one, other), key=lambda i: self._span(i)[0])
+        both = sorted({*self.masks_of(earlier)} & {*self.masks_of(later)})
+        if both or self._span(earlier)[1] > self._span(later)[0]:
+            where = both[0] if both else self._span(later)[0]
+            raise LineageError(
+                f"{self._name(earlier)} and {self._name(later)} are both there on slice {where}, "
+                "so they are not one track. Cut one of them there, or use Merge to make one mask "
+                "of both."
+            )
+        daughters = divisions(self.parents).get(earlier, ())
+        if set(daughters) - {later}:
+            raise LineageError(
+                f"{self._name(earlier)} divides, so nothing can go on with it. Take the division "
+                "back first."
+            )
+        if self._records.parents.get(later) not in (None, earlier):
+            parent = self._name(self._records.parents[later])
+            raise LineageError(
+                f"{self._name(later)} is a daughter of {parent}. Take that back first."
+            )
+        with self.history.change("Join tracks"):
+            self.merge_objects(earlier, later)
+        return earlier
+
+    def reject_division(self, object_id: int, frame: int) -> None:
+        """Say that an object does not divide on a frame, so that it is not proposed again."""
+        self._check_object(object_id)
+        self._check_frame(frame)
+        with self.history.change("Reject division"):
+            known = self._records.no_divisions.get(object_id, frozenset())
+            self._records.set_no_divisions(object_id, known | {frame})
+        self.objects_changed.emit()
+
+    def _check_link(self, daughter: int, parent: int) -> None:
+        """Whether one object can be the parent of another."""
+        for object_id in (daughter, parent):
+            self._check_unlocked(object_id)
+        if daughter == parent:
+            raise LineageError("An object cannot be its own parent.")
+        if daughter in ancestors(self._records.parents, parent):
+            raise LineageError(
+                f"{self._name(parent)} descends from {self._name(daughter)}, so it cannot be its "
+                "parent."
+            )
+        begin, end = self._span(daughter)[0], self._span(parent)[1]
+        if begin <= end:
+            raise LineageError(
+                f"{self._name(daughter)} begins on slice {begin}, but {self._name(parent)} is "
+                f"still there on slice {end}: a daughter begins when its parent has ended. Cut "
+                f"{self._name(parent)} on slice {begin} first."
+            )
+
+    def _span(self, object_id: int) -> tuple[int, int]:
+        """The first and the last frame with a mask, in the sequence that is shown."""
+        masks = self.masks_of(object_id)
+        if not masks:
+            raise LineageError(
+                f"{self._name(object_id)} has no mask here yet: mark it and propagate first."
+            )
+        return min(masks), max(masks)
+
+    def _begin(self, object_id: int, first: int) -> None:
+        """From which frame on an object can be."""
+        place = self.view.key, object_id
+        self._records.set_life(place, self._records.life(place)._replace(first=first))
+
+    def _end(self, object_id: int, last: int | None) -> None:
+        """To which frame an object can be."""
+        place = self.view.key, object_id
+        self._records.set_life(place, self._records.life(place)._replace(last=last))
+
+    def _make_prompt(self, place: Place, frame: int, mask: ObjectMask) -> None:
+        """Let a mask be a prompt, as if it was painted."""
+        self._records.prompts.set(
+            place, frame, replace(self._records.said(place, frame), mask=mask)
+        )
+
+    def _pieces(self, mask: ObjectMask | None) -> list[NDArray[np.bool_]]:
+        """The pieces of a mask, (H, W) each, the largest first."""
+        if mask is None:
+            return []
+        return [piece.on_frame(self.view.frame_shape) for piece in mask.pieces]
