@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from desk import SHAPE, TIMEOUT, Desk, blobs
+from desk import TIMEOUT, Desk, blobs
 from models import small_model
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QApplication
@@ -20,6 +20,7 @@ from sam2_engine.automatic import Rules
 ACTIONS = 200  # for each seed
 MOST_OBJECTS = 4
 ORDERS = ((0, 1, 2), (1, 0, 2), (2, 0, 1))
+"""Of the last three axes."""
 CONTROL, SHIFT = Qt.KeyboardModifier.ControlModifier, Qt.KeyboardModifier.ShiftModifier
 NONE = Qt.KeyboardModifier.NoModifier
 ANYTHING_GOES: dict[str, Any] = {
@@ -46,6 +47,8 @@ class Hands:
 
     def __init__(self, desk: Desk, seed: int, folder) -> None:
         self.d = desk
+        self.shape = desk.image.data.shape
+        self.positions = self.shape[:-3]
         self.rng = np.random.default_rng(seed)
         self.file = folder / "soak.sam2"
         self.theirs = folder / "theirs.tif"
@@ -148,7 +151,7 @@ class Hands:
         layer = self.d.widget.points_layer
         if layer is not None and len(layer.data):
             data = np.array(layer.data)
-            data[self.rng.integers(len(data))] = [self.rng.uniform(0, n - 1) for n in SHAPE]
+            data[self.rng.integers(len(data))] = [self.rng.uniform(0, n - 1) for n in self.shape]
             layer.data = data
 
     def do_delete_marks(self) -> None:
@@ -305,8 +308,17 @@ class Hands:
         layers.selection.active = layers[int(self.rng.integers(len(layers)))]
 
     def do_change_axis(self) -> None:
-        self.d.viewer.dims.order = ORDERS[int(self.rng.integers(len(ORDERS)))]
+        self.turn(ORDERS[int(self.rng.integers(len(ORDERS)))])
         self.d.viewer.reset_view()
+
+    def turn(self, order: tuple[int, ...]) -> None:
+        first = len(self.positions)
+        self.d.viewer.dims.order = (*range(first), *(first + axis for axis in order))
+
+    def do_position(self) -> None:
+        """Go to another position, where there are several."""
+        for axis, count in enumerate(self.positions):
+            self.d.viewer.dims.set_current_step(axis, int(self.rng.integers(count)))
 
     def do_show_3d(self) -> None:
         self.has_seen_3d = True
@@ -340,10 +352,13 @@ class Hands:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [2, 5])
-def test_random_work_ends_with_the_masks_of_a_fresh_replay(desk, tmp_path, seed, monkeypatch):
+@pytest.mark.parametrize(("seed", "positions"), [(2, 0), (5, 0), (3, 2)])
+def test_random_work_ends_with_the_masks_of_a_fresh_replay(
+    desk, tmp_path, seed, positions, monkeypatch
+):
     monkeypatch.setattr("sam2_engine.automatic.Rules", partial(Rules, **ANYTHING_GOES))
-    d = desk(contrast_limits=(0, 250))
+    image = np.stack([blobs(), blobs()[::-1]]) if positions else blobs()
+    d = desk(data=image, contrast_limits=(0, 250))
     hands = Hands(d, seed, tmp_path)
     done = []
     for _ in range(ACTIONS):
@@ -360,10 +375,13 @@ def test_random_work_ends_with_the_masks_of_a_fresh_replay(desk, tmp_path, seed,
     d.viewer.dims.ndisplay = 2
     d.panel.reach.setCurrentIndex(d.panel.reach.findData("both"))
     d.panel.which.setCurrentIndex(d.panel.which.findData("all"))
-    for order in ORDERS:
-        d.viewer.dims.order = order
-        d.widget.propagate()
-        d.settle()
+    for position in np.ndindex(*hands.positions):
+        for axis, step in enumerate(position):
+            d.viewer.dims.set_current_step(axis, step)
+        for order in ORDERS:
+            hands.turn(order)
+            d.widget.propagate()
+            d.settle()
 
     # The layers show what the session knows.
     session = d.session
@@ -377,7 +395,7 @@ def test_random_work_ends_with_the_masks_of_a_fresh_replay(desk, tmp_path, seed,
     assert len(d.widget.points_layer.data) >= clicks
     assert d.widget.labels_layer.data is session.labels
 
-    fresh = Session(blobs(), small_model())
+    fresh = Session(image, small_model())
     fresh.restore(session.snapshot(), trust=False)
     for view in session.prompted_sequences:
         fresh.show(view.key)
