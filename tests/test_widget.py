@@ -498,6 +498,59 @@ def test_stop_keeps_what_is_done(slow_desk):
     assert_same(d.labels, d.expected())
 
 
+def test_undo_ends_a_run_so_that_nothing_comes_again(slow_desk):
+    d = slow_desk
+    begin_a_run(d)
+    d.widget.undo()
+    assert d.status == "Undone: Propagate. Objects are not followed on."
+    left = d.labels.copy()
+    assert left[3].any() and not np.delete(left, 3, axis=0).any()
+    SlowFrames.gate.set()
+    d.settle()
+    np.testing.assert_array_equal(d.labels, left)
+    assert d.status == "Undone: Propagate. Objects are not followed on."
+    assert d.panel.propagate.isEnabled()
+    d.press(d.panel.propagate)
+    d.settle()
+    assert_same(d.labels, d.expected())
+
+
+def test_a_run_tells_of_its_own_slices_whatever_the_viewer_shows(slow_desk):
+    d = slow_desk
+    begin_a_run(d)
+    d.viewer.dims.order = (1, 0, 2)
+    SlowFrames.gate.set()
+    d.settle()
+    there = int(d.labels.any(axis=(1, 2)).sum())
+    assert there > 3
+    assert f"is on {there} of 7 slices" in d.status
+
+
+def test_a_run_says_what_is_out_of_date_at_its_end(slow_desk):
+    d = slow_desk
+    begin_a_run(d)
+    d.image.contrast_limits = (0, 300)
+    d.qtbot.waitUntil(lambda: d.session.window == (0, 300), timeout=TIMEOUT)
+    SlowFrames.gate.set()
+    d.settle()
+    assert "have changed: press Update" in d.status
+    d.widget.update_masks()
+    d.settle()
+    assert "out of date" not in d.status
+    assert_same(d.labels, d.expected())
+
+
+def test_an_image_of_another_shape_ends_a_run_and_says_so(slow_desk):
+    d = slow_desk
+    begin_a_run(d)
+    d.image.data = blobs((5, 48, 64))
+    told = d.status
+    assert "another shape" in told
+    SlowFrames.gate.set()
+    d.settle()
+    assert d.status == told
+
+
 class BrokenFrames(np.ndarray):
     """An array that the model cannot read while `is_broken`, as when a network disk is gone."""
 

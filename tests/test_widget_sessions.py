@@ -162,6 +162,59 @@ def test_files_are_asked_for_and_remembered(desk, tmp_path, monkeypatch):
     assert read_session(copy).state.objects[2].name == "later"
 
 
+def test_what_is_opened_is_seen_at_once(desk, tmp_path):
+    d = desk()
+    mark_and_paint(d)
+    labels = d.labels.copy()
+    d.widget.save_session(tmp_path / "work.sam2session")
+    d.settle()
+    d.widget.shut_down()
+    d.viewer.layers.clear()
+    d.image = d.viewer.add_image(blobs(), name="scan")
+    d.widget = SAM2Widget(d.viewer, model=small_model())
+    d.panel = d.widget.panel
+    d.qtbot.addWidget(d.widget)
+    d.settle()
+    d.widget.open_session(tmp_path / "work.sam2session")
+    d.settle()
+    np.testing.assert_array_equal(d.widget.labels_layer.data, labels)
+    assert d.widget.labels_layer in d.viewer.layers
+    assert len(d.widget.points_layer.data) == 1
+    d.widget.shut_down()
+
+
+def test_unsaved_work_is_not_replaced_without_a_question(desk, tmp_path, monkeypatch):
+    monkeypatch.setattr(workspace, "AUTOSAVE_SECONDS", 0.1)
+    d = desk()
+    d.session.paint(1, 3, np.ones(SHAPE[1:]))
+    d.widget.save_session(tmp_path / "work.sam2session")
+    d.settle()
+    mark_and_paint(d)
+    labels = d.labels.copy()
+    answers = [QMessageBox.StandardButton.No, QMessageBox.StandardButton.Yes]
+    asked = []
+    monkeypatch.setattr(
+        QMessageBox, "question", lambda parent, title, text: asked.append(text) or answers.pop(0)
+    )
+    path = str(tmp_path / "work.sam2session")
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *of: (path, ""))
+    d.widget.open_session()
+    d.settle()
+    assert "scan are not saved" in asked[0]
+    np.testing.assert_array_equal(d.labels, labels)
+    d.widget.open_session()
+    d.settle()
+    assert len(asked) == 2
+    assert d.status == "Opened work.sam2session."
+    assert not np.array_equal(d.labels, labels)
+    d.qtbot.waitUntil(d.panel.recovery.isVisible, timeout=TIMEOUT)
+    d.press(d.panel.recover)  # nothing here is unsaved: no question
+    d.settle()
+    assert len(asked) == 2
+    assert "scan is back" in d.status
+    np.testing.assert_array_equal(d.labels, labels)
+
+
 def test_a_session_that_comes_too_late_is_not_opened(desk, tmp_path):
     d = desk()
     mark_and_paint(d)

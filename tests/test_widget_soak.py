@@ -48,7 +48,6 @@ class Hands:
     def __init__(self, desk: Desk, seed: int, folder) -> None:
         self.d = desk
         self.shape = desk.image.data.shape
-        self.positions = self.shape[:-3]
         self.rng = np.random.default_rng(seed)
         self.file = folder / "soak.sam2"
         self.theirs = folder / "theirs.tif"
@@ -308,17 +307,14 @@ class Hands:
         layers.selection.active = layers[int(self.rng.integers(len(layers)))]
 
     def do_change_axis(self) -> None:
-        self.turn(ORDERS[int(self.rng.integers(len(ORDERS)))])
+        order, first = ORDERS[int(self.rng.integers(len(ORDERS)))], len(self.shape) - 3
+        self.d.viewer.dims.order = (*range(first), *(first + axis for axis in order))
         self.d.viewer.reset_view()
 
-    def turn(self, order: tuple[int, ...]) -> None:
-        first = len(self.positions)
-        self.d.viewer.dims.order = (*range(first), *(first + axis for axis in order))
-
-    def do_position(self) -> None:
-        """Go to another position, where there are several."""
-        for axis, count in enumerate(self.positions):
-            self.d.viewer.dims.set_current_step(axis, int(self.rng.integers(count)))
+    def do_slider(self) -> None:
+        """Move one of the viewer's own."""
+        axis = int(self.rng.choice(self.d.viewer.dims.not_displayed or [0]))
+        self.d.viewer.dims.set_current_step(axis, int(self.rng.integers(self.shape[axis])))
 
     def do_show_3d(self) -> None:
         self.has_seen_3d = True
@@ -375,13 +371,15 @@ def test_random_work_ends_with_the_masks_of_a_fresh_replay(
     d.viewer.dims.ndisplay = 2
     d.panel.reach.setCurrentIndex(d.panel.reach.findData("both"))
     d.panel.which.setCurrentIndex(d.panel.which.findData("all"))
-    for position in np.ndindex(*hands.positions):
-        for axis, step in enumerate(position):
-            d.viewer.dims.set_current_step(axis, step)
-        for order in ORDERS:
-            hands.turn(order)
-            d.widget.propagate()
-            d.settle()
+    for key in [view.key for view in d.session.prompted_sequences]:
+        fixed = {axis: at for axis, at in enumerate(key.position) if at is not None}
+        others = [a for a in range(image.ndim) if a != key.axis and a not in fixed]
+        d.viewer.dims.order = (key.axis, *fixed, *others)
+        for axis, at in fixed.items():
+            d.viewer.dims.set_current_step(axis, at)
+        assert d.session.view.key == key
+        d.widget.propagate()
+        d.settle()
 
     # The layers show what the session knows.
     session = d.session

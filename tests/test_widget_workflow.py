@@ -447,6 +447,23 @@ def test_propagation_reaches_where_it_is_told(desk):
     assert all(d.session.masks[1][frame] is mask for frame, mask in before.items())
 
 
+def test_a_propagation_that_cannot_begin_says_why(desk):
+    d = desk()
+    d.press(d.panel.propagate)
+    assert "There is no mark yet" in d.status
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    d.settle()
+    d.session.edit_object(1, locked=True)
+    d.press(d.panel.propagate)
+    assert "Object 1 is locked. Unlock it first." in d.status
+    d.panel.which.setCurrentIndex(d.panel.which.findData("selected"))
+    d.panel.objects.clearSelection()
+    d.press(d.panel.propagate)
+    assert "No object is selected" in d.status
+
+
 def test_locked_and_approved_slices_are_kept_and_shown(desk):
     d = desk()
     mark_two(d)
@@ -482,6 +499,46 @@ def test_locked_and_approved_slices_are_kept_and_shown(desk):
     assert d.viewer.dims.current_step[0] == 1
 
 
+@pytest.mark.parametrize("removed", ["clicks boxes", "boxes objects", "scan clicks boxes", "all"])
+def test_several_layers_are_removed_at_once(desk, removed):
+    d = desk()
+    other = d.viewer.add_image(blobs()[:, ::-1].copy(), name="other")
+    d.widget.choose_image(d.image)
+    mark_two(d)
+    layers = d.viewer.layers
+    names = removed.split()
+    chosen = [la for la in layers if removed == "all" or la.name.split()[-1] in names]
+    layers.selection = set(chosen)
+    layers.remove_selected()
+    d.qtbot.wait(50)
+    assert not set(chosen) & set(layers)
+    assert not any(la.name.endswith(("clicks", "boxes")) for la in layers)
+    if d.image in layers:
+        d.press(d.panel.modes["include"])
+        assert len(d.widget.points_layer.data) == 2
+        assert list(d.session.masks) == [1, 2]
+    assert (other in layers) == (removed != "all")
+
+
+def test_marks_that_are_deleted_on_all_positions_are_gone_at_once(desk):
+    d = desk(data=np.stack([blobs(), blobs()[::-1]]))
+    d.press(d.panel.modes["include"])
+    for position in (1, 2):
+        d.go_to(position, axis=1)
+        d.click((16, 20))
+        d.settle()
+    assert len(d.session.prompted_sequences) == 2
+    points = d.widget.points_layer
+    points.selected_data = {0, 1}
+    points.remove_selected()
+    d.settle()
+    assert d.session.prompted_sequences == ()
+    assert not d.labels.any()
+    assert d.session.view.key.position[1] == 2
+    d.key(Qt.Key.Key_Z, CONTROL)
+    assert len(d.session.prompted_sequences) == len(points.data) == 2
+
+
 def test_in_3d_the_work_goes_on_but_marks_need_slices(desk):
     d = desk()
     d.go_to(2)
@@ -491,6 +548,8 @@ def test_in_3d_the_work_goes_on_but_marks_need_slices(desk):
     d.viewer.dims.ndisplay = 3
     d.key("E")
     assert "2D" in d.status
+    d.press(d.panel.modes["paint"])
+    assert "2D" not in d.status, "one can paint in 3D"
     d.key("G")
     d.settle()
     assert_same(d.labels, d.expected())
@@ -641,6 +700,30 @@ def test_masks_are_written_where_the_person_wants_them(desk):
     d.press(d.panel.delete)
     assert not (d.labels == 4).any()
     assert (single.data == 4).any(), "nothing is written to the layers that are gone"
+
+
+def test_a_chosen_labels_layer_that_was_removed_comes_back_with_the_next_mark(desk):
+    d = desk()
+    shared = np.zeros(SHAPE, np.int32)
+    shared[0, :5, :5] = 3
+    other = d.viewer.add_labels(shared, name="shared")
+    write_to(d, other)
+    d.viewer.layers.remove(other)
+    assert d.panel.targets.currentData() is other
+    assert d.panel.targets.currentText() == "shared (removed)"
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    d.settle()
+    assert d.widget.labels_layer is other and other in d.viewer.layers
+    assert d.panel.targets.currentText() == "shared"
+    assert shared[2].any() and (shared == 3).sum() == 25
+    d.viewer.layers.remove(other)
+    choose(d.panel.targets, "new layer")
+    d.settle()
+    assert d.widget.labels_layer.data is d.labels is not shared
+    assert (shared == 3).sum() == (shared > 0).sum() == 25
+    assert sum(layer.name.endswith("objects") for layer in d.viewer.layers) == 1
 
 
 def test_objects_that_wait_for_marks_go_with_the_person_to_an_empty_layer(desk):

@@ -317,18 +317,20 @@ class SessionBase:
         found = {object_id: self.masks_of(object_id) for object_id in self.objects}
         return {object_id: masks for object_id, masks in found.items() if masks}
 
-    def masks_of(self, object_id: int) -> Mapping[int, ObjectMask]:
-        """Frame -> mask of one object, whole, in the sequence that is shown."""
-        return self._records.masks((self.view.key, object_id))
+    def masks_of(self, object_id: int, key: SequenceKey | None = None) -> Mapping[int, ObjectMask]:
+        """Frame -> mask of one object, whole, in the sequence that is shown or another one."""
+        return self._records.masks((key or self.view.key, object_id))
 
     def looked_at(self, object_id: int) -> frozenset[int]:
         """Frames that the model has looked for an object on, in the sequence that is shown."""
         self._check_object(object_id)
         return frozenset(self._records.found.at((self.view.key, object_id)))
 
-    def stale(self, object_id: int) -> list[int]:
-        """Frames whose masks follow from prompts, a window or a model that are others by now."""
-        return self._records.stale((self.view.key, object_id), self._source)
+    def stale(self, object_id: int, key: SequenceKey | None = None) -> list[int]:
+        """Frames whose masks follow from prompts, a window or a model that are others by now, in
+        the sequence that is shown or another one.
+        """
+        return self._records.stale((key or self.view.key, object_id), self._source)
 
     def states(self, object_id: int) -> Mapping[int, State]:
         """Frame -> "auto", "prompted", "painted", "approved", "locked" or "rejected".

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import napari.layers
 from napari.utils.notifications import show_warning
-from qtpy.QtCore import QObject, Signal
+from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_sam2.session import Session
 from napari_sam2.widgets import choices
@@ -18,6 +19,10 @@ from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.options import Options
 from napari_sam2.widgets.session_files import SessionFiles
 from napari_sam2.widgets.workspace import Look, Workspace
+
+if TYPE_CHECKING:
+    from napari.components import LayerList
+    from napari.layers import Layer
 
 _END_AFTER = 10
 
@@ -91,8 +96,8 @@ class Images(QObject):
             return
         for work in self.known.values():
             partner = work.forget_layer(layer)
-            if partner in layers:
-                layers.remove(partner)
+            if partner is not None:  # later: napari may be about to remove it, too
+                QTimer.singleShot(0, partial(_remove, layers, partner))
 
     def adopt(self, work: Workspace, recovered: Path | None = None) -> None:
         """Listen to a workspace, and take it for its image's.
@@ -153,7 +158,8 @@ class Images(QObject):
         new.window, new.look = work.window, work.look
         new.axis = session.view.key.axis if session.prompted_sequences else work.axis
         layers = self._context.viewer.layers
-        has_layers = work.labels is not None or work.prompts is not None
+        is_seen = work.labels is not None or work.prompts is not None
+        has_layers = is_seen or bool(session.snapshot().sequences)
         was_chosen = self._context.work is work
         old = work.layers
         self._forget(work.image)
@@ -229,3 +235,8 @@ class Images(QObject):
             context.panel.say(f"{model.name} is ready. Update uses it on the slices with masks.")
         elif context.says_loading and not context.is_running:
             context.say_what_next()
+
+
+def _remove(layers: LayerList, layer: Layer) -> None:
+    if layer in layers:
+        layers.remove(layer)

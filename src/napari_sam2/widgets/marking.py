@@ -69,7 +69,7 @@ class Marking:
         layer.mode = _LAYER_MODES[mode]
         self._panel.mode = mode  # the layer's events tell clicks apart from boxes, not their sign
         self.prepare()
-        if self._context.viewer.dims.ndisplay == 3:
+        if self._context.viewer.dims.ndisplay == 3 and mode != PAINT:
             self._panel.fail("Objects are marked on slices: switch to 2D first (Ctrl+Y).")
         else:
             self._panel.say(_ADVICE[mode].format(self._context.name()))

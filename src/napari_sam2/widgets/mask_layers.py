@@ -39,8 +39,8 @@ class MaskLayers:
         self.each: dict[int, Labels] = {}
         """By object, where every object has a layer of its own."""
         self.has_each = False
-        self.is_own = True
-        """Whether the layer was made here, so that all labels in it are objects."""
+        self.given: Labels | None = None
+        """The layer that a person has chosen for the masks; also while it is not in the viewer."""
         self.is_held = False
         """Whether the person is in the middle of a stroke."""
         self.has_strokes = False
@@ -54,6 +54,11 @@ class MaskLayers:
         self._follower: Follower | None = None
 
     @property
+    def is_own(self) -> bool:
+        """Whether the layer is made here, so that all labels in it are objects."""
+        return self.given is None
+
+    @property
     def own(self) -> list[Labels]:
         """The layers that were made here."""
         main = [self.layer] if self.layer is not None and self.is_own else []
@@ -63,7 +68,9 @@ class MaskLayers:
         """Add the layer, where there is none."""
         self._layers = layers
         if self.layer is None:
-            layer = new_labels_layer(self.image, self.session.labels, self._channel_axis)
+            layer = self.given or new_labels_layer(
+                self.image, self.session.labels, self._channel_axis
+            )
             layers.insert(layers.index(self.image) + 1, layer)
             self._take(layer, hooks)
 
@@ -94,7 +101,7 @@ class MaskLayers:
         self.forget()
         if was_own and old is not None and old in layers:
             layers.remove(old)
-        self.is_own = layer is None
+        self.given = layer
         self._layers = layers
         if layer is None:
             self.add(layers, hooks)

@@ -193,10 +193,14 @@ class ObjectActions:
         self._marking.take_over_strokes()
         if work is None or work.is_held:
             return
+        is_cut = self._context.runner.running is work.session
+        if is_cut:  # else slices would come again that are taken back
+            self._context.runner.drop()
         with self._context.in_portions():
             what = step(work.session)
         self._context.changed.emit()
-        self._panel.say("There is nothing to take back." if what is None else f"{word}: {what}.")
+        text = "There is nothing to take back." if what is None else f"{word}: {what}."
+        self._panel.say(f"{text} Objects are not followed on." if is_cut else text)
 
     def _fill_labels_menu(self) -> None:
         """The labels layers whose masks may be taken as a start."""

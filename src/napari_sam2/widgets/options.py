@@ -66,7 +66,10 @@ class Options:
         targets: list[tuple[str, object]] = [("a new labels layer", NEW_LAYER)]
         targets += [("one layer per object, too", ONE_EACH)]
         targets += [(layer.name, layer) for layer in self._labels_layers(work)]
-        chosen: object = NEW_LAYER if work.masks.is_own else work.labels
+        given = work.masks.given
+        if given is not None and given not in self._labels_layers(work):
+            targets.append((f"{given.name} (removed)", given))
+        chosen: object = NEW_LAYER if given is None else given
         if self._awaited is not None and self._awaited[0] is work:
             chosen = self._awaited[1]
         panel.show_choices(panel.targets, targets, ONE_EACH if work.masks.has_each else chosen)

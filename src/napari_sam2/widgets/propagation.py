@@ -105,19 +105,26 @@ class Propagation:
     def _run(self, session: Session, task: Task, nothing: str) -> None:
         """nothing: what to say where there is nothing to do."""
         if not task.wanted:
-            self._panel.fail(
-                "There is no mark yet to start from: click on an object or draw a box around it."
-            )
+            self._panel.fail(self._why_nothing(session))
             return
+        self._marking.add_layers()
         if not any(task.wanted.values()):
             self._panel.say(nothing)
             return
-        self._marking.add_layers()
         self._panel.show_progress(0, 0)
         is_loaded = session.model.is_loaded
         self._panel.say("Following the objects …" if is_loaded else self._context.loading())
         self._context.runner.run(session, task, f"SAM 2: {self._names(task)}")
         self._context.changed.emit()
+
+    def _why_nothing(self, session: Session) -> str:
+        ids = self._ids(session)
+        if not ids:
+            return "No object is selected: choose some in the table, or all objects."
+        marked = [i for i in ids if session.prompts_for(i) or session.kept(i)]
+        if marked and all(session.objects[i].locked for i in marked):
+            return f"{self._context.name(marked[0])} is locked. Unlock it first."
+        return "There is no mark yet to start from: click on an object or draw a box around it."
 
     def _names(self, task: Task) -> str:
         names = [self._context.name(i) for i in task.wanted]
@@ -125,6 +132,8 @@ class Propagation:
 
     def _on_step(self, done: int, total: int, seconds_left: float | None) -> None:
         self._panel.show_progress(done, total, seconds_left)
+        if self._context.runner.running is not self._context.session:
+            return
         if done == 1 and self._panel.stop.isEnabled():
             self._panel.say(
                 "Following the objects; results appear slice by slice. You can look at them "
@@ -133,7 +142,7 @@ class Propagation:
 
     def _on_ended(self, session: Session, task: Task, stopped: bool) -> None:
         self._context.changed.emit()
-        if session is not self._context.session:
+        if session is not self._context.session or self._context.runner.is_dropped:
             return
         if stopped:
             self._panel.say("Stopped. The slices done so far are kept.")
@@ -141,14 +150,21 @@ class Propagation:
         if task.is_check:
             self._say_compared(session, task)
             return
-        masks = session.masks
+        key, there = task.view.key, [i for i in task.wanted if i in session.objects]
         found = [
-            f"{self._context.name(i)} is on {len(masks.get(i, ()))} of {len(task.view)} slices"
-            for i in task.wanted
+            f"{self._context.name(i)} is on {len(session.masks_of(i, key))} of {len(task.view)} "
+            "slices"
+            for i in there
         ]
+        late = sum(len(session.stale(i, key)) for i in there)
         self._panel.say(
-            f"Done: {'; '.join(found[:_NAMED])}{'; …' if len(found) > _NAMED else ''}. Where a "
-            "slice is wrong, mark it there or paint, then Update."
+            f"Done: {'; '.join(found[:_NAMED])}{'; …' if len(found) > _NAMED else ''}. "
+            + (
+                f"Meanwhile marks or intensities have changed: press Update, for {late} masks are "
+                "out of date."
+                if late
+                else "Where a slice is wrong, mark it there or paint, then Update."
+            )
         )
 
     def _say_compared(self, session: Session, task: Task) -> None:

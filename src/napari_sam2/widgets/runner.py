@@ -46,6 +46,8 @@ class Runner(QObject):
         self.worker = Worker(self, self._on_delivered, is_held)
         self.running: Session | None = None
         """Whose objects are being followed."""
+        self.is_dropped = False
+        """Whether what comes of the last run is not wanted any more."""
         self.until_end: list[Any] = []
         """What is closed when a run ends; the first is napari's progress bar."""
         self._began = self._told = self._told_napari = 0.0
@@ -89,6 +91,7 @@ class Runner(QObject):
     def run(self, session: Session, task: Task, text: str) -> None:
         """Follow objects through slices. text: what it is called in napari's list of activities."""
         self.running = session
+        self.is_dropped = False
         self._began = 0.0
         bar = cancelable_progress(total=0, desc=text, cancel_callback=self.stop)
         self.until_end += [bar, _CollectionPause()]
@@ -105,6 +108,11 @@ class Runner(QObject):
     def stop(self) -> None:
         """End the propagation after the slice under way; what is done is kept."""
         self.worker.cancel()
+
+    def drop(self) -> None:
+        """As `stop`, but what comes from now on is not taken over."""
+        self.is_dropped = True
+        self.stop()
 
     def look_ahead(self, session: Session, frame: int) -> None:
         """Encode a slice and its neighbours while nothing else is to be done, nearest first."""
@@ -134,6 +142,8 @@ class Runner(QObject):
             self.idle.emit()
 
     def _on_step(self, session: Session, task: Task, step: Step) -> None:
+        if self.is_dropped:
+            return
         session.accept(task, step)
         now = time.monotonic()
         if not self._began:

@@ -80,6 +80,8 @@ class SessionFiles:
         work = self._context.work
         if work is None or self._context.is_running:
             return
+        if path is None and not self._may_replace(work):
+            return
         chosen = path or QFileDialog.getOpenFileName(self._panel, "Open session", "", _FILTER)[0]
         if chosen:
             self._read(work, Path(chosen), is_recovery=False)
@@ -93,8 +95,9 @@ class SessionFiles:
 
     def recover(self) -> None:
         """Open what was found."""
-        if self.found is not None and self._context.work is not None:
-            self._read(self._context.work, self.found, is_recovery=True)
+        work = self._context.work
+        if self.found is not None and work is not None and self._may_replace(work):
+            self._read(work, self.found, is_recovery=True)
 
     def discard(self) -> None:
         """Delete what was found."""
@@ -137,11 +140,19 @@ class SessionFiles:
             new = self._images.replace(work, opened, recovered=path if is_recovery else None)
             new.file = None if is_recovery else path
             self._context.models.use(opened.model)
-            if is_recovery:
-                self._show_found(None)
-            self._panel.say(" ".join([f"Opened {path.name}.", *notes]))
+            self.look_for_recovery(new)  # also of what was there, if it was not saved
+            text = f"The work on {work.image.name} is back." if is_recovery else ""
+            self._panel.say(" ".join([text or f"Opened {path.name}.", *notes]))
 
         self._context.runner.request(read, done)
+
+    def _may_replace(self, work: Workspace) -> bool:
+        """Whether another session may take the place of this one; asks where it is not saved."""
+        is_saved = work.changes == work.saved_changes or not work.session.snapshot().sequences
+        return is_saved or self._asks(
+            f"The marks and masks of {work.image.name} are not saved to a file. Open another "
+            "session in their place? (Recover can bring them back then.)"
+        )
 
     def _on_found(self, work: Workspace, path: Path | None) -> None:
         if work is self._context.work:

@@ -80,6 +80,7 @@ class Workspace:
         self._autosave: Autosave | None = None
         self._prompt_events = Connections()
         self._readings: dict[SequenceKey, Reading] = {}
+        self._count = 0  # of marks in the layers
         self._is_held = False  # the mouse button, in a prompt layer
         self._is_filling = False
         self._ndisplay = 2
@@ -162,6 +163,7 @@ class Workspace:
         finally:
             self._is_filling = False
         self._readings = {v.key: prompts.read(v) for v in self.session.prompted_sequences}
+        self._count = len(prompts.points.data) + len(prompts.boxes.data)
         self.prepare(self._object_id, self._excludes)
         self.colour_prompts()
 
@@ -244,10 +246,36 @@ class Workspace:
         """Hand what has changed in the prompt layers to the session."""
         if self.prompts is None or self._is_held or self._is_late:
             return Edit((), False, False)
-        view = self.session.view
-        before = self._readings.get(view.key, Reading())
-        now = self.prompts.read(view)
-        self._readings[view.key] = now
+        shown = self.session.view.key
+        before = self._readings.get(shown, Reading())
+        now = self.prompts.read(self.session.view)
+        count = len(self.prompts.points.data) + len(self.prompts.boxes.data)
+        others = self._readings.keys() - {shown} if count < self._count else ()
+        self._count = count
+        with self.session.history.change("Mark" if now.prompts else "Delete marks"):
+            refusals = []
+            for key in others:  # from which marks may have been deleted, too
+                self.session.show(key)
+                refusals.append(self._take_over_all(self.prompts.read(self.session.view))[1])
+            self.session.show(shown)
+            taken, refused = self._take_over_all(now)
+        refused = next(filter(None, (refused, *refusals)), "")
+        if refused:
+            self.refill()
+        elif now.prompts != before.prompts:
+            self.colour_prompts()
+        self.prepare(self._object_id, self._excludes)
+        is_outside = now.outside > before.outside
+        return Edit(tuple(taken), is_outside, bool(now.replaced), refused)
+
+    def _take_over_all(self, now: Reading) -> tuple[list[tuple[int, int]], str]:
+        """Hand what has changed in the sequence that is shown to the session.
+
+        Returns what was taken, (object, frame), and why the last that was not was refused.
+        """
+        key = self.session.view.key
+        before = self._readings.get(key, Reading())
+        self._readings[key] = now
         changed = [
             place
             for place in before.prompts | now.prompts
@@ -256,20 +284,13 @@ class Workspace:
         # First what is there, then what is gone: an object whose prompts move keeps its masks.
         changed.sort(key=lambda place: place not in now.prompts)
         taken, refused = [], ""
-        with self.session.history.change("Mark" if now.prompts else "Delete marks"):
-            for place in changed:
-                try:
-                    if self._take_over(place, now):
-                        taken.append(place)
-                except LockedError as error:
-                    refused = str(error)
-        if refused:
-            self.refill()
-        elif changed:
-            self.colour_prompts()
-        self.prepare(self._object_id, self._excludes)
-        is_outside = now.outside > before.outside
-        return Edit(tuple(taken), is_outside, bool(now.replaced), refused)
+        for place in changed:
+            try:
+                if self._take_over(place, now):
+                    taken.append(place)
+            except LockedError as error:
+                refused = str(error)
+        return taken, refused
 
     def remove_leftovers(self) -> None:
         """Remove boxes that a later one replaces, and those that a click without a drag makes."""
