@@ -253,6 +253,7 @@ def test_without_network_the_error_says_how_to_do_without(hub, tiny):
         load_model(tiny.name, device="cpu")
     assert FILE in str(error.value)
     assert hub.url in str(error.value)
+    assert "choose the file itself" in str(error.value) and "settings" not in str(error.value)
 
 
 def test_a_local_folder_needs_no_network(hub, tiny, tmp_path, monkeypatch):
@@ -261,6 +262,7 @@ def test_a_local_folder_needs_no_network(hub, tiny, tmp_path, monkeypatch):
     folder.mkdir()
     (folder / FILE).write_bytes(hub.content)
     assert load_model(tiny.name, device="cpu", folder=folder).config == SMALL
+    assert load_model(folder / FILE, device="cpu").config == SMALL
     monkeypatch.setenv("SAM2_MODELS", str(folder))
     assert find(tiny) == folder / FILE
     assert load_model(tiny.name, device="cpu").config == SMALL

@@ -147,7 +147,7 @@ def _get(url: str, file: io.FileIO, size: int | None, name: str) -> None:
 def _by_hand(info: ModelInfo) -> str:
     return (
         f"copy {info.file} into a folder and name that folder in the environment variable "
-        f"{MODELS_FOLDER_VARIABLE} or in the settings"
+        f"{MODELS_FOLDER_VARIABLE}, or choose the file itself as the model"
     )
 
 
