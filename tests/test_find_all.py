@@ -118,6 +118,34 @@ def test_what_was_found_elsewhere_is_not_added_here(finder_desk):
     assert not d.labels.any()
 
 
+def test_what_is_found_for_another_position_is_told_and_not_shown(desk):
+    frame, _ = nuclei()
+    d = desk(model="nano", data=np.array([[frame] * 2] * 2), contrast_limits=(0, 200))
+    d.settle()
+    d.press(d.panel.find_all)
+    finder = d.widget.finder
+    d.press(finder.find_button)
+    other = 1 - d.session.view.key.axis
+    d.go_to(1 - d.viewer.dims.current_step[other], axis=other)
+    d.qtbot.waitUntil(lambda: not finder.is_busy, timeout=TIMEOUT)
+    assert "press Find all objects here again" in finder.status.text()
+    assert finder.layer is None and not finder.candidates
+    assert finder.find_button.isEnabled() and not finder.stop_button.isEnabled()
+
+
+def test_the_buttons_follow_when_images_come_and_go(finder_desk):
+    d = finder_desk
+    finder = d.widget.finder
+    d.press(finder.find_button)
+    d.viewer.layers.remove(d.image)
+    d.qtbot.waitUntil(lambda: not finder.is_busy, timeout=TIMEOUT)
+    assert "no image any more" in finder.status.text()
+    assert not finder.find_button.isEnabled() and not finder.whole_button.isEnabled()
+    d.viewer.add_image(np.zeros((2, 64, 64)), name="other")
+    QApplication.processEvents()
+    assert finder.find_button.isEnabled() and finder.whole_button.isEnabled()
+
+
 def test_objects_that_the_person_has_prepared_stay(finder_desk):
     d = finder_desk
     d.session.edit_object(1, name="the other kind")

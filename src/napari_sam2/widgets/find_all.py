@@ -118,6 +118,7 @@ class FindAll(QWidget):
         self.add_button.clicked.connect(self._on_add)
         self.restore_button.clicked.connect(self._on_restore)
         self.seeds.currentIndexChanged.connect(self._show_state)
+        context.changed.connect(self._show_state)
         for slider in self.values:
             slider.valueChanged.connect(self.show_chosen)
         # Qt may destroy the window without closing it.
@@ -402,6 +403,12 @@ class FindAll(QWidget):
         task, work = self._task, self._context.work
         if task is None or work is None or task.view is not work.session.view:
             self.clear()
+            self.status.setText(
+                "There is no image any more, so what was found is not shown."
+                if work is None
+                else "Another image, axis or position is shown by now, so what was found is not "
+                "shown: press Find all objects here again."
+            )
             return
         if self.candidates:
             labels = np.zeros(task.view.shape, np.uint16)
