@@ -366,6 +366,19 @@ def test_a_changed_image_is_told_and_can_be_opened(volume: np.ndarray, path: Pat
             open_session(path, wrong, model=small_model())
 
 
+def test_another_image_is_told_by_its_own_name(volume: np.ndarray, path: Path) -> None:
+    layers = pytest.importorskip("napari.layers")
+    save_session(Session(layers.Image(volume, name="scan"), small_model()), path)
+    with pytest.raises(ChangedImageError, match='The image "scan" has other pixels than when'):
+        open_session(path, layers.Image(volume + 1, name="scan"), model=small_model())
+    noisy, told = layers.Image(volume + 1, name="noisy"), []
+    sentence = 'The image "noisy" has other pixels than the image "scan" that the session was made'
+    with pytest.raises(ChangedImageError, match=sentence):
+        open_session(path, noisy, model=small_model())
+    open_session(path, noisy, model=small_model(), changed_image=True, warn=told.append)
+    assert len(told) == 1 and told[0].startswith(sentence)
+
+
 def test_a_layer_is_known_by_name_and_file(volume: np.ndarray, path: Path, tmp_path: Path) -> None:
     layers = pytest.importorskip("napari.layers")
     layer = layers.Image(volume, name="ct", scale=(3, 1, 1))
