@@ -6,6 +6,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -194,11 +195,12 @@ def _session(
     reference = saved.image
     if image is None:
         image = _read_image(reference)
-    _check_shape(SequenceView(image), reference)
+    view = SequenceView(image)
+    _check_shape(view, reference)
     if not changed_image and fingerprint(image) != reference.fingerprint:
         raise ChangedImageError(
-            f"The {reference} has other pixels than when the session was saved. It can be opened "
-            "nevertheless; its masks stay as they are until they are computed again."
+            f"{_other_pixels(view, reference)}. The session can be opened nevertheless; its masks "
+            "stay as they are until they are computed again."
         )
     if model is None and not _is_available(saved.model):
         raise MissingModelError(
@@ -232,7 +234,7 @@ def _differences(session: Session, saved: SavedSession, changed_image: bool) -> 
     """
     found = []
     if changed_image and fingerprint(session.image) != saved.image.fingerprint:
-        found.append(f"The {saved.image} has other pixels than when the session was saved")
+        found.append(_other_pixels(session.view, saved.image))
     if not np.allclose(_ratios(session.view.spacing), _ratios(saved.image.spacing)):
         found.append(f"The {saved.image} has another spacing than when the session was saved")
     model, was = session.model, f'The session was made with the model "{saved.model}"'
@@ -243,6 +245,15 @@ def _differences(session: Session, saved: SavedSession, changed_image: bool) -> 
         other = "other weights of this name" if model.name == saved.model else f'"{model.name}"'
         found.append(f"{was}, not {other}")
     return found
+
+
+def _other_pixels(view: SequenceView, reference: ImageReference) -> str:
+    """That an image is not as it was saved, or not the one at all; a sentence without an end."""
+    names = tuple(str(layer.name) for layer in view.layers)
+    if not names or names == reference.names:
+        return f"The {reference} has other pixels than when the session was saved"
+    here = replace(reference, names=names)
+    return f"The {here} has other pixels than the {reference} that the session was made on"
 
 
 def _check_shape(view: SequenceView, reference: ImageReference) -> None:
