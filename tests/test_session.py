@@ -1134,6 +1134,30 @@ def test_a_preview_costs_what_its_own_objects_cost(session, monkeypatch):
     assert sorted(asked) == [2, 3]
 
 
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"box": (50, 60, 70, 80)}, "box at .* outside the slice, which is 40 x 56"),
+        ({"box": (-9, -9, -4, -4)}, "outside"),
+        ({"box": (1, 2, float("nan"), 9)}, "box lies where no number says"),
+        ({"points": [(3, 99)]}, "point .* outside"),
+        ({"points": [(3, float("inf"))]}, "no number"),
+        ({"scribbles": [([(60, 1), (61, 2)], 1)]}, "scribble .* outside"),
+        ({"lassos": [[(60, 1), (61, 2), (60, 2)]]}, "lasso .* outside"),
+        ({"lassos": [[(6, 1), (float("nan"), 2), (6, 2)]]}, "no number"),
+    ],
+)
+def test_marks_outside_the_slice_or_nowhere_are_refused(session, said, why):
+    one = session.add_object()
+    with pytest.raises(ValueError, match=why):
+        session.set_prompts(one, 2, **said)
+    if "box" in said:
+        with pytest.raises(ValueError, match=why):
+            session.add_box(one, 2, said["box"])
+    assert session.prompts == {}
+    session.add_box(one, 2, (-5, -5, 20, 20))  # reaches beyond it
+
+
 def test_facts_of_an_object(session):
     one = session.add_object("liver")
     facts = session.facts(one)

@@ -87,6 +87,7 @@ class Session(TrackEdits):
         self._check_unlocked(object_id)
         self._check_frame(frame)
         said = SlicePrompts.create(points, labels, box, scribbles, lassos)
+        self._check_inside(said)
         if not said.is_empty:
             self._check_alive(object_id, frame)
         said = replace(said, mask=self._said(object_id, frame).mask)
@@ -134,6 +135,7 @@ class Session(TrackEdits):
     def _add(self, object_id: int, frame: int, more: SlicePrompts) -> None:
         self._check_unlocked(object_id)
         self._check_frame(frame)
+        self._check_inside(more)
         self._check_alive(object_id, frame)
         with self.history.change("Prompt"):
             self._say(object_id, frame, self._said(object_id, frame).with_more(more))
@@ -851,6 +853,17 @@ class Session(TrackEdits):
         return again
 
     # -- helpers -------------------------------------------------------------------------------
+
+    def _check_inside(self, said: SlicePrompts) -> None:
+        """Marks may reach beyond the slice, but not lie outside of it altogether."""
+        last = np.array(self.view.frame_shape) - 0.5
+        for name, places in said.places:
+            if (places.max(axis=0) < -0.5).any() or (places.min(axis=0) > last).any():
+                height, width = self.view.frame_shape
+                raise ValueError(
+                    f"The {name} at {places.ravel().tolist()} lies outside the slice, which is "
+                    f"{height} x {width} pixels."
+                )
 
     def _decide_all(self, objects: Iterable[int] | None) -> bool:
         """Decide it of all objects that begin, as far as can be; masks stay as they are.

@@ -258,7 +258,20 @@ class SlicePrompts:
         if box is not None:
             y0, x0, y1, x1 = (float(value) for value in box)
             box = min(y0, y1), min(x0, x1), max(y0, y1), max(x0, x1)
-        return cls(yx, signs, box, lines, polygons)
+        said = cls(yx, signs, box, lines, polygons)
+        for name, places in said.places:
+            if not np.isfinite(places).all():
+                raise ValueError(f"A {name} lies where no number says: {places.tolist()}.")
+        return said
+
+    @property
+    def places(self) -> list[tuple[str, NDArray[np.float64]]]:
+        """What each mark is called, and the y, x of all that is known of it, (N, 2)."""
+        found = [("point", point[None]) for point in self.points]
+        if self.box is not None:
+            found.append(("box", np.reshape(self.box, (2, 2))))
+        found += [("scribble", line.path) for line in self.scribbles]
+        return found + [("lasso", polygon) for polygon in self.lassos]
 
     def with_more(self, other: SlicePrompts) -> SlicePrompts:
         """This and what another says; of two boxes or paintings, the other's."""
