@@ -256,8 +256,8 @@ class SlicePrompts:
             if len(polygon) < 3:
                 raise ValueError(f"A lasso needs three corners or more, not {len(polygon)}.")
         if box is not None:
-            y0, x0, y1, x1 = (float(value) for value in box)
-            box = min(y0, y1), min(x0, x1), max(y0, y1), max(x0, x1)
+            y0, x0, y1, x1 = np.sort(np.array(box, float).reshape(2, 2), axis=0).ravel().tolist()
+            box = y0, x0, y1, x1
         said = cls(yx, signs, box, lines, polygons)
         for name, places in said.places:
             if not np.isfinite(places).all():
