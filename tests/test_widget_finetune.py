@@ -12,6 +12,7 @@ import tifffile
 from desk import TIMEOUT
 from kinds import crosses
 from qtpy.QtCore import Qt, QTimer
+from qtpy.QtWidgets import QMessageBox
 
 from napari_sam2.widgets import FineTune, SAM2Widget, choices
 from sam2_engine.training.finetune import Examination, Score
@@ -97,6 +98,54 @@ def test_a_training_is_stopped_and_resumed(viewer, qtbot, tmp_path, rising) -> N
     widget.stop()
     qtbot.waitUntil(lambda: not widget.is_training, timeout=TIMEOUT)
     assert widget.card.steps > first
+
+
+def test_a_model_is_not_replaced_without_a_question(
+    viewer, qtbot, tmp_path, rising, monkeypatch
+) -> None:
+    answers = [QMessageBox.StandardButton.No] * 2 + [QMessageBox.StandardButton.Yes]
+    asked: list[str] = []
+    monkeypatch.setattr(
+        QMessageBox, "question", lambda parent, title, text: asked.append(text) or answers.pop(0)
+    )
+    widget = made(viewer, tmp_path, 30)
+    output = tmp_path / "mine.safetensors"
+    output.write_bytes(b"of last week")
+    press(qtbot, widget.start_button)
+    assert "mine.safetensors exists" in asked[0]
+    assert not widget.is_training and "another name" in widget.status.text()
+    output.unlink()
+    (tmp_path / "mine.training").mkdir()
+    (tmp_path / "mine.training" / "settings.json").write_text("{}")
+    press(qtbot, widget.start_button)
+    assert "Resume goes on" in asked[1] and not widget.is_training
+    output.write_bytes(b"of last week")
+    press(qtbot, widget.start_button)
+    assert len(asked) == 3 and widget.is_training
+    qtbot.waitUntil(lambda: widget._status is not None and widget._status.step > 0, timeout=TIMEOUT)
+    widget.stop()
+    qtbot.waitUntil(lambda: not widget.is_training, timeout=TIMEOUT)
+    assert output.read_bytes() != b"of last week"
+    press(qtbot, widget.resume_button)
+    assert len(asked) == 3 and widget.is_training, "its own model is replaced with no question"
+    widget.stop()
+    qtbot.waitUntil(lambda: not widget.is_training, timeout=TIMEOUT)
+
+
+def test_the_name_that_is_offered_is_free(viewer, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+
+    def offered() -> str:
+        widget = FineTune(viewer)
+        viewer.window.add_dock_widget(widget)
+        return Path(widget.output.text()).name
+
+    assert offered() == "my-model.safetensors"
+    for name in ("my-model", "my-model-2"):
+        (tmp_path / f"{name}.safetensors").touch()
+    assert offered() == "my-model-3.safetensors"
+    (tmp_path / "my-model-2.training").mkdir()
+    assert offered() == "my-model-2.safetensors", "its training was stopped: Resume goes on"
 
 
 def test_files_are_learnt_from(viewer, qtbot, tmp_path, rising) -> None:

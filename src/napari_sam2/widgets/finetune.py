@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QLabel,
     QLineEdit,
+    QMessageBox,
     QProgressBar,
     QPushButton,
     QSpinBox,
@@ -41,6 +43,7 @@ from napari_sam2.finetune import (
 from napari_sam2.io import ReadError, WriteError
 from napari_sam2.io.writers import session_of
 from napari_sam2.sequence_view import image_shape
+from napari_sam2.widgets.docking import Docked
 from napari_sam2.widgets.events import Connections
 from napari_sam2.widgets.model_choice import use_everywhere
 from napari_sam2.widgets.score_curve import ScoreCurve
@@ -56,7 +59,7 @@ _STATUS_LINES = 6
 _TIMES = ("t", "time", "frame")
 
 
-class FineTune(QWidget):
+class FineTune(Docked):
     """Train a model on an image layer and its corrected labels, or on pairs of files.
 
     A part is held out; the curve shows whether the model becomes better on it. The training runs in
@@ -85,7 +88,7 @@ class FineTune(QWidget):
         self.label_files.setToolTip("The labels of each image, in the same order of their names.")
         self.start = QComboBox()
         self.start.setToolTip("The model to go on from.")
-        self.output = QLineEdit(str(Path.home() / "my-model.safetensors"))
+        self.output = QLineEdit(str(_free_target(Path.home())))
         self.output.setToolTip("The model to write; its name will be in the list of models.")
         self.output_button = QPushButton("…")
         self.minutes = QDoubleSpinBox()
@@ -150,6 +153,9 @@ class FineTune(QWidget):
         except (ReadError, WriteError) as error:
             self.status.setText(str(error))
             return
+        if not (resume or self._may_replace(Path(output))):
+            self.status.setText("Nothing was started. Choose another name to write to.")
+            return
         self._stop.clear()
         self._status = self._shown = self.card = None
         options: dict[str, Any] = {
@@ -201,6 +207,20 @@ class FineTune(QWidget):
         if len(shape) not in (2, 3):
             raise ReadError("Choose an image of two or three axes; split one of more axes first.")
         return partial(_layer_sources, image, labels, self.only_approved.isChecked())
+
+    def _may_replace(self, output: Path) -> bool:
+        """Whether nothing is lost by a new training, or the person agrees to it."""
+        if output.exists():
+            what = f"{output} exists. Replace it by what is trained now?"
+        elif _stopped_at(output).is_dir():
+            what = (
+                f"A training of {output.name} was stopped, and Resume goes on with it. Begin anew "
+                "and forget it?"
+            )
+        else:
+            return True
+        answer = QMessageBox.question(self, "Fine-tune", what)
+        return bool(answer == QMessageBox.StandardButton.Yes)
 
     def _note(self, status: Status) -> None:
         """Called in the thread of the training."""
@@ -261,8 +281,8 @@ class FineTune(QWidget):
         for button in (self.start_button, self.source, self.start, self.output, self.minutes):
             button.setEnabled(not training)
         self.stop_button.setEnabled(training)
-        folder = Path(self.output.text()).with_suffix(".training")
-        self.resume_button.setEnabled(not training and folder.is_dir())
+        is_stopped = _stopped_at(Path(self.output.text())).is_dir()
+        self.resume_button.setEnabled(not training and is_stopped)
         self.use_button.setEnabled(not training and self.card is not None and self.card.is_written)
 
     def _list_layers(self, *_: object) -> None:
@@ -295,7 +315,11 @@ class FineTune(QWidget):
 
     def _choose_output(self) -> None:
         path, _ = QFileDialog.getSaveFileName(
-            self, "Write the model to", self.output.text(), "Models (*.safetensors)"
+            self,
+            "Write the model to",
+            self.output.text(),
+            "Models (*.safetensors)",
+            options=QFileDialog.Option.DontConfirmOverwrite,  # asked when it is started
         )
         if path:
             self.output.setText(str(Path(path).with_suffix(".safetensors")))
@@ -341,6 +365,18 @@ class FineTune(QWidget):
                 QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
             )
             combo.setMinimumContentsLength(8)
+
+
+def _free_target(folder: Path) -> Path:
+    """The first "my-model" that is not there yet, or whose training was stopped."""
+    names = itertools.chain(["my-model"], (f"my-model-{n}" for n in itertools.count(2)))
+    paths = (folder / f"{name}.safetensors" for name in names)
+    return next(path for path in paths if not path.exists() or _stopped_at(path).is_dir())
+
+
+def _stopped_at(output: Path) -> Path:
+    """Where a stopped training of a model is resumed from."""
+    return output.with_suffix(".training")
 
 
 def _layer_sources(
