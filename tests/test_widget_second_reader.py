@@ -53,6 +53,7 @@ def test_the_window_lists_objects_and_shows_their_masks(table):
         ["Object 1", "Object 3", "0.700", "2"],
         ["–", "cyst", "–", ""],
     ]
+    assert d.window.status.text().startswith("1 object is compared; 0 only you have, 1 only they.")
     assert d.window.theirs in d.viewer.layers and not d.window.theirs.editable
     shown = d.window.differences.data
     assert (shown[2] == ONLY_MINE).sum() == 50 and (shown[2] == ONLY_THEIRS).sum() == 50
@@ -79,6 +80,12 @@ def test_differences_are_settled_one_by_one(table):
     d.press(d.panel.undo)
     np.testing.assert_array_equal(d.labels[3] == 1, square(10))
     d.qtbot.waitUntil(lambda: texts(d.window)[0][3] == "2", timeout=TIMEOUT)
+    assert "not settled any more" in d.window.status.text()
+    d.press(d.window.all_button)
+    assert "Object 1: settled" in d.window.status.text()
+    d.go_to(0)
+    d.press(d.panel.undo)
+    d.qtbot.waitUntil(lambda: "not settled any more" in d.window.status.text(), timeout=TIMEOUT)
 
 
 def test_an_object_of_theirs_is_added(table):

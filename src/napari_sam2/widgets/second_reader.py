@@ -140,6 +140,8 @@ class SecondReader(QWidget):
         """Where the two differ."""
         self._changed: dict[str, Any] = {}  # indices of slices
         self._seen: set[tuple[int, int]] = set()
+        self._claim: tuple[str, Callable[[SecondReading], bool]] | None = None
+        """What was said to be settled, and whether it still is."""
 
         self.source = QComboBox()
         self.source.setToolTip("Where the other person's masks are: a labels layer, or a file.")
@@ -228,7 +230,10 @@ class SecondReader(QWidget):
             self._seen.clear()
             place = self.reading.next_difference()
         if place is None:
-            self.status.setText("All is settled: yours and theirs agree, or you have decided.")
+            self._say_settled(
+                "All is settled: yours and theirs agree, or you have decided.",
+                lambda reading: reading.next_difference() is None,
+            )
             return
         self._seen.add(place)
         self._context.panel.object_id, frame = place
@@ -237,12 +242,13 @@ class SecondReader(QWidget):
 
     def accept_mine(self) -> None:
         """Approve your mask of the selected object on the slice that is shown."""
-        self._decide(lambda reading, own: reading.accept_mine(own, [self._context.frame]))
+        frames = [self._context.frame]
+        self._decide(lambda reading, own: reading.accept_mine(own, frames), frames)
 
     def accept_theirs(self, here: bool = True) -> None:
         """Take their mask of the selected object on this slice, or on all that are not settled."""
         frames = [self._context.frame] if here else None
-        self._decide(lambda reading, own: reading.accept_theirs(own, frames))
+        self._decide(lambda reading, own: reading.accept_theirs(own, frames), frames)
 
     def add(self) -> None:
         """Make the object of theirs that is selected in the table yours, too."""
@@ -278,6 +284,22 @@ class SecondReader(QWidget):
             self._show_rows()
         self._show_strip()
         self._show_state()
+        self._show_claim()
+
+    def _say_settled(self, text: str, is_settled: Callable[[SecondReading], bool]) -> None:
+        """Say so, for as long as it is."""
+        self.status.setText(text)
+        self._claim = text, is_settled
+
+    def _show_claim(self) -> None:
+        if self.reading is None or self._claim is None:
+            return
+        text, is_settled = self._claim
+        if self.status.text() != text:
+            self._claim = None
+        elif not is_settled(self.reading):
+            self._claim = None
+            self.status.setText("That is not settled any more: press Next difference.")
 
     def _show_rows(self) -> None:
         reading, rows = self.reading, []
@@ -381,13 +403,24 @@ class SecondReader(QWidget):
 
     # -- what happens --------------------------------------------------------------------------
 
-    def _decide(self, action: Any) -> None:
+    def _decide(
+        self, action: Callable[[SecondReading, int], object], frames: list[int] | None
+    ) -> None:
+        """frames: that are settled by it; None for all."""
         reading, own = self.reading, self._context.panel.object_id
         if reading is None or own not in reading.session.objects:
             return
         self._marking.take_over_strokes()
+        session, key = reading.session, reading.session.view.key
+
+        def is_settled(reading: SecondReading) -> bool:
+            if session.view.key != key:
+                return True  # it was said of other slices
+            unsettled = reading.agreement(own).unsettled
+            return own in session.objects and not unsettled[frames or slice(None)].any()
+
         if self._context.attempt(lambda: action(reading, own)):
-            self.status.setText(f"{self._context.name()}: settled. Undo takes it back.")
+            self._say_settled(f"{self._context.name()}: settled. Undo takes it back.", is_settled)
         else:
             self.status.setText(self._context.panel.status.text())
         self._context.changed.emit()
@@ -430,10 +463,12 @@ class SecondReader(QWidget):
             layer.editable = False
         layers.selection.active = active
         work.session.masks_changed.connect(self._on_masks)
+        count = len(self.reading.pairs)
+        many = "1 object is" if count == 1 else f"{count} objects are"
         mine, other = len(self.reading.only_mine), len(self.reading.only_theirs)
         self.status.setText(
-            f"{len(self.reading.pairs)} objects are compared; {mine} only you have, {other} only "
-            "they. Theirs are outlines in the viewer."
+            f"{many} compared; {mine} only you have, {other} only they. Theirs are outlines in "
+            "the viewer."
         )
         self._show()
 
