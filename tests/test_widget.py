@@ -438,6 +438,22 @@ def test_objects_are_added_chosen_and_deleted(desk):
     assert_same(d.labels[2], d.expected(2))
 
 
+def test_the_plugins_docks_lie_one_behind_the_other(desk):
+    d = desk()
+    window = d.viewer.window._qt_window
+    height = window.height()
+    docks = [d.dock]
+    for name in ("Measures", "Fine-tune"):
+        dock, widget = d.viewer.window.add_plugin_dock_widget("napari-sam2", name)
+        d.qtbot.waitUntil(lambda dock=dock: d.dock in window.tabifiedDockWidgets(dock))
+        d.qtbot.waitUntil(widget.isVisible)
+        docks.append(dock)
+    assert set(window.tabifiedDockWidgets(d.dock)) == set(docks[1:])
+    assert window.height() == height
+    d.dock.raise_()
+    d.qtbot.waitUntil(d.panel.isVisible)
+
+
 # -- runs --------------------------------------------------------------------------------------
 
 

@@ -13,11 +13,12 @@ import napari.viewer
 from napari.utils.theme import get_theme
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtGui import QColor, QCursor, QKeySequence, QShortcut
-from qtpy.QtWidgets import QFrame, QScrollArea, QToolTip, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QToolTip
 
 from napari_sam2.session import Keep, Session
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.display import Display
+from napari_sam2.widgets.docking import Docked
 from napari_sam2.widgets.effort import Effort
 from napari_sam2.widgets.events import Connections, call
 from napari_sam2.widgets.find_all import FindAll
@@ -59,7 +60,7 @@ KEYS = {
 """For people; the last row is napari's own."""
 
 
-class SAM2Widget(QWidget):
+class SAM2Widget(Docked):
     """Click on an object or draw a box around it, and follow it through the slices.
 
     Its parts have a file each: `Marking`, `ObjectActions`, `Propagation`, `Reviewing`, `Images`,
@@ -70,17 +71,10 @@ class SAM2Widget(QWidget):
         self, viewer: napari.viewer.Viewer, model: SAM2 | str | None = None, device: str = "auto"
     ) -> None:
         """model: a name or a loaded model; by default the one that was chosen last, or nano."""
-        super().__init__()
+        panel = Panel()
+        super().__init__(panel)
+        self.panel = panel
         self._is_docked = False
-        self.panel = Panel()
-        area = QScrollArea()
-        area.setWidgetResizable(True)
-        area.setFrameShape(QFrame.Shape.NoFrame)
-        area.setWidget(self.panel)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(area)
-
         self._models = ModelChoice(self.panel, model, device)
         self._runner = Runner(self, lambda: self._context.is_held)
         self._context = Context(viewer, self.panel, self._models, self._runner)

@@ -1,0 +1,56 @@
+"""The widgets of the plugin's menu, and where their docks lie."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QDockWidget, QFrame, QMainWindow, QScrollArea, QVBoxLayout, QWidget
+
+
+class Docked(QWidget):
+    """A widget of the plugin's menu. Where it is too small for what is in it, that scrolls.
+
+    Its dock becomes a tab beside another of these that is in the same place, when it is first
+    shown; a person may drag it elsewhere.
+    """
+
+    def __init__(self, body: QWidget | None = None) -> None:
+        """body: what is in it."""
+        super().__init__()
+        self.body = body or QWidget()
+        area = QScrollArea()
+        area.setWidgetResizable(True)
+        area.setFrameShape(QFrame.Shape.NoFrame)
+        area.setWidget(self.body)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(area)
+        self._place = QTimer(self)
+        self._place.setSingleShot(True)
+        self._place.timeout.connect(self._share_place)
+        self._has_place = False
+
+    def showEvent(self, event: Any) -> None:
+        """Qt's name. napari places the dock after that."""
+        super().showEvent(event)
+        if not self._has_place:
+            self._has_place = True
+            self._place.start()
+
+    def _share_place(self) -> None:
+        dock: QWidget | None = self
+        while dock is not None and not isinstance(dock, QDockWidget):
+            dock = dock.parentWidget()
+        window = None if dock is None else dock.parentWidget()
+        if not isinstance(dock, QDockWidget) or not isinstance(window, QMainWindow):
+            return
+        area = window.dockWidgetArea(dock)
+        for other in window.findChildren(QDockWidget):
+            is_there = other.isVisible() and not other.isFloating()
+            if other is dock or not is_there or window.dockWidgetArea(other) != area:
+                continue
+            if any(type(one) is not type(self) for one in other.findChildren(Docked)):
+                window.tabifyDockWidget(other, dock)
+                dock.raise_()
+                return
