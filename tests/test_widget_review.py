@@ -163,6 +163,29 @@ def test_a_key_goes_from_one_doubtful_slice_to_the_next(desk):
     assert shown_place(d) == by_doubt(d.session)[0], "masks are others, so all are looked at again"
 
 
+def test_what_was_asked_is_answered(desk):
+    d = desk()
+    follow_two(d)
+    for key, word in (("Y", "approved"), ("K", "locked")):
+        d.key("Q")
+        object_id, frame = shown_place(d)
+        question = d.status
+        assert "Approve it (Y)" in question
+        d.key(key)
+        assert (
+            d.status == f"Object {object_id} is {word} on slice {frame}. Next doubtful slice (Q)."
+        )
+        d.key(key)  # taken back
+        assert d.status == question
+        d.key(key)
+    d.key("Q")
+    object_id, frame = shown_place(d)
+    question = d.status
+    d.go_to(frame - 1 if frame else 1)
+    d.key("Y")  # another slice
+    assert d.status == question
+
+
 def test_a_rejected_slice_is_cleared_and_found_again(desk):
     d = desk()
     follow_two(d)

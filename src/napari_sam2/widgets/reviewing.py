@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from napari_sam2.review import evidence, next_doubtful
+from napari_sam2.session import Session
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.doubt_map import reasons
 from napari_sam2.widgets.marking import Marking
@@ -16,6 +17,9 @@ class Reviewing:
         self._marking = marking
         self._panel = context.panel
         self._seen: set[tuple[int, int]] = set()
+        self._asked: tuple[Session, int, int, str] | None = None
+        """Of which object on which slice the person was asked, and how."""
+        self._said = ""
         context.panel.doubts.go_to.connect(self.go_to)
         menu = context.panel.session_menu
         menu.addSeparator()
@@ -24,6 +28,7 @@ class Reviewing:
         entry.setToolTip("A new labels layer with the approved masks alone, to be saved.")
         entry.triggered.connect(lambda *_: self.copy_approved())
         context.runner.ended.connect(lambda *_: self._seen.clear())  # masks are others by now
+        context.changed.connect(self._show_answer)
 
     def go_to(self, object_id: int, frame: int) -> None:
         """Select an object, and show a slice."""
@@ -46,10 +51,12 @@ class Reviewing:
         self.go_to(*place)
         object_id, frame = place
         why = reasons(evidence(session, object_id), frame)
-        self._panel.say(
+        self._said = (
             f"{self._context.name(object_id)}, slice {frame}: {why}. Approve it (Y), correct it, "
             "or reject it (R)."
         )
+        self._asked = session, object_id, frame, self._said
+        self._panel.say(self._said)
 
     def reject(self) -> None:
         """Say that the mask of the selected object is wrong on the slice that is shown."""
@@ -64,6 +71,19 @@ class Reviewing:
                 "again, from the slices before and behind, which are locked as they are."
             )
         self._context.changed.emit()
+
+    def _show_answer(self) -> None:
+        """As long as the question stands there: say that it is answered, or ask it again."""
+        if self._asked is None or self._panel.status.text() != self._said:
+            return
+        session, object_id, frame, question = self._asked
+        if session is not self._context.session:
+            return
+        how = session.kept(object_id).get(frame)
+        name = self._context.name(object_id)
+        answer = f"{name} is {how} on slice {frame}. Next doubtful slice (Q)."
+        self._said = question if how is None else answer
+        self._panel.say(self._said)
 
     def copy_approved(self) -> None:
         """Add a labels layer with the approved masks and no others, to be saved as any layer."""
