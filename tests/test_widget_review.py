@@ -186,6 +186,27 @@ def test_what_was_asked_is_answered(desk):
     assert d.status == question
 
 
+def test_a_new_object_begins_with_what_lies_on_it(desk):
+    d = desk()
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    d.settle()
+    d.key("E")
+    d.key("N")
+    assert d.panel.modes["include"].isChecked() and not d.panel.modes["exclude"].isChecked()
+    assert d.status == "Click on Object 2, on any slice."
+    d.click((32, 44))
+    d.settle()
+    (said,) = d.session.prompts[2].values()
+    assert said.usable
+    d.key("E")  # of an object that has marks
+    d.panel.object_id = 1
+    assert d.panel.modes["exclude"].isChecked()
+    d.key("B")
+    d.key("N")
+    assert d.panel.modes["box"].isChecked()
+
+
 def test_a_rejected_slice_is_cleared_and_found_again(desk):
     d = desk()
     follow_two(d)

@@ -56,6 +56,7 @@ class Marking:
         self.ahead.setSingleShot(True)
         self.ahead.timeout.connect(self._look_ahead)
         context.runner.previewed.connect(self._on_preview)
+        context.panel.objects.chosen.connect(self._on_chosen)
 
     def start(self, mode: str) -> None:
         """Let the person mark the selected object in one of the panel's ways."""
@@ -107,6 +108,14 @@ class Marking:
         if active is self._context.points and mode == "add":
             return EXCLUDE if self._panel.mode == EXCLUDE else INCLUDE
         return PAINT if active is self._context.labels and mode in _PAINT_MODES else None
+
+    def _on_chosen(self) -> None:
+        """There is nothing to exclude from an object that has nothing yet."""
+        session, panel = self._context.session, self._panel
+        if session is None or panel.mode != EXCLUDE:
+            return
+        if panel.object_id in session.untouched_objects:
+            panel.mode = INCLUDE
 
     def prepare(self) -> None:
         """Let new marks belong to the selected object."""
