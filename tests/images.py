@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -48,3 +49,13 @@ def assert_same_grid(a: sitk.Image, b: sitk.Image) -> None:
     np.testing.assert_allclose(a.GetSpacing(), b.GetSpacing(), rtol=1e-5)
     np.testing.assert_allclose(a.GetOrigin(), b.GetOrigin(), atol=1e-3)
     np.testing.assert_allclose(a.GetDirection(), b.GetDirection(), atol=1e-5)
+
+
+def mirrored(source: Path, target: Path) -> Path:
+    """The same voxels in the same places, stored from the other end of the first axis."""
+    image = nibabel.load(source)
+    values = np.ascontiguousarray(np.asarray(image.dataobj)[::-1])
+    turn = np.diag([-1.0, 1, 1, 1])
+    turn[0, 3] = len(values) - 1
+    nibabel.save(nibabel.Nifti1Image(values, image.affine @ turn), target)
+    return target

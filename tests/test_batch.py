@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import tifffile
+from images import mirrored
 from models import small_model
 
 from napari_sam2 import batch, batch_worker
@@ -228,6 +229,31 @@ def test_first_frames_and_sessions_of_their_own(tmp_path, checkpoint):
     result = run_job(job, Settings(out=tmp_path / "out", suffix=".ome.tif"))
     assert (result.message, result.objects[0].name) == ("", "cell")
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "own.ome.tif"), session.labels)
+
+
+def test_masks_lie_on_their_image(scans, tmp_path, checkpoint):
+    mask = np.zeros((5, 24, 32), np.uint8)
+    mask[0, 5:12, 6:15] = 3
+    folder = tmp_path / "masks"
+    folder.mkdir()
+
+    def save(name, array, affine):
+        nibabel.save(nibabel.Nifti1Image(array.T, affine), folder / name)
+
+    save("whole.nii.gz", mask, AFFINE)
+    mirrored(folder / "whole.nii.gz", folder / "p0.nii.gz")
+    save("first.nii.gz", mask[:1], AFFINE)
+    mirrored(folder / "first.nii.gz", folder / "p1.nii.gz")
+    save("p2.nii.gz", mask, AFFINE @ np.diag([-1.0, 1, 1, 1]))
+    settings = Settings(out=tmp_path / "out", model=checkpoint)
+    settings.out.mkdir()
+    jobs = jobs_of(scans, masks=folder)
+    for job in jobs[:2]:
+        result = run_job(job, settings)
+        assert result.message == ""
+        labels, *_ = read_labels(settings.out / result.output)
+        np.testing.assert_array_equal(labels.array[0], mask[0])
+    assert "lies elsewhere in space" in run_job(jobs[2], settings).message
 
 
 def test_files_that_are_of_nobody_s_batch_are_left_alone(scans, tmp_path, checkpoint):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 from dicom_series import STORED, itk_series, write_series
-from images import DATA, OBLIQUE, assert_same_grid, needs_data
+from images import DATA, OBLIQUE, assert_same_grid, mirrored, needs_data
 from models import small_model
 
 from napari_sam2 import PromptError, read_volume, segment
@@ -101,6 +102,18 @@ def test_labels_lie_on_the_image_and_equal_those_of_the_function(
     text = capsys.readouterr()
     assert f"{out}: object 1: " in text.out and "object 7: " in text.out and " ml)" in text.out
     assert "100%" in text.err and "12/12" in text.err
+
+
+def test_a_mask_in_another_order_of_axes_is_put_on_the_image(
+    scan: Path, tmp_path: Path, checkpoint: str
+) -> None:
+    mask = np.zeros((20, 24, 8), np.uint8)
+    mask[4:9, 5:9, 3] = 7
+    nibabel.save(nibabel.Nifti1Image(mask, OBLIQUE), tmp_path / "mask.nii.gz")
+    flip, out = mirrored(tmp_path / "mask.nii.gz", tmp_path / "flip.nii.gz"), tmp_path / "o.nii"
+    command = ["segment", str(scan), "-o", str(out), "--model", checkpoint, "--device", "cpu"]
+    assert main([*command, "--mask", str(flip), "--slices", "3,3", "-q"]) == 0
+    np.testing.assert_array_equal(np.asarray(nibabel.load(out).dataobj), mask)
 
 
 def test_small_objects_are_looked_at_closely(
@@ -479,6 +492,12 @@ def test_functions_of_a_script_raise_the_same(network: SAM2) -> None:
         ({"points": {1: (0, 0)}}, "outside the image"),
         ({"points": {-1: (0, 0, 0)}}, "from 1"),
         ({"boxes": {1: (0, (0, 0, 5, 5))}, "axis": 3}, "axis"),
+        ({"points": [(0, 0, 0)]}, "are given by object"),
+        ({"points": {1: 5}}, "object 1 are given as in"),
+        ({"points": {1: ("a", 0, 0)}}, "as in|A point is"),
+        ({"boxes": {1: (0, 0, 0, 5, 5)}}, "A box is a slice and its corners"),
+        ({"boxes": {1: (0, (0, 0, 5))}}, "A box is a slice and its corners"),
+        ({"boxes": {1: [(0, (0, 0, 5, 5)), (1, 2)]}}, "A box is a slice and its corners"),
         ({"masks": np.ones((2, 2, 2), int)}, "shape"),
         ({"masks": np.full(image.shape, 0.5)}, "whole numbers"),
         ({"points": {1: (0, 0, 0)}, "window": (4.0, 4.0)}, "window"),
@@ -486,6 +505,8 @@ def test_functions_of_a_script_raise_the_same(network: SAM2) -> None:
     ]:
         with pytest.raises(PromptError, match=message):
             segment(image, model=network, **arguments)
+    with pytest.raises(PromptError, match="not list"):
+        segment(image.tolist(), points={1: (0, 0, 0)}, model=network)
     with pytest.raises(PromptError, match="shape"):
         segment(image[0], points={1: (0, 0, 0)}, model=network)
 
@@ -533,6 +554,17 @@ def test_help_is_quick_and_loads_no_torch() -> None:
     assert run.returncode == 0, run.stderr
     for word in ("--box", "--mask", "--axis", "exit codes", "130", "examples"):
         assert word in run.stdout
+
+
+def test_the_shape_of_a_picture_has_as_many_numbers_as_axes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((256, 320), np.uint8))
+    assert main(["info", str(tmp_path / "a.tif")]) == 0
+    assert "256 x 320 (y, x), uint8" in capsys.readouterr().out
+    assert main(["info", "--json", str(tmp_path / "a.tif")]) == 0
+    (said,) = json.loads(capsys.readouterr().out)
+    assert (said["shape"], said["axes"], len(said["spacing"])) == ([256, 320], "yx", 2)
 
 
 def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,10 +10,14 @@ import nibabel
 import numpy as np
 import pytest
 from dicom_series import write_series
+from images import OBLIQUE, mirrored
+from nibabel.orientations import apply_orientation, inv_ornt_aff
 from pydicom.uid import generate_uid
 
 from napari_sam2.cli import main
-from napari_sam2.io import Volume, read_labels, read_volume, write_labels
+from napari_sam2.io import ReadError, Volume, read_labels, read_volume, write_labels
+from napari_sam2.io.place import on_image
+from napari_sam2.io.volume import spacing_of
 
 NAMES = {1: "liver", 5: "spleen"}
 COLOURS = {1: (1.0, 0.0, 0.0), 5: (0.0, 1.0, 0.0)}
@@ -80,3 +84,70 @@ def test_what_convert_refuses(
     ]  # fmt: skip
     assert main(["convert", good, str(tmp_path / "old.tif"), "--overwrite"]) == 0
     np.testing.assert_array_equal(read_labels(tmp_path / "old.tif")[0].array, labels)
+
+
+# ---- where labels lie
+
+
+def placed(labels: np.ndarray, affine: np.ndarray) -> Volume:
+    return Volume(labels, spacing_of(affine), "mm", affine, "made")
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("signs", list(itertools.product((1, -1), repeat=3)))
+def test_labels_in_any_order_of_axes_are_put_on_their_image(
+    order: tuple[int, ...], signs: tuple[int, ...]
+) -> None:
+    labels = np.random.default_rng(0).integers(0, 9, (2, 4, 5, 6))
+    image = Volume(labels, (2.0, *spacing_of(OBLIQUE)), "mm", OBLIQUE, "made", "tzyx")
+    turn = np.array(list(zip(order, signs, strict=True)))
+    stored = np.stack([apply_orientation(one.T, turn).T for one in labels])
+    affine = OBLIQUE @ inv_ornt_aff(turn, labels.shape[:0:-1])
+    other = Volume(stored, (2.0, *spacing_of(affine)), "mm", affine, "other", "tzyx")
+    found = on_image(other, image, "other")
+    np.testing.assert_array_equal(found.array, labels)
+    np.testing.assert_allclose(found.affine, OBLIQUE, atol=1e-9)
+    np.testing.assert_allclose(found.spacing, image.spacing)
+
+
+def test_labels_that_lie_elsewhere_are_refused() -> None:
+    image = placed(np.zeros((4, 5, 5), np.uint8), np.diag([1.0, 1.0, 3.0, 1.0]))
+    labels = image.array
+    moved, turned, larger = (image.affine.copy() for _ in range(3))
+    moved[0, 3] = 0.6
+    turned[:2, :2] = [[0.9, -0.3], [0.3, 0.9]]
+    larger[2, 2] = 3.2
+    for affine in (moved, turned, larger, image.affine @ np.diag([-1.0, 1, 1, 1])):
+        with pytest.raises(ReadError, match=r"lies elsewhere in space than the image made \(up to"):
+            on_image(placed(labels, affine), image, "labels")
+    moved[0, 3] = 0.4
+    near = placed(labels, moved)
+    assert on_image(near, image, "labels") is near
+    nowhere = Volume(labels, (1.0, 1.0, 1.0))
+    assert on_image(nowhere, image, "labels") is nowhere
+    assert on_image(near, nowhere, "labels") is near
+
+
+def test_convert_puts_labels_where_they_lie(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, own = tmp_path / "image.nii.gz", tmp_path / "labels.nii.gz"
+    labels = blobs((6, 8, 7))
+    nibabel.save(nibabel.Nifti1Image(np.zeros((7, 8, 6), np.int16), OBLIQUE), image)
+    nibabel.save(nibabel.Nifti1Image(labels.T, OBLIQUE), own)
+    flip, out = str(mirrored(own, tmp_path / "flip.nii.gz")), str(tmp_path / "out.nii.gz")
+    assert main(["convert", flip, out, "--like", str(image)]) == 0
+    back, _, _ = read_labels(out)
+    np.testing.assert_array_equal(back.array, labels)
+    np.testing.assert_allclose(back.affine, OBLIQUE, atol=1e-4)
+    capsys.readouterr()
+    nibabel.save(nibabel.Nifti1Image(labels.T, OBLIQUE @ np.diag([-1.0, 1, 1, 1])), flip)
+    command = ["convert", flip, out, "--like", str(image), "--overwrite"]
+    assert main(command) == 3 and "lies elsewhere in space" in capsys.readouterr().err
+    nibabel.save(nibabel.Nifti1Image(labels.T, None), flip)  # says nothing of its place
+    assert main(command) == 0
+    np.testing.assert_allclose(read_labels(out)[0].affine, OBLIQUE, atol=1e-4)
+    write_labels(tmp_path / "plain.tif", labels, Volume(labels))
+    command = ["convert", str(own), out, "--like", str(tmp_path / "plain.tif"), "--overwrite"]
+    assert main(command) == 0
+    np.testing.assert_allclose(read_labels(out)[0].affine, OBLIQUE, atol=1e-4)

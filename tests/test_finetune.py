@@ -7,11 +7,12 @@ import json
 import math
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import tifffile
 import torch
-from images import DATA, needs_data
+from images import DATA, OBLIQUE, mirrored, needs_data
 from kinds import crosses
 from test_training import TINY
 
@@ -347,3 +348,16 @@ def test_a_pair_that_does_not_match_is_named(tmp_path: Path) -> None:
         tifffile.imwrite(tmp_path / f"{name}.tif", np.ones(shape, np.uint8))
     with pytest.raises(ReadError, match=r"a\.tif: the image has the shape"):
         read_pairs([tmp_path / "a.tif"], [tmp_path / "b.tif"])
+
+
+def test_labels_lie_on_their_image(tmp_path: Path) -> None:
+    labels = np.zeros((9, 8, 4), np.uint8)
+    labels[1:4, 2:6, 1:3] = 1
+    image, own = tmp_path / "image.nii", tmp_path / "labels.nii"
+    nibabel.save(nibabel.Nifti1Image(np.zeros(labels.shape, np.int16), OBLIQUE), image)
+    nibabel.save(nibabel.Nifti1Image(labels, OBLIQUE), own)
+    (source,) = read_pairs([image], [mirrored(own, tmp_path / "flip.nii")])
+    np.testing.assert_array_equal(np.asarray(source.labels), labels.T)
+    nibabel.save(nibabel.Nifti1Image(labels, OBLIQUE @ np.diag([-1.0, 1, 1, 1])), own)
+    with pytest.raises(ReadError, match="lies elsewhere in space"):
+        read_pairs([image], [own])

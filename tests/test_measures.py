@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,13 @@ from napari.layers import Image
 from skimage.measure import regionprops_table
 
 from napari_sam2 import Session
+from napari_sam2.batch_worker import found_objects
 from napari_sam2.io import Volume
+from napari_sam2.io.place import layer_axes
+from napari_sam2.io.readers import layers_of
+from napari_sam2.io.volume import spacing_of
 from napari_sam2.measures import Measures, measure_labels, measure_session, write_csv
+from napari_sam2.sequence_view import SequenceKey
 
 
 def of(measures: Measures, object_id: int, frame: int) -> Any:
@@ -75,6 +81,49 @@ def test_a_centroid_lies_in_the_patient() -> None:
     (one, _) = measure_labels(labels, Volume(image, (3.0, 0.5, 0.25), "mm", affine)).objects
     right, anterior, superior = (affine @ (7.5, 3.5, 2, 1))[:3]
     assert one.centroid == pytest.approx((superior, -anterior, -right))
+
+
+SHEARED = np.array([[0, -2, 1, 5], [1.5, 0, 0, -7], [0, 0, 3, 9], [0, 0, 0, 1.0]])
+"""Slices of 2 x 1.5 mm, 3 mm apart, each shifted by 1 mm to the one before."""
+
+
+def sheared() -> tuple[np.ndarray, Volume]:
+    labels, image = boxes()
+    return labels, Volume(image, spacing_of(SHEARED), "mm", SHEARED)
+
+
+def test_shear_takes_nothing_from_volumes() -> None:
+    labels, volume = sheared()
+    assert volume.voxel_size == pytest.approx(9)
+    measures = measure_labels(labels, volume)
+    assert measures.objects[0].size == pytest.approx(120 * 9)
+    assert of(measures, 1, 2).size == pytest.approx(40 * 3)
+    assert found_objects(labels, volume, {})[0].size == pytest.approx(120 * 9 / 1000)
+    over_time = replace(volume, array=volume.array[None], spacing=(1.0, *volume.spacing))
+    over_time = replace(over_time, axes="tzyx")
+    assert measure_labels(labels[None], over_time).objects[0].size == pytest.approx(120 * 9)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_session_on_a_scan_is_measured_as_its_labels_are(axis: int) -> None:
+    labels, volume = sheared()
+    (data, options, _), *_ = layers_of(volume)
+    order = list(layer_axes(volume))
+    for image, own, given in (
+        (volume.array, labels, volume),
+        (Image(data, **options), labels.transpose(order), None),
+    ):
+        session = Session(image, small_model(), window=(0, 2000), spacing=volume.spacing)
+        session.show(SequenceKey.along(axis, 3))
+        session.add_object(object_id=1)
+        for frame, mask in enumerate(np.moveaxis(own == 1, axis, 0)):
+            if mask.any():
+                session.paint(1, frame, mask)
+        (one,) = measure_session(session, image=given).objects
+        assert (one.size, one.unit) == (pytest.approx(120 * 9), "mm3")
+        if given is not None:
+            expected = measure_labels(labels, volume).objects[0].centroid
+            assert one.centroid == pytest.approx(expected)
 
 
 def test_cells_are_areas_over_time() -> None:

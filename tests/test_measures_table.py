@@ -12,7 +12,9 @@ import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QLabel
 
-from napari_sam2.io import read_labels
+from napari_sam2.io import Volume, read_labels
+from napari_sam2.io.readers import layers_of
+from napari_sam2.io.volume import spacing_of
 from napari_sam2.widgets import MeasuresTable
 
 
@@ -150,6 +152,18 @@ def test_masks_of_a_session_come_with_names_and_marks(
     labels, names, colours = read_labels(tmp_path / "l.seg.nrrd")
     assert (labels.array == session.labels).all() and names == {1: "liver"}
     assert colours[1] == pytest.approx((1.0, 0.5, 0.0), abs=1e-5)
+
+
+def test_labels_of_a_tilted_gantry_have_their_true_volume(viewer: Any, qtbot: Any) -> None:
+    affine = np.array([[0, -2, 1, 5], [1.5, 0, 0, -7], [0, 0, 3, 9], [0, 0, 0, 1.0]])
+    labels = Volume(boxes(), spacing_of(affine), "mm", affine, "tilted", is_labels=True)
+    (layer,) = layers_of(labels)
+    viewer.layers.clear()
+    viewer.add_labels(layer[0], **layer[1])
+    table = MeasuresTable(viewer)
+    qtbot.addWidget(table)
+    measured(table, qtbot)
+    assert float(shown(table, 0)["Volume (ml)"]) == pytest.approx(150 * 9 / 1000, rel=1e-3)
 
 
 def test_without_matplotlib_there_is_a_table_and_a_note(

@@ -256,7 +256,7 @@ def test_numbered_pictures_are_a_sequence_too(tmp_path: Path, suffix: str) -> No
     assert volume.array.shape == (11, 16, 24, 3)
     assert np.abs(np.asarray(volume.array).astype(int) - colours).max() <= (suffix == "jpg") * 4
     (info,) = list_images(tmp_path / f"t0.{suffix}")
-    assert (info.axes, info.shape) == ("yx", (1, 16, 24))
+    assert (info.axes, info.shape, len(info.spacing)) == ("yx", (16, 24), 2)
     Image.fromarray(colours[0, :9]).save(tmp_path / f"t3.{suffix}")
     with pytest.raises(ReadError, match=r"differs from t0\.\w+ in size"):
         read_image(tmp_path)
@@ -286,5 +286,5 @@ def test_several_images_in_a_file_are_listed(tmp_path: Path) -> None:
         writer.write(np.zeros((6, 7), np.uint8))
         writer.write(np.zeros((3, 8, 9), np.uint16), photometric="minisblack")
     first, second = list_images(tmp_path / "two.tif")
-    assert (first.series, first.shape, first.axes, first.dtype) == ("1", (1, 6, 7), "yx", "uint8")
+    assert (first.series, first.shape, first.axes, first.dtype) == ("1", (6, 7), "yx", "uint8")
     assert (second.series, second.shape, second.dtype) == ("2", (3, 8, 9), "uint16")

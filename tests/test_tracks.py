@@ -90,6 +90,28 @@ def test_a_table_says_where_each_object_is_and_where_it_comes_from(session, tmp_
     assert {r["parent"] for r in rows if r["object"] in "14"} == {""}
 
 
+def test_tracks_of_an_array_have_the_unit_and_place_of_its_volume(tmp_path: Path):
+    movie = Volume(IMAGES, (30.0, 0.5, 0.25), "um", axes="tyx")
+    session = a_session(movie.array, spacing=movie.spacing)
+    with open(write_tracks(tmp_path / "a.csv", session, image=movie), newline="") as file:
+        row = next(r for r in csv.DictReader(file) if (r["object"], r["frame"]) == ("3", "6"))
+    y, x = np.argwhere(TRUTH[6] == 3).mean(axis=0)
+    assert (float(row["size"]), row["unit"]) == (pytest.approx((TRUTH[6] == 3).sum() / 8), "um2")
+    assert float(row["centroid_x"]) == pytest.approx(0.25 * x)
+    path = write_tracks(tmp_path / "a.geff", session, image=movie)
+    axes = zarr.open_group(path, mode="r").attrs["geff"]["axes"]
+    assert [axis["unit"] for axis in axes] == ["frame", "micrometer", "micrometer"]
+
+    scan = Volume(IMAGES, (2.0, 0.5, 0.25), "mm", np.diag([-0.25, -0.5, 2.0, 1.0]))
+    scan.affine[:3, 3] = 10, 20, -30
+    path = write_tracks(tmp_path / "b.csv", session, is_time=False, image=scan)
+    with open(path, newline="") as file:
+        row = next(r for r in csv.DictReader(file) if (r["object"], r["frame"]) == ("3", "6"))
+    found = [float(row[f"centroid_{axis}"]) for axis in "zyx"]
+    np.testing.assert_allclose(found, (12 - 30, 0.5 * y - 20, 0.25 * x - 10))
+    assert row["unit"] == "mm2"
+
+
 def test_a_geff_holds_nodes_and_edges(session, tmp_path: Path):
     path = write_tracks(tmp_path / "cells.geff", session)
     group = zarr.open_group(path, mode="r")

@@ -351,6 +351,16 @@ def test_what_save_model_writes_loads_the_same(tmp_path):
     assert os.listdir(tmp_path) == ["mine.safetensors"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_a_saved_model_may_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o022)
+    try:
+        save_model(small_model(), tmp_path / "own.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "own.safetensors").stat().st_mode & 0o777 == 0o644
+
+
 def test_half_precision_files_keep_their_vectors_and_load_in_float32(tmp_path):
     path = tmp_path / "half.safetensors"
     save_model(small_model(), path, dtype=torch.float16)

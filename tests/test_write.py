@@ -79,6 +79,10 @@ def test_time_lapses_come_back_bit_for_bit(tmp_path: Path, name: str) -> None:
     write_labels(tmp_path / name, labels, movie)
     back, _, _ = read_labels(tmp_path / name)
     np.testing.assert_array_equal(np.squeeze(back.array), labels)
+    if name == "l.nrrd":
+        assert back.axes == "tyx" and back.unit == "mm"
+        np.testing.assert_allclose(back.spacing, (30.0, 0.0005, 0.0005))
+        np.testing.assert_array_equal(read_labels(tmp_path / name, movie)[0].array, labels)
     if name in ("l.ome.tif", "l.tif", "l.ome.zarr"):
         assert back.axes == "tyx" and back.unit == "um"
         np.testing.assert_allclose(back.spacing, movie.spacing, rtol=1e-5)
@@ -93,6 +97,32 @@ def test_volumes_over_time_come_back_bit_for_bit(tmp_path: Path, name: str) -> N
     np.testing.assert_array_equal(back.array, labels)
     assert back.axes == "tzyx"
     np.testing.assert_allclose(back.spacing, like.spacing, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["l.nii.gz", "l.nii", "l.nrrd", "l.seg.nrrd", "l.ome.zarr"])
+@pytest.mark.parametrize("affine", [None, oblique()], ids=["nowhere", "placed"])
+def test_ids_of_64_bits_are_kept(tmp_path: Path, name: str, affine: np.ndarray | None) -> None:
+    labels = blobs((4, 9, 12)).astype(np.uint64)
+    write_labels(tmp_path / name, labels, volume(affine))  # they are small, whatever their type
+    labels[1, 1, 1] = 2**40
+    write_labels(tmp_path / name, labels, volume(affine), overwrite=True)
+    np.testing.assert_array_equal(read_labels(tmp_path / name)[0].array, labels)
+
+
+def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    labels = blobs((4, 9, 12))
+    for name, array, like, message in [
+        ("l.ome.tif", labels.astype(np.uint64) * 2**40, volume(), "TIFF holds ids up to"),
+        ("l.tif", labels.astype(np.uint64) * 2**40, volume(), "TIFF holds ids up to"),
+        ("l.tif", labels[1:], volume(), "have shape"),
+        ("l.tif", labels * 0.5, volume(), "whole numbers from 0, not float64"),
+        ("l.tif", labels.astype(int) - 1, volume(), "there is -1"),
+        ("l.tif", labels, labels, "must be the Volume of the image .* not ndarray"),
+    ]:
+        with pytest.raises(WriteError, match=message):
+            write_labels(tmp_path / name, array, like)
+    assert not list(tmp_path.iterdir())
+    assert issubclass(WriteError, ValueError)
 
 
 @pytest.mark.parametrize("name", ["l.nii.gz", "l.ome.tif", "l.ome.zarr", "l.nrrd", "l.seg.nrrd"])

@@ -126,7 +126,10 @@ def save_model(
     texts[_CONFIG_KEY] = json.dumps(asdict(model.config))
     beside = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
     try:
+        beside.touch()
+        mode = beside.stat().st_mode
         save_file(state, beside, texts)
+        beside.chmod(mode)  # safetensors makes files that nobody else may read
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

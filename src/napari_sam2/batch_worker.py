@@ -274,11 +274,14 @@ def _legend(objects: Mapping[int, Any]) -> tuple[dict[int, str], dict[int, Any]]
 def _masks(path: Path, volume: Volume) -> NDArray[Any]:
     """Labels of the image's shape; of one frame alone, they are those of the first."""
     from napari_sam2.io import ReadError, read_labels
+    from napari_sam2.io.place import on_image
 
     labels, *_ = read_labels(path)
-    masks = np.asarray(labels.array)
+    masks = np.asarray(on_image(labels, volume, path).array)
     if masks.shape == volume.shape:
         return masks
+    first = replace(volume, array=volume.array[:1])
+    masks = np.asarray(on_image(labels, first, path).array)
     if masks.size != np.prod(volume.shape[1:]) or masks.shape[-2:] != volume.shape[1:]:
         raise ReadError(
             f"The mask {path} has the shape {masks.shape}, the image {volume.source} "
@@ -374,7 +377,7 @@ def found_objects(
         voxels = int(counted.get(i, 0))
         size, unit = float(voxels), "voxels"
         if volume.unit != "pixel" and volume.axes == "zyx":
-            size *= float(np.prod(volume.spacing))
+            size *= volume.voxel_size
             size, unit = (size / 1000, "ml") if volume.unit == "mm" else (size, "um3")
         found.append(FoundObject(int(i), names.get(i) or f"Object {i}", voxels, size, unit))
     return tuple(found)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_sam2.io import ReadError, WriteError, read_volume
+from napari_sam2.io.place import on_image
 from napari_sam2.segmentation import loaded
 from napari_sam2.tasks import CPU_BFLOAT16, LazyModel
 from napari_sam2.whole_file import write_text
@@ -114,7 +115,8 @@ def read_pairs(
             to be empty.
 
     Raises:
-        ReadError: a file cannot be read, there are not equally many, or a pair does not fit.
+        ReadError: a file cannot be read, there are not equally many, or a pair does not fit, in
+            its shape or by where it lies in space.
     """
     if len(images) != len(labels):
         raise ReadError(
@@ -123,7 +125,8 @@ def read_pairs(
         )
     sources: list[Source] = []
     for image, own in zip(images, labels, strict=True):
-        picture, truth = read_volume(image), read_volume(own)
+        picture = read_volume(image)
+        truth = on_image(read_volume(own), picture, own)
         is_volume = picture.axes == "zyx" and picture.array.shape[0] > 1
         name = Path(image).name
         sources += sources_of(

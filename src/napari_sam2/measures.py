@@ -107,15 +107,18 @@ def measure_session(
     session: Session,
     *,
     is_time: bool | None = None,
+    image: Volume | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Measures:
     """Measure all objects of a session on the sequence that is shown, as `session.labels` has them.
 
     is_time: whether frames are time points; by default where the axis of an image layer says so
         (its label is "t" or "time").
+    image: what the session was made on, if that is no layer: its array has the session's axes, of
+        which one picture may have lost its z. Gives place and unit; an array alone has pixels.
     progress: told how many frames are done, of how many.
     """
-    return finish(session_steps(session, is_time=is_time), progress)
+    return finish(session_steps(session, is_time=is_time, image=image), progress)
 
 
 def measure_labels(
@@ -194,17 +197,30 @@ def values(row: FrameMeasure | ObjectMeasure) -> list[Any]:
 # ---- frame by frame
 
 
-def session_steps(session: Session, *, is_time: bool | None = None) -> Steps:
+def session_steps(
+    session: Session, *, is_time: bool | None = None, image: Volume | None = None
+) -> Steps:
     """As `measure_session`, one frame at a time."""
     view = session.view
     axis = view.key.axis
+    layer = view.layers[0] if view.layers else None
     if is_time is None:
-        layer = view.layers[0] if view.layers else None
         label = str(layer.axis_labels[axis]).lower() if layer and axis is not None else ""
+        if image is not None and axis == 0:
+            label = image.axes[0]
         is_time = label in _TIME or axis is None  # a single picture has areas, as a movie has
     labels, objects = session.labels, session.objects
     in_space = sorted(view.plane if is_time or axis is None else (axis, *view.plane))
-    to_world = view.layers[0].data_to_world if view.layers else np.asarray(view.spacing).__mul__
+    unit = "pixel"
+    to_world: Callable[..., Any] = np.asarray(view.spacing).__mul__
+    if layer is not None:
+        unit = _UNITS.get(str(layer.units[-1]), "pixel")
+        to_world, steps = layer.data_to_world, layer_steps(layer, view.spacing)
+    elif image is not None:
+        unit, to_world = image.unit, _to_world(image)
+        steps = _steps_of(to_world, len(view.shape))
+    else:
+        steps = np.diag(view.spacing)
 
     def place(position: NDArray[np.float64]) -> tuple[float, ...]:
         """(z, y, x) of frame and pixel -> the world."""
@@ -214,11 +230,10 @@ def session_steps(session: Session, *, is_time: bool | None = None) -> Steps:
         world = np.asarray(to_world(at), float)
         return tuple(world[in_space].tolist())
 
-    unit = "pixel"
-    if view.layers:
-        unit = _UNITS.get(str(view.layers[0].units[-1]), "pixel")
-    area = float(np.prod(view.pixel_size))
-    step = 1.0 if is_time or axis is None else float(view.spacing[axis])
+    plane = list(view.plane)
+    area, step = _spanned(steps[plane]), 1.0
+    if axis is not None and not is_time:
+        step = _spanned(steps[[axis, *plane]]) / area
     known = {
         object_id: _Known(
             info.name,
@@ -240,8 +255,17 @@ def session_steps(session: Session, *, is_time: bool | None = None) -> Steps:
     return (yield from _measured(len(view), planes, scale, place, known, only=frozenset(objects)))
 
 
-def labels_steps(labels: Any, image: Volume, *, names: Mapping[int, str] | None = None) -> Steps:
-    """As `measure_labels`, one frame at a time."""
+def labels_steps(
+    labels: Any,
+    image: Volume,
+    *,
+    names: Mapping[int, str] | None = None,
+    steps: NDArray[np.float64] | None = None,
+) -> Steps:
+    """As `measure_labels`, one frame at a time.
+
+    steps: (3, N) from a voxel to the next one along z, y and x, if that is not as `image` says.
+    """
     from napari_sam2.io import world_affine
 
     axes = image.axes.replace("c", "")
@@ -270,12 +294,72 @@ def labels_steps(labels: Any, image: Volume, *, names: Mapping[int, str] | None 
         for index in indices:
             yield index[-1], labels[index], lambda index=index: picture(index)  # type: ignore[misc]
 
-    y, x = image.spacing[-2:]
     if axes in ("tyx", "yx"):
+        y, x = image.spacing[-2:]
         scale = _Scale(image.unit, y * x, 1.0, is_time=True, are_volumes=False)
         return (yield from _measured(shape[0], planes, scale, place_in_picture, known))
-    scale = _Scale(image.unit, y * x, image.spacing[-3], is_time, are_volumes=is_time)
+    if steps is None:
+        steps = _along(affine[:3, :3].T, image.spacing[-3:])
+    area = _spanned(steps[1:])
+    scale = _Scale(image.unit, area, _spanned(steps) / area, is_time, are_volumes=is_time)
     return (yield from _measured(shape[0], planes, scale, place, known))
+
+
+def layer_steps(layer: Any, spacing: Sequence[float] | None = None) -> NDArray[np.float64]:
+    """(D, N) from an element of a layer to its neighbour along each axis.
+
+    A sheared scan (a tilted gantry) is shown straight, with pixels as far apart as in the file; the
+    directions are those of the file.
+
+    spacing: (D,) how far; by default as the layer is placed.
+    """
+    from napari_sam2.io import Volume, world_affine
+    from napari_sam2.io.place import has_place, layer_axes
+    from napari_sam2.io.readers import METADATA_KEY
+
+    steps = _steps_of(layer.data_to_world, layer.ndim)
+    lengths = np.linalg.norm(steps, axis=1)
+    source = layer.metadata.get(METADATA_KEY)
+    if isinstance(source, Volume) and has_place(source) and layer.ndim == len(source.shape):
+        steps[-3:] = 0
+        steps[-3:, -3:] = world_affine(source)[:3, list(layer_axes(source))].T
+    return _along(steps, lengths if spacing is None else spacing)
+
+
+def _steps_of(to_world: Callable[..., Any], ndim: int) -> NDArray[np.float64]:
+    origin = np.asarray(to_world(np.zeros(ndim)), float)
+    return np.array([to_world(step) for step in np.eye(ndim)], float) - origin
+
+
+def _to_world(image: Volume) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """From indices along the axes of an array, (z, y, x) or with others before them, or (y, x), to
+    the same of the world."""
+    from napari_sam2.io import world_affine
+    from napari_sam2.io.place import has_place
+
+    spacing = np.array((1.0, 1.0, *image.spacing))
+
+    def to_world(at: NDArray[np.float64]) -> NDArray[np.float64]:
+        world = at * spacing[-len(at) :]
+        if has_place(image):
+            zyx = np.array((0.0, 0.0, 0.0, *at))[-3:]
+            world[-3:] = (world_affine(image) @ (*zyx, 1))[:3][-len(at) :]
+        return world
+
+    return to_world
+
+
+def _along(directions: NDArray[Any], lengths: Sequence[float]) -> NDArray[np.float64]:
+    """(D, N) vectors of some directions and lengths."""
+    lengths_now = np.linalg.norm(directions, axis=1)
+    vectors: NDArray[np.float64] = directions * (np.asarray(lengths) / lengths_now)[:, None]
+    return vectors
+
+
+def _spanned(steps: NDArray[np.float64]) -> float:
+    """The area between two vectors, the volume between three; the product of their lengths only if
+    they are at right angles."""
+    return float(np.sqrt(np.linalg.det(steps @ steps.T)))
 
 
 @dataclass(frozen=True)

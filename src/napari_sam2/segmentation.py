@@ -97,6 +97,10 @@ def segment(
     Raises: PromptError before anything is computed; ModelError if the model cannot be loaded.
     """
     array = volume.array if isinstance(volume, Volume) else volume
+    if not hasattr(array, "ndim"):
+        raise PromptError(
+            f"An array (z, y, x) or a Volume of read_volume is needed, not {type(array).__name__}."
+        )
     if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] != 3):
         raise PromptError(
             f"An image of shape (z, y, x) or (z, y, x, 3) is needed, not {array.shape}."
@@ -205,7 +209,12 @@ def _gather(
 
     in_plane = [n for n in range(3) if n != axis]
     height, width = (shape[n] for n in in_plane)
-    for object_id, (frame, corners) in _each(boxes):
+    for object_id, box in _each("boxes", boxes, "{1: (z, (y0, x0, y1, x1))}"):
+        if not _is_box(box):
+            raise PromptError(
+                f"A box is a slice and its corners, (z, (y0, x0, y1, x1)), not {box!r}."
+            )
+        frame, corners = box
         text = f"The box {object_id}:{frame:g},{','.join(f'{c:g}' for c in corners)}"
         top, left, bottom, right = corners
         if not (top < bottom and left < right):
@@ -229,8 +238,13 @@ def _gather(
             )
         prompt.box = (float(top), float(left), float(bottom), float(right))
 
-    for sign, given in ((1, points), (0, negative_points)):
-        for object_id, point in _each(given):
+    for sign, what, given in (
+        (1, "points", points),
+        (0, "negative_points", negative_points),
+    ):
+        for object_id, point in _each(what, given, "{1: (z, y, x)}"):
+            if not _are_numbers(point):
+                raise PromptError(f"A point is (z, y, x), not {point!r}.")
             text = f"The point {object_id}:{','.join(f'{c:g}' for c in point)}"
             if len(point) != 3 or not all(
                 -0.5 <= c <= n - 0.5 for c, n in zip(point, shape, strict=True)
@@ -269,12 +283,33 @@ def _gather(
     return prompts
 
 
-def _each(given: Mapping[int, Any] | None) -> Iterator[tuple[int, Any]]:
+def _each(what: str, given: Mapping[int, Any] | None, as_in: str) -> Iterator[tuple[int, Any]]:
     """(id, prompt) for every prompt of a mapping from ids to one prompt or several."""
-    for object_id, value in (given or {}).items():
+    if given is None:
+        return
+    if not isinstance(given, Mapping):
+        raise PromptError(
+            f"The {what} are given by object, as in {as_in}, not as {type(given).__name__}."
+        )
+    for object_id, value in given.items():
+        if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str):
+            raise PromptError(
+                f"The {what} of object {object_id} are given as in {as_in}, not as {value!r}."
+            )
         is_one = len(value) > 0 and np.isscalar(value[0])
         for one in [value] if is_one else value:
             yield object_id, one
+
+
+def _is_box(box: Any) -> bool:
+    """Whether it has the form (z, (y0, x0, y1, x1))."""
+    is_pair = isinstance(box, Sequence | np.ndarray) and len(box) == 2
+    return is_pair and _are_numbers((box[0],)) and _are_numbers(box[1]) and len(box[1]) == 4
+
+
+def _are_numbers(values: Any) -> bool:
+    is_row = isinstance(values, Sequence | np.ndarray) and not isinstance(values, str)
+    return is_row and all(isinstance(one, int | float | np.number) for one in values)
 
 
 def _mask_prompts(

@@ -26,6 +26,7 @@ from napari_sam2.session import Session
 from napari_sam2.whole_file import write_text
 
 if TYPE_CHECKING:
+    from napari_sam2.io import Volume
     from napari_sam2.measures import FrameMeasure
 
 SUFFIXES = (".csv", ".geff")
@@ -138,6 +139,7 @@ def write_tracks(
     overwrite: bool = False,
     *,
     is_time: bool = True,
+    image: Volume | None = None,
 ) -> Path:
     """Write the tracks of the sequence that is shown; the suffix chooses the format.
 
@@ -149,13 +151,14 @@ def write_tracks(
     The file or folder is written under another name and then renamed. Returns its path.
 
     is_time: whether frames are time points; else they are slices, and centres have a z.
+    image: what the session was made on, if that is no layer, as for `measure_session`.
 
     Raises WriteError: another suffix, something there already without `overwrite`, no tracks, a
     parent that is still there when a daughter begins, or a disk that cannot be written.
     """
     target = check_tracks_target(path, overwrite)
     check_lineage(session)
-    rows = measure_session(session, is_time=is_time).frames
+    rows = measure_session(session, is_time=is_time, image=image).frames
     if not rows:
         raise WriteError("There are no tracks to write yet: no object has a mask.")
     try:

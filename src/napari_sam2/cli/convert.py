@@ -42,6 +42,7 @@ def add_convert(commands: Any) -> None:
 
 def _convert(options: argparse.Namespace) -> int:
     from napari_sam2.io import check_target, read_image, read_labels, write_labels
+    from napari_sam2.io.place import has_place
 
     with clear_errors():
         for source in (options.labels, options.like):
@@ -50,6 +51,9 @@ def _convert(options: argparse.Namespace) -> int:
             )
         like = read_image(options.like, options.series) if options.like else None
         labels, names, colours = read_labels(options.labels, like)
+        if like is not None and not has_place(like) and has_place(labels):
+            is_alike = labels.axes == like.axes.replace("c", "")
+            like = labels if is_alike else like  # a time-lapse has no place
         write_labels(
             options.out,
             labels.array,

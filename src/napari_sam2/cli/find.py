@@ -123,7 +123,13 @@ def _find(options: argparse.Namespace) -> int:
         write_measures(options, session.labels, volume)
         if options.tracks:
             is_time = volume.axes.startswith("t")
-            write_tracks(options.tracks, session, overwrite=options.overwrite, is_time=is_time)
+            write_tracks(
+                options.tracks,
+                session,
+                overwrite=options.overwrite,
+                is_time=is_time,
+                image=volume,
+            )
     seconds = time.perf_counter() - started
     found = {"divisions": len(proposals)} if options.divisions else {}
     tell(options, session.labels, volume, set(session.objects), seconds, more=found)

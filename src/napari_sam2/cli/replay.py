@@ -102,6 +102,12 @@ def _replay(options: argparse.Namespace) -> int:
         write_measures(options, labels, volume, names)
         if options.tracks:
             is_time = volume.axes.startswith("t")
-            write_tracks(options.tracks, session, overwrite=options.overwrite, is_time=is_time)
+            write_tracks(
+                options.tracks,
+                session,
+                overwrite=options.overwrite,
+                is_time=is_time,
+                image=image.placed,
+            )
     tell(options, labels, volume, objects.keys(), time.perf_counter() - started, names)
     return OK

@@ -134,25 +134,15 @@ def _segment(options: argparse.Namespace) -> int:
 
 def _read_mask(path: str, volume: Volume, image: str) -> np.ndarray:
     """The labels of a mask file, which must lie on the image voxel by voxel."""
-    import numpy as np
-
     from napari_sam2.io import ReadError, read_volume
+    from napari_sam2.io.place import on_image
 
-    mask = read_volume(path)
+    mask = on_image(read_volume(path), volume, path)
     if mask.array.shape != volume.shape:
         raise ReadError(
             f"The mask {path} has the shape {mask.array.shape}, the image {image} {volume.shape} "
             "(z, y, x)."
         )
-    if mask.affine is not None and volume.affine is not None:
-        corners = np.array([[x, y, z, 1] for z in (0, 1) for y in (0, 1) for x in (0, 1)])
-        corners[:, :3] *= np.array(volume.shape)[::-1]
-        apart = np.linalg.norm((corners @ (mask.affine - volume.affine).T)[:, :3], axis=1).max()
-        if apart > 0.5 * min(volume.spacing):
-            raise ReadError(
-                f"The mask {path} lies elsewhere in space than the image {image} "
-                f"(up to {apart:.1f} mm off): resample it to the image first."
-            )
     return mask.array
 
 

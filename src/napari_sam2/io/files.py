@@ -79,26 +79,35 @@ def list_images(path: str | os.PathLike[str]) -> list[ImageInfo]:
         if kind == "DICOM":
             from napari_sam2.io.dicom import list_series
 
-            return [*list_series(path)]
+            return [_without_z(info) for info in list_series(path)]
         names = _series_names(path, kind)
         images = [_read(path, name, pixels=False) for name in names]
         several = len(names) > 1
         return [
-            ImageInfo(
-                series=name if several else None,
-                kind=kind,
-                description=image.source,
-                shape=tuple(int(n) for n in image.shape),
-                axes=image.axes,
-                dtype=str(image.array.dtype),
-                spacing=image.spacing,
-                unit=image.unit,
-                orientation=orientation(image),
-                channels=image.channels,
-                notes=image.notes,
+            _without_z(
+                ImageInfo(
+                    series=name if several else None,
+                    kind=kind,
+                    description=image.source,
+                    shape=tuple(int(n) for n in image.shape),
+                    axes=image.axes,
+                    dtype=str(image.array.dtype),
+                    spacing=image.spacing,
+                    unit=image.unit,
+                    orientation=orientation(image),
+                    channels=image.channels,
+                    notes=image.notes,
+                )
             )
             for name, image in zip(names, images, strict=True)
         ]
+
+
+def _without_z(info: ImageInfo) -> ImageInfo:
+    """One picture has no z, though a `Volume` of it has."""
+    if info.axes != "yx":
+        return info
+    return replace(info, shape=info.shape[-2:], spacing=info.spacing[-2:])
 
 
 def take_channel(image: Volume, channel: int) -> Volume:

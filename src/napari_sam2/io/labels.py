@@ -22,6 +22,7 @@ from napari_sam2.io.files import read_image
 from napari_sam2.io.guard import clear_errors
 from napari_sam2.io.kinds import image_kind
 from napari_sam2.io.legend import RGB, Legend, make_legend
+from napari_sam2.io.place import on_image
 from napari_sam2.io.volume import ReadError, Volume, WriteError
 from napari_sam2.label_ids import ids_in
 
@@ -70,8 +71,9 @@ def write_labels(
     The file or folder is written beside the target under another name and then renamed, so an older
     one stays whole until the new one is complete.
 
-    Raises: WriteError if the target exists and `overwrite` is not set, or cannot be written.
-    ValueError if the shapes differ or `labels` are not whole numbers from 0.
+    Raises: WriteError, which is an OSError and a ValueError, if the target exists and `overwrite`
+    is not set, or cannot be written, if the shapes differ, `labels` are not whole numbers from 0,
+    or `like` is no `Volume`.
     """
     target = check_target(path, overwrite=overwrite, format=format)
     placed = _placed(np.asarray(labels), like)
@@ -106,10 +108,12 @@ def read_labels(
     """Read a labels file: the labels in their place, and names and colours by id where it has them.
 
     path: whatever `read_image` reads with whole numbers in it, or a DICOM segmentation.
-    like: the image that the labels belong to, by which a DICOM segmentation is put on all of its
-        slices; it must be of the same shape.
+    like: the image that the labels belong to. A DICOM segmentation is put on all of its slices;
+        labels of the same grid that are stored with their axes in another order or direction are
+        put in that of the image.
 
-    Raises: ReadError, one sentence.
+    Raises: ReadError, one sentence; also for labels that have another shape than `like`, or lie
+    elsewhere in space.
     """
     path = Path(path)
     from napari_sam2.io.labels_dicom import is_seg, read_seg
@@ -124,13 +128,16 @@ def read_labels(
         array = array.astype(np.int64)  # labels as some programs save them
     if array.ndim != len(labels.shape) or array.dtype.kind not in "bui" or array.min() < 0:
         raise ReadError(f"{path} holds an image, not labels: labels are whole numbers from 0.")
-    if like is not None and array.shape != _shape_of_labels(like):
-        raise ReadError(
-            f"{path} has the shape {array.shape} and the image {_shape_of_labels(like)}; give the "
-            "image that the labels were made on."
-        )
+    labels = replace(labels, array=array)
+    if like is not None:
+        labels = on_image(labels, like, path)
+        if labels.array.shape != _shape_of_labels(like):
+            raise ReadError(
+                f"{path} has the shape {array.shape} and the image {_shape_of_labels(like)}; give "
+                "the image that the labels were made on."
+            )
     return (
-        replace(labels, array=array),
+        labels,
         {entry.id: entry.name for entry in legend},
         {entry.id: entry.colour for entry in legend if entry.colour is not None},
     )
@@ -277,14 +284,19 @@ def read_legend(path: Path) -> Legend:
 
 def _placed(labels: np.ndarray, like: Volume) -> Volume:
     """The labels in the place of their image, which has no channels any more."""
+    if not isinstance(like, Volume):
+        raise WriteError(
+            "`like` must be the Volume of the image that the labels were made on, as read_volume "
+            f"gives it, not {type(like).__name__}."
+        )
     if labels.shape != _shape_of_labels(like):
-        raise ValueError(
+        raise WriteError(
             f"The labels have shape {labels.shape}, the image {_shape_of_labels(like)}."
         )
-    if labels.dtype.kind not in "bui" or labels.min(initial=0) < 0:
-        raise ValueError(
-            f"Labels must be whole numbers from 0, not {labels.dtype} from {labels.min()}."
-        )
+    if labels.dtype.kind not in "bui":
+        raise WriteError(f"Labels must be whole numbers from 0, not {labels.dtype}.")
+    if labels.min(initial=0) < 0:
+        raise WriteError(f"Labels must be whole numbers from 0, and there is {labels.min()}.")
     axes = like.axes.replace("c", "")
     spacing = (1.0,) * (max(3, len(axes)) - len(like.spacing)) + tuple(like.spacing)
     array = labels.view(np.uint8) if labels.dtype.kind == "b" else labels

@@ -48,7 +48,7 @@ def write_nifti(path: Path, labels: Volume, legend: Legend) -> None:
             z, y, x = (n * (1e-3 if labels.unit == "um" else 1.0) for n in labels.spacing[-3:])
             affine = np.diag([-x, -y, z, 1.0])
         kind = nibabel.Nifti1Image if max(data.shape) < 2**15 else nibabel.Nifti2Image
-        image = kind(data, affine)
+        image = kind(data, affine, dtype=data.dtype)  # nibabel asks to be told of 64 bits
         is_long = labels.axes == "tzyx"
         if is_long:
             image.header.set_zooms((*spacing_of(affine)[::-1], labels.spacing[0]))

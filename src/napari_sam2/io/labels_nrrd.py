@@ -37,21 +37,22 @@ def write_nrrd(path: Path, labels: Volume, legend: Legend) -> None:
             "A .seg.nrrd file holds one volume, and these labels are a time-lapse; write them as "
             ".nrrd, .ome.tif or .ome.zarr."
         )
-    if labels.axes == "tyx":
-        data = data[:, np.newaxis]
     directions, origin = _place(labels)
+    if labels.axes == "tyx":
+        directions = directions[:2]  # a third axis would come back as one slice of a volume
+    in_space = len(directions)
     header: dict[str, Any] = {
         "space": "left-posterior-superior",
         "space directions": directions,
         "space origin": origin,
-        "kinds": ["domain"] * 3,
+        "kinds": ["domain"] * in_space,
         "encoding": "gzip",
     }
     if has_time:
         header["space directions"] = np.vstack([directions, np.full(3, np.nan)])
-        header["kinds"] = ["domain"] * 3 + ["time"]
-        header["spacings"] = [np.nan, np.nan, np.nan, labels.spacing[0]]
-        header["units"] = ["", "", "", "s"]
+        header["kinds"] += ["time"]
+        header["spacings"] = [*[np.nan] * in_space, labels.spacing[0]]
+        header["units"] = [*[""] * in_space, "s"]
     else:
         header |= _segments(data, legend)
     file = io.BytesIO()

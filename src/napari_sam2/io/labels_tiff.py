@@ -8,7 +8,7 @@ from typing import Any
 import tifffile
 
 from napari_sam2.io.legend import Legend, LegendEntry, colour_of_bytes
-from napari_sam2.io.volume import Volume, label_dtype
+from napari_sam2.io.volume import Volume, WriteError, label_dtype
 
 _NAME, _COLOUR = "object name ", "object colour "  # keys of the OME annotation
 
@@ -19,8 +19,15 @@ def write_tiff(path: Path, labels: Volume, legend: Legend) -> None:
     A name ending in .ome.tif makes an OME-TIFF, with names and colours as a map annotation;
     otherwise it is an ImageJ stack, or OME-TIFF where ImageJ's format cannot hold it (ids above
     65535, more than 4 GB).
+
+    Raises: WriteError for ids that OME-TIFF does not know either, from 2^32.
     """
     data = labels.array.astype(label_dtype(labels.array), copy=False)
+    if data.dtype.itemsize > 4:
+        raise WriteError(
+            f"TIFF holds ids up to {2**32 - 1}, and these labels go up to {data.max()}; write them "
+            "as .nii.gz, .nrrd or .ome.zarr, or number the objects anew."
+        )
     axes = labels.axes.upper()
     if axes == "YX":
         data = data[0]

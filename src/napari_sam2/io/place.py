@@ -12,11 +12,13 @@ same direction still overlay; what is written to files keeps the exact place.
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from napari_sam2.io.volume import Volume
+from napari_sam2.io.volume import ReadError, Volume
 
 _TO_WORLD = np.diag([-1.0, -1.0, 1.0, 1.0])[[2, 1, 0, 3]]  # from R, A, S to S, P, L
 _REVERSED = np.eye(4)[[2, 1, 0, 3]]  # from z, y, x to x, y, z
@@ -54,6 +56,65 @@ def obliqueness(volume: Volume) -> float:
     cosine = (np.trace(_rotation(world_affine(volume), layer_axes(volume))) - 1) / 2
     degrees = float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
     return degrees if degrees > _STRAIGHT else 0.0
+
+
+def has_place(volume: Volume) -> bool:
+    """Whether the file says where it lies in a patient; NIfTI files without sform and qform don't.
+
+    Frames in time have none along their first axis, so they are not compared with anything.
+    """
+    header = volume.nifti_header
+    is_placed = header is None or header["sform_code"] > 0 or header["qform_code"] > 0
+    return volume.affine is not None and volume.axes != "tyx" and bool(is_placed)
+
+
+def on_image(labels: Volume, image: Volume, path: str | os.PathLike[str]) -> Volume:
+    """Labels along the axes of the image that they were made on.
+
+    Those of the same grid whose axes have another order or direction are put in the image's; where
+    labels or image have no place, and where the shapes differ, labels are returned as they are.
+
+    path: of the labels, for people.
+
+    Raises: ReadError where they lie elsewhere, by more than half a voxel.
+    """
+    from nibabel.orientations import inv_ornt_aff, io_orientation
+
+    if not (has_place(labels) and has_place(image)):
+        return labels
+    assert labels.affine is not None and image.affine is not None
+    shape, size = labels.shape[-3:], image.shape[-3:]  # z, y, x
+    turn = io_orientation(np.linalg.inv(image.affine) @ labels.affine)
+    order = [2 - [int(axis) for axis in turn[:, 0]].index(2 - axis) for axis in range(3)]
+    if (turn != [[0, 1], [1, 1], [2, 1]]).any() and tuple(shape[axis] for axis in order) == size:
+        first = len(labels.shape) - 3
+        steps = [slice(None, None, int(step)) for step in turn[::-1, 1]]
+        array = labels.array[(slice(None),) * first + tuple(steps)]
+        axes = [*range(first), *(first + axis for axis in order)]
+        turned = replace(
+            labels,
+            array=array.transpose(axes),
+            affine=labels.affine @ inv_ornt_aff(turn, shape[::-1]),
+            spacing=(*labels.spacing[:-3], *(labels.spacing[-3:][axis] for axis in order)),
+            nifti_header=None,  # it is of the other order
+        )
+        if _apart(turned, image) <= 0.5 * min(image.spacing[-3:]):
+            return turned
+    if shape == size and (apart := _apart(labels, image)) > 0.5 * min(image.spacing[-3:]):
+        raise ReadError(
+            f"{path} lies elsewhere in space than the image {image.source} (up to {apart:.1f} mm "
+            "off): resample it to the image first."
+        )
+    return labels
+
+
+def _apart(labels: Volume, image: Volume) -> float:
+    """How far from each other, in mm, corners of two volumes of one shape lie at most."""
+    assert labels.affine is not None and image.affine is not None
+    corners = np.array([[x, y, z, 1] for z in (0, 1) for y in (0, 1) for x in (0, 1)])
+    corners[:, :3] *= np.array(image.shape[-3:])[::-1]
+    apart = (corners @ (labels.affine - image.affine).T)[:, :3]
+    return float(np.linalg.norm(apart, axis=1).max())
 
 
 def layer_axes(volume: Volume) -> tuple[int, int, int]:

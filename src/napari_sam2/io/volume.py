@@ -17,7 +17,7 @@ class ReadError(ValueError):
     """A file cannot be read as an image. The message is one sentence that says what to do."""
 
 
-class WriteError(OSError):
+class WriteError(OSError, ValueError):
     """A labels file cannot be written. The message is one sentence that says what to do."""
 
 
@@ -67,6 +67,18 @@ class Volume:
         """Number of voxels along the axes, without colour; (z, y, x) from `read_volume`."""
         return self.array.shape[: max(3, len(self.axes))]
 
+    @property
+    def voxel_size(self) -> float:
+        """The volume of a voxel, in `unit` cubed; of a sheared grid less than its edges' product.
+
+        Of a time-lapse of pictures ("tyx") it means nothing.
+        """
+        edges = float(np.prod(self.spacing[-3:]))
+        if self.affine is None:
+            return edges
+        columns = self.affine[:3, :3]  # in mm, whatever `unit` is
+        return edges * float(abs(np.linalg.det(columns / np.linalg.norm(columns, axis=0))))
+
 
 @dataclass(frozen=True)
 class ImageInfo:
@@ -77,7 +89,7 @@ class ImageInfo:
     description: the file's name, or what the file says about the series. No patient data.
     shape: number of voxels along `axes` (as in `Volume`; colour is left out).
     dtype: the type of its values once read.
-    spacing, unit: as in `Volume`.
+    spacing, unit: as in `Volume`; of one picture, along "yx" alone, too.
     orientation: where x, y and z grow to: "LPS" is left, posterior, superior, the letters nearest
         for an oblique image; None for images without a place in a patient.
     channels, notes: as in `Volume`.

@@ -26,7 +26,6 @@ from qtpy.QtWidgets import (
     QSplitter,
     QTableView,
     QVBoxLayout,
-    QWidget,
 )
 
 from napari_sam2.io.legend import colour_of_bytes
@@ -36,11 +35,13 @@ from napari_sam2.measures import (
     Measures,
     Steps,
     labels_steps,
+    layer_steps,
     session_steps,
     write_csv,
 )
 from napari_sam2.sequence_view import image_shape
 from napari_sam2.session import Session
+from napari_sam2.widgets.docking import Docked
 from napari_sam2.widgets.events import Connections
 from napari_sam2.widgets.measures_plot import MeasuresPlot
 from napari_sam2.widgets.measures_rows import MeasuresRows, Row, key_of
@@ -50,7 +51,7 @@ _QUIET = 1000  # ms without a change, until what has changed is measured anew
 _OBJECTS, _SLICES, _TIMES = "Objects", "Slices", "Times"
 
 
-class MeasuresTable(QWidget):
+class MeasuresTable(Docked):
     """Measure the objects of a labels layer; a click on a row shows the object on its frame.
 
     A layer that shows the masks of a session is measured with scores, prompts and what is approved,
@@ -209,7 +210,7 @@ class MeasuresTable(QWidget):
         split.addWidget(self.table)
         split.addWidget(self.plot)
         split.setChildrenCollapsible(False)
-        layout = QVBoxLayout(self)
+        layout = QVBoxLayout(self.body)
         layout.addLayout(form)
         layout.addLayout(buttons)
         layout.addWidget(self.progress)
@@ -351,7 +352,8 @@ def _steps_of(
         volume = replace(volume, array=array)
     else:
         volume = replace(volume, array=np.broadcast_to(np.float32(np.nan), labels.shape))
-    return labels_steps(labels, volume), None if axes == "yx" else 0
+    steps = layer_steps(layer)[-3:] if layer.ndim == len(axes) > 2 else None
+    return labels_steps(labels, volume, steps=steps), None if axes == "yx" else 0
 
 
 def _fits(image: napari.layers.Image | None, layer: napari.layers.Labels) -> bool:
