@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -18,20 +19,22 @@ import tifffile
 from images import mirrored
 from models import small_model
 
-from napari_sam2 import batch, batch_worker
+from napari_sam2 import batch, batch_worker, session_file
 from napari_sam2.batch import (
     DONE,
     FAILED,
     SKIPPED,
     BatchError,
+    Job,
     JobError,
     Settings,
+    check_batch,
     jobs_of,
     run_batch,
 )
 from napari_sam2.batch_worker import run_job
 from napari_sam2.cli import main
-from napari_sam2.io import read_labels, read_volume
+from napari_sam2.io import WriteError, read_labels, read_volume
 from napari_sam2.segmentation import segment
 from napari_sam2.session import Session
 from napari_sam2.session_file import save_session
@@ -124,6 +127,7 @@ def test_a_wrong_table_of_jobs_says_what_is_wrong(tmp_path, table, message):
     ("row", "message"),
     [
         ("a,0,1,2,3,,,", "whole numbers from 1"),
+        ("a,2147483648,1,2,3,,,", "whole numbers from 1 to 2147483647"),
         ("a,1,one,2,3,,,", "line 2: z must be a number"),
         ("a,1,1,2,3,9,,", "a box needs both y1 and x1"),
         ("a,1,1,2,3,9,9,0", "its label cannot be 0"),
@@ -264,6 +268,107 @@ def test_files_that_are_of_nobody_s_batch_are_left_alone(scans, tmp_path, checkp
     assert "exists and is not of a batch; use --overwrite" in result.message
     assert (tmp_path / "p0.nii.gz").read_bytes() == b"mine"
     assert run_job(job, Settings(out=tmp_path, model=checkpoint, overwrite=True)).status == DONE
+
+
+@pytest.mark.parametrize(
+    ("out", "how", "message"),
+    [
+        ("scans", {}, "p0.nii.gz would replace the image "),
+        ("link", {}, "p0.nii.gz would replace the image "),
+        ("masks", {}, "p0.nii.gz would replace the mask "),
+        (".", {"tables": ["report.csv"]}, "report.csv would replace the table "),
+        ("series/out", {}, "would lie in the image .*series;"),
+        ("out", {"suffix": "_RES"}, "p0_RES would replace the mask .*p0_RES.mask000.tif;"),
+    ],
+)
+def test_nothing_that_is_read_is_replaced(scans, tmp_path, checkpoint, out, how, message):
+    (tmp_path / "link").symlink_to(scans, target_is_directory=True)
+    for name in ("masks", "series", "out/p0_RES"):
+        (tmp_path / name).mkdir(parents=True)
+    mask = tmp_path / ("out/p0_RES/mask000.tif" if how.get("suffix") else "masks/p0.nii.gz")
+    scan(mask) if mask.suffix == ".gz" else mask.write_bytes(b"mine")
+    jobs = [Job("p0", scans / "p0.nii.gz", mask=mask), Job("p1", tmp_path / "series", mask=mask)]
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    tables = [tmp_path / name for name in how.pop("tables", [])]
+    settings = Settings(out=tmp_path / out, model=checkpoint, overwrite=True, **how)
+    with pytest.raises(WriteError, match=message):
+        check_batch(jobs, settings, tables=tables)
+    if not tables:
+        with pytest.raises(BatchError, match=message):
+            run_batch(jobs, settings)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_a_worker_does_not_replace_what_it_reads_either(scans, tmp_path, checkpoint):
+    job = jobs_of(scans, prompts=prompts_of(scans))[0]
+    before = (scans / "p0.nii.gz").read_bytes()
+    result = run_job(job, Settings(out=scans, model=checkpoint, overwrite=True))
+    assert result.status == FAILED and "would replace the image" in result.message
+    assert (scans / "p0.nii.gz").read_bytes() == before
+
+
+def test_a_template_and_its_image_are_not_replaced(scans, tmp_path, monkeypatch):
+    image = SimpleNamespace(paths=(str(scans / "p0.nii.gz"),))
+    monkeypatch.setattr(session_file, "read_session", lambda path: SimpleNamespace(image=image))
+    template = tmp_path / "report.html"
+    template.write_text("mine")
+    job = Job("p0", scans / "p1.nii.gz", template=template)
+    for out, message in ((scans, "the image of the template"), (tmp_path, "the template")):
+        with pytest.raises(BatchError, match=f"would replace {message} "):
+            run_batch([job], Settings(out=out, overwrite=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["-o", "scans", "--overwrite"], 4, "would replace the image"),
+        (["-o", "file"], 4, "Nothing can be written to file: it is a file"),
+        (["-o", "/proc/new"], 4, "Nothing can be written to /proc/new: "),
+        (["-o", "out", "--format", ".png"], 4, "must end in"),
+        (["-o", "out", "--model", "foo"], 5, "foo"),
+        (["-o", "out", "--model", "./file"], 5, "file"),
+        (["-o", "out", "--device", "tpu9"], 5, "tpu9"),
+    ],
+)
+def test_what_would_go_wrong_with_every_image_is_found_before_the_first(
+    scans, tmp_path, capsys, monkeypatch, options, code, message
+):
+    monkeypatch.chdir(tmp_path)
+    table = prompts_of(scans)
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(batch, "_client", lambda *_: pytest.fail("it went on"))
+    before = states(scans)
+    assert main(["batch", "scans", "--prompts", str(table), *options]) == code
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert states(scans) == before and (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_may_not_be_read_is_bad_input(scans, capsys, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert main(["batch", str(scans), "--session", "t.sam2session", "-o", "out"]) == 3
+    assert capsys.readouterr().err == f"napari-sam2: {scans} cannot be read: Permission denied.\n"
+
+
+def test_a_stopped_batch_says_that_what_is_done_stays(
+    scans, tmp_path, checkpoint, capsys, monkeypatch
+):
+    table, out = prompts_of(scans), tmp_path / "out"
+    monkeypatch.chdir(tmp_path)
+
+    def stopped(jobs, settings, **how):
+        assert run_job(jobs[0], settings).status == DONE
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch, "run_batch", stopped)
+    command = ["batch", str(scans), "--prompts", str(table), "-o", str(out), "-q"]
+    assert main([*command, "--model", checkpoint]) == 130
+    said = "napari-sam2: stopped; what is done stays, and the same command goes on with it\n"
+    assert capsys.readouterr().err == said
+    assert (out / "p0.nii.gz").exists()
 
 
 def test_labels_without_a_record_of_their_end_are_written_anew(

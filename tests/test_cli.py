@@ -290,6 +290,7 @@ def test_real_volumes(tmp_path: Path, checkpoint: str) -> None:
 
 
 POINT = ("--point", "1:2,8,7")
+OUT = ("scan.nii.gz", "-o", "out.nii.gz")
 BAD = {
     # name: (arguments after "segment", exit code, part of the message)
     "no such file": (
@@ -343,13 +344,19 @@ BAD = {
     "id too large": (
         ("scan.nii.gz", "-o", "out.nii.gz", "--point", "99999999999:2,8,7"),
         3,
-        "ids are whole numbers from 1",
+        "ids are whole numbers from 1 to 2147483647",
+    ),
+    "id too large in a mask": (
+        ("scan.nii.gz", "-o", "out.nii.gz", "--mask", "large_ids.nii.gz"),
+        3,
+        "ids are whole numbers from 1 to 2147483647, not 3999999997",
     ),
     "too few numbers": (("scan.nii.gz", "-o", "out.nii.gz", "--box", "1:2,8,7"), 2, "5 numbers"),
     "not a number": (("scan.nii.gz", "-o", "out.nii.gz", "--point", "1:2,a,7"), 2, "3 numbers"),
     "nan": (("scan.nii.gz", "-o", "out.nii.gz", "--point", "1:2,nan,7"), 2, "3 numbers"),
     "bad axis": (("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--axis", "w"), 2, "--axis"),
     "bad window": (("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--window", "5,-5"), 2, "smaller"),
+    "empty window": (("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--window", "5,5"), 2, "smaller"),
     "no such slices": (("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--slices", "3,8"), 3, "has 8"),
     "slices reversed": (("scan.nii.gz", "-o", "o.nii", *POINT, "--slices", "5,3"), 2, "smaller"),
     "unknown option": (("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--boxx", "1"), 2, "--boxx"),
@@ -361,7 +368,59 @@ BAD = {
     "output is the image": (
         ("scan.nii.gz", "-o", "folder/../scan.nii.gz", *POINT, "--overwrite"),
         4,
-        "it is the image itself",
+        "would replace the image scan.nii.gz",
+    ),
+    "output is the mask": (
+        ("scan.nii.gz", "-o", "mask.nii.gz", "--mask", "mask.nii.gz", "--overwrite"),
+        4,
+        "would replace the mask mask.nii.gz",
+    ),
+    "output holds the mask": (
+        ("scan.nii.gz", "-o", "a_RES", "--mask", "a_RES/mask000.tif", "--overwrite"),
+        4,
+        "would replace the mask a_RES/mask000.tif",
+    ),
+    "measures are the image": (
+        (*OUT, *POINT, "--measures", "scan.nii.gz", "--overwrite"),
+        4,
+        "scan.nii.gz (--measures) would replace the image",
+    ),
+    "measures are the mask": (
+        (*OUT, "--mask", "link.csv", "--measures", "link.csv", "--overwrite"),
+        4,
+        "would replace the mask",
+    ),
+    "measures are the output": (
+        (*OUT, *POINT, "--measures", "out.nii.gz"),
+        4,
+        "(--measures) would replace each other",
+    ),
+    "measures without csv": ((*OUT, *POINT, "--measures", "table.txt"), 4, "must end in .csv"),
+    "measures exist": ((*OUT, *POINT, "--measures", "old.csv"), 4, "old.csv: it exists already"),
+    "measures of objects exist": (
+        (*OUT, *POINT, "--measures", "mm.csv"),
+        4,
+        "mm_objects.csv: it exists already; use --overwrite",
+    ),
+    "measures are a folder": (
+        (*OUT, *POINT, "--measures", "dir.csv", "--overwrite"),
+        4,
+        "dir.csv: it is a folder",
+    ),
+    "measures of objects are a folder": (
+        (*OUT, *POINT, "--measures", "m.csv", "--overwrite"),
+        4,
+        "m_objects.csv: it is a folder",
+    ),
+    "no folder of measures": (
+        (*OUT, *POINT, "--measures", "no/m.csv"),
+        4,
+        "there is no folder no",
+    ),
+    "unwritable folder of measures": (
+        (*OUT, *POINT, "--measures", "/proc/m.csv"),
+        4,
+        "/proc/m.csv",
     ),
     "unwritable folder": (("scan.nii.gz", "-o", "/proc/out.nii.gz", *POINT), 4, "/proc/out.nii.gz"),
     "mask of another shape": (
@@ -382,7 +441,7 @@ BAD = {
     "mask is an image": (
         ("scan.nii.gz", "-o", "out.nii.gz", "--mask", "scan.nii.gz"),
         3,
-        "negative number",
+        "holds an image, not labels",
     ),
     "mask and box": (
         ("scan.nii.gz", "-o", "out.nii.gz", "--mask", "mask.nii.gz", "--box", "7:3,1,1,9,9"),
@@ -418,8 +477,10 @@ def desk(tmp_path: Path, scan: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_bytes(data)
     for name in ("text.nii", "text.tif", "text.png", "text.xyz", "text.pt"):
         (tmp_path / name).write_text("not an image, not a model\n" * 40)
-    for name in ("folder", "dir.nii"):
+    for name in ("folder", "dir.nii", "dir.csv", "m_objects.csv", "a_RES"):
         (tmp_path / name).mkdir()
+    for name in ("old.csv", "mm_objects.csv", "a_RES/mask000.tif", "a_RES/res_track.txt"):
+        (tmp_path / name).write_text("mine")
     mask = np.zeros((20, 24, 8), np.uint8)
 
     def save(name: str, array: np.ndarray, where: np.ndarray) -> None:
@@ -431,6 +492,8 @@ def desk(tmp_path: Path, scan: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     mask[4:9, 5:9, 3] = 7
     save("mask.nii.gz", mask, affine)
     save("moved.nii.gz", mask, affine @ np.diag([-1.0, 1, 1, 1]))
+    save("large_ids.nii.gz", mask.astype(np.uint32) * (4_000_000_000 // 7), affine)
+    (tmp_path / "link.csv").symlink_to("mask.nii.gz")
     return tmp_path
 
 
@@ -482,6 +545,92 @@ def test_read_only_folder(desk: Path) -> None:
     (desk / "folder").chmod(0o500)
     run = shell("segment", "scan.nii.gz", "-o", "folder/out.nii.gz", *POINT)
     assert run.returncode == 4 and "Permission denied" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tracks", "t.csv", "--measures", "t.csv"], "would replace each other"),
+        (["--tracks", "t_objects.csv", "--measures", "t.csv"], "would replace each other"),
+        (["--tracks", "/proc/t.csv"], "/proc/t.csv: "),
+        (["--tracks", "/proc/t.geff"], "/proc/t.geff: "),
+        (["--tracks", "dir.csv", "--overwrite"], "dir.csv: it is a folder"),
+        (["--tracks", "old.csv"], "old.csv: it exists already; use --overwrite"),
+    ],
+)
+def test_tracks_are_looked_at_before_anything_is_read(
+    desk: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    before = snapshot(desk)
+    for command in (["find", "none.tif"], ["replay", "none.sam2session", "none.tif"]):
+        assert main([*command, "-o", "out.tif", *options]) == 4
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1, error
+    assert snapshot(desk) == before
+
+
+def test_replay_does_not_replace_its_session(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["replay", "old.csv", "scan.nii.gz", "-o", "out.nii", "--overwrite"]
+    for option in ("--measures", "--tracks"):
+        assert main([*command, option, "old.csv"]) == 4
+        assert "would replace the session old.csv" in capsys.readouterr().err
+
+
+def test_a_table_that_cannot_be_written_leaves_the_older_labels(
+    desk: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("napari_sam2.measures.write_text", full)
+    (desk / "out.nii.gz").write_bytes(b"old")
+    command = ["segment", *OUT, *POINT, "--model", checkpoint, "--device", "cpu", "--overwrite"]
+    assert main([*command, "-q", "--measures", "new.csv"]) == 4
+    assert "No space left" in capsys.readouterr().err
+    assert (desk / "out.nii.gz").read_bytes() == b"old"
+
+
+def test_convert_does_not_replace_what_it_reads(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(desk)
+    for arguments in (
+        ["mask.nii.gz", "mask.nii.gz"],
+        ["mask.nii.gz", "scan.nii.gz", "--like", "scan.nii.gz"],
+    ):
+        assert main(["convert", *arguments, "--overwrite"]) == 4
+        assert "it is the input itself; give another name." in capsys.readouterr().err
+    assert snapshot(desk) == before
+
+
+def test_a_slice_of_a_series_is_not_replaced_by_a_segmentation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_series(tmp_path / "series", STORED)
+    before = snapshot(tmp_path)
+    one, other = sorted((tmp_path / "series").iterdir())[:2]
+    other = other.rename(other.with_suffix(".dcm"))
+    before = snapshot(tmp_path)
+    assert main(["segment", str(one), "-o", str(other), *POINT, "--overwrite"]) == 4
+    assert "it is an image, not a segmentation" in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
+
+
+def test_a_mask_of_the_first_frame_alone(tmp_path: Path, checkpoint: str) -> None:
+    movie = blobs((6, 24, 20))
+    mask = np.zeros((24, 20), np.uint8)
+    mask[5:11, 4:10] = 7
+    tifffile.imwrite(tmp_path / "cells.ome.tif", movie, metadata={"axes": "TYX"})
+    tifffile.imwrite(tmp_path / "first.tif", mask)
+    out = tmp_path / "tracked.ome.tif"
+    command = ["segment", str(tmp_path / "cells.ome.tif"), "-o", str(out), "--direction", "forward"]
+    command += ["--mask", str(tmp_path / "first.tif"), "--model", checkpoint, "--device", "cpu"]
+    assert main([*command, "-q"]) == 0
+    labels = tifffile.imread(out)
+    assert labels.shape == movie.shape
+    np.testing.assert_array_equal(labels[0], mask)
 
 
 def test_functions_of_a_script_raise_the_same(network: SAM2) -> None:

@@ -69,7 +69,7 @@ def test_what_convert_refuses(
     for arguments, code, message in [
         ([good, str(tmp_path / "l.xyz")], 4, "must end in"),
         ([good, str(tmp_path / "old.tif")], 4, "--overwrite"),
-        ([good, good, "--overwrite"], 4, "is the image itself"),
+        ([good, good, "--overwrite"], 4, "it is the input itself; give another name."),
         ([good, str(tmp_path / "l.dcm")], 4, "not read from a DICOM folder"),
         ([good, str(tmp_path / "l_RES")], 4, "no time"),
         ([image, str(tmp_path / "l.tif")], 3, "holds an image, not labels"),

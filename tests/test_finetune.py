@@ -19,7 +19,7 @@ from test_training import TINY
 from napari_sam2.cli import main
 from napari_sam2.cli.common import BAD_COMMAND, BAD_INPUT, BAD_OUTPUT, NO_MODEL, OK, STOPPED
 from napari_sam2.finetune import finetune, read_pairs
-from napari_sam2.io import ReadError
+from napari_sam2.io import ReadError, WriteError
 from sam2_engine.model import SAM2
 from sam2_engine.training.finetune import (
     DataError,
@@ -295,8 +295,25 @@ def test_a_stopped_command_keeps_the_best_and_goes_on(
     assert load_model("a", device="cpu") is not None and out.with_suffix(".training").is_dir()
     assert main([*command, "--resume", "--from", "a"]) == BAD_INPUT
     assert "start" in capsys.readouterr().err
+    out.unlink()  # nothing may have been better
+    held = (out.with_suffix(".training") / "checkpoint.pt").read_bytes()
+    assert main(command) == BAD_OUTPUT
+    told = capsys.readouterr().err
+    assert "--resume goes on" in told and "--overwrite" in told
+    with pytest.raises(WriteError, match="stopped training"):
+        finetune(read_pairs(files[2:5], files[6:9]), out, minutes=0.3)
+    assert (out.with_suffix(".training") / "checkpoint.pt").read_bytes() == held
     assert main([*command, "--resume"]) == OK
     assert not out.with_suffix(".training").exists()
+
+
+def test_a_folder_that_is_no_training_is_left_alone(files, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "a.training"
+    folder.mkdir()
+    (folder / "images.txt").write_text("mine")
+    assert main([*files, "-o", str(tmp_path / "a.safetensors"), "--overwrite"]) == BAD_OUTPUT
+    assert "something else" in capsys.readouterr().err
+    assert (folder / "images.txt").read_text() == "mine"
 
 
 # -- whether it helps ------------------------------------------------------------------------------

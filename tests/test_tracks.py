@@ -22,6 +22,14 @@ from napari_sam2.session_file import save_session
 from napari_sam2.tracks import check_lineage, tracks_layer, tracks_of, write_tracks
 
 
+HALF_MICRONS = {"axes": "TYX"} | {
+    key: value
+    for axis in "XY"
+    for key, value in ((f"PhysicalSize{axis}", 0.5), (f"PhysicalSize{axis}Unit", "µm"))
+}
+"""Of an OME-TIFF, in time."""
+
+
 def a_session(image=IMAGES, **how) -> Session:
     """Objects 1 to 4; 1 divides into 2 and 3 before frame 4."""
     session = Session(image, small_model(), window=(0, 200), **how)
@@ -184,7 +192,11 @@ def test_what_is_something_else_is_not_replaced(session, tmp_path: Path):
         write_tracks(tmp_path / "cells.geff", session, overwrite=True)
     empty = Session(IMAGES, small_model(), window=(0, 200))
     with pytest.raises(WriteError, match="no tracks"):
-        write_tracks(tmp_path / "cells.csv", empty)
+        write_tracks(tmp_path / "none.geff", empty)
+    for is_time, places in ((True, "centroid_y,"), (False, "centroid_z,centroid_y,")):
+        path = write_tracks(tmp_path / "none.csv", empty, True, is_time=is_time)
+        head = f"object,name,frame,{places}centroid_x,size,unit,parent,generation\r\n"
+        assert path.read_bytes().decode() == head
 
 
 def test_a_full_disk_leaves_the_older_file(session, tmp_path: Path, monkeypatch):
@@ -205,7 +217,7 @@ def test_a_full_disk_leaves_the_older_file(session, tmp_path: Path, monkeypatch)
 
 
 def test_replay_writes_the_lineage(tmp_path: Path, capsys):
-    tifffile.imwrite(tmp_path / "movie.ome.tif", IMAGES, metadata={"axes": "TYX"})
+    tifffile.imwrite(tmp_path / "movie.ome.tif", IMAGES, metadata=HALF_MICRONS)
     volume = read_volume(tmp_path / "movie.ome.tif")
     session = a_session(volume.array, spacing=volume.spacing)
     session.model.name = "nano"
@@ -215,8 +227,21 @@ def test_replay_writes_the_lineage(tmp_path: Path, capsys):
     assert main([*command, "--model", "nano"]) == 0, capsys.readouterr().err
     assert "2 4 7 1\n" in (tmp_path / "a_RES" / "res_track.txt").read_text()
     assert (tmp_path / "cells.csv").read_text().count("\n") == 1 + 12 + FRAMES
+    assert (tmp_path / "cells.csv").read_text().count(",um2,") == 12 + FRAMES
     assert main([*command, "--overwrite", "--tracks", "t.txt"]) == 4
     assert "must end in" in capsys.readouterr().err
+
+
+def test_a_movie_in_which_nothing_is_found_gives_an_empty_table(tmp_path: Path, capsys):
+    dark = np.full((5, 64, 64), 7, np.uint8)
+    tifffile.imwrite(tmp_path / "dark.tif", dark, metadata={"axes": "TYX"})
+    command = ["find", str(tmp_path / "dark.tif"), "-o", str(tmp_path / "out.tif")]
+    assert main([*command, "--tracks", str(tmp_path / "c.csv")]) == 0
+    assert (tmp_path / "c.csv").read_text().startswith("object,name,frame,centroid_y,")
+    assert (tmp_path / "c.csv").read_text().count("\n") == 1
+    assert main([*command, "--overwrite", "--tracks", str(tmp_path / "c.geff")]) == 0
+    assert "c.geff is not written: nothing was found" in capsys.readouterr().err
+    assert not (tmp_path / "c.geff").exists() and not tifffile.imread(tmp_path / "out.tif").any()
 
 
 def test_find_proposes_and_writes_divisions(tmp_path: Path, capsys):
@@ -224,7 +249,7 @@ def test_find_proposes_and_writes_divisions(tmp_path: Path, capsys):
 
     movie = make_movie(10, (64, 96), 2, seed=1, dividing=1, entering=0, leaving=0)
     assert len(movie.parents) == 2
-    tifffile.imwrite(tmp_path / "movie.ome.tif", movie.images, metadata={"axes": "TYX"})
+    tifffile.imwrite(tmp_path / "movie.ome.tif", movie.images, metadata=HALF_MICRONS)
     command = ["find", str(tmp_path / "movie.ome.tif"), "-o", str(tmp_path / "b_RES")]
     command += ["--every", "5", "--diameter", "18", "--divisions"]
     assert main([*command, "--tracks", str(tmp_path / "b.geff"), "--json"]) == 0
@@ -232,4 +257,5 @@ def test_find_proposes_and_writes_divisions(tmp_path: Path, capsys):
     assert said["divisions"] == 1
     lines = (tmp_path / "b_RES" / "res_track.txt").read_text().split()
     assert [int(p) > 0 for p in lines[3::4]].count(True) == 2
-    assert (tmp_path / "b.geff" / "nodes").is_dir()
+    axes = zarr.open_group(tmp_path / "b.geff", mode="r").attrs["geff"]["axes"]
+    assert [axis["unit"] for axis in axes] == ["frame", "micrometer", "micrometer"]

@@ -29,8 +29,13 @@ from napari_sam2.batch_worker import (
     FoundObject,
     JobResult,
     Settings,
+    check_outputs,
+    models_of,
     run_job,
 )
+from napari_sam2.io import WriteError
+from napari_sam2.session_file import SessionFileError
+from napari_sam2.targets import why_not_in
 
 __all__ = [
     "DONE",
@@ -43,6 +48,7 @@ __all__ = [
     "JobResult",
     "Settings",
     "TablePrompts",
+    "check_batch",
     "jobs_of",
     "run_batch",
 ]
@@ -54,6 +60,35 @@ _HERE = "127.0.0.1"
 
 class BatchError(RuntimeError):
     """A batch cannot start; the message is a sentence that says what to do."""
+
+
+def check_batch(
+    jobs: Sequence[Job],
+    settings: Settings,
+    *,
+    tables: Sequence[Path] = (),
+    scheduler: str | None = None,
+) -> None:
+    """Find out what would go wrong with every image before any is looked at.
+
+    tables: that the jobs were made from, which are not replaced either.
+    scheduler: as for `run_batch`; with one, models are where its workers are.
+
+    Raises: WriteError, ModelError; SessionFileError where a template cannot be read.
+    """
+    from napari_sam2.io import check_target
+    from napari_sam2.segmentation import loaded
+    from napari_sam2.tasks import LazyModel
+
+    check_outputs(jobs, settings, tables)
+    if scheduler is None:
+        # A graphics card's memory is the workers'.
+        is_card = settings.device.startswith("cuda") and _graphics_cards() > 0
+        device = "cpu" if is_card or settings.device == "auto" else settings.device
+        for name in models_of(jobs, settings):
+            loaded(LazyModel(name, device))
+    _prepare(settings.out)
+    check_target(settings.out / f"name{settings.suffix}", overwrite=True)
 
 
 def run_batch(
@@ -75,11 +110,16 @@ def run_batch(
         same files and have napari-sam2; in place of processes here.
     progress: called with each result as it comes.
 
-    Returns the results in the order of the jobs. Raises BatchError where it cannot start.
+    Returns the results in the order of the jobs. Raises BatchError where it cannot start, and where
+    it would replace what it reads.
     """
     settings = replace(settings, out=Path(settings.out).absolute(), run=secrets.token_hex(8))
-    _prepare(settings.out)
     jobs = [_absolute(job) for job in jobs]
+    try:
+        check_outputs(jobs, settings)
+    except (WriteError, SessionFileError) as error:
+        raise BatchError(str(error)) from error
+    _prepare(settings.out)
     results: dict[str, JobResult] = {}
     try:
         with _client(settings, workers, scheduler) as (client, own):
@@ -188,13 +228,16 @@ def _graphics_cards() -> int:
 
 def _prepare(out: Path) -> None:
     """The folder, and that it can be written to."""
+    problem = None
     try:
         (out / RECORDS).mkdir(parents=True, exist_ok=True)
-        probe = out / RECORDS / ".probe"
-        probe.touch()
-        probe.unlink()
+        problem = why_not_in(out) or why_not_in(out / RECORDS)
     except OSError as error:
-        raise BatchError(f"Nothing can be written to {out}: {error.strerror or error}.") from error
+        problem = error.strerror or str(error)
+    if out.exists() and not out.is_dir():
+        problem = "it is a file, and a folder is needed"
+    if problem:
+        raise BatchError(f"Nothing can be written to {out}: {problem}.")
 
 
 def _absolute(job: Job) -> Job:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from napari_sam2.label_ids import MAX_ID
+
 _JOB_COLUMNS = ("image", "name", "session", "mask", "series", "volume", "channel")
 _PROMPT_COLUMNS = ("image", "object", "name", "z", "y", "x", "y1", "x1", "label")
 _NEGATIVE = ("0", "-", "negative", "background")
@@ -79,7 +81,11 @@ def jobs_of(
     source = Path(source)
     if not source.exists():
         raise JobError(f"There is no file or folder {source}.")
-    rows = _folder(source) if source.is_dir() else _table(source)
+    try:
+        rows = _folder(source) if source.is_dir() else _table(source)
+    except OSError as error:
+        reason = error.strerror or error
+        raise JobError(f"{error.filename or source} cannot be read: {reason}.") from error
     table = read_prompts(prompts) if prompts is not None else {}
     jobs = []
     for row in rows:
@@ -116,8 +122,10 @@ def read_prompts(path: str | os.PathLike[str]) -> dict[str, TablePrompts]:
     for number, row in _rows(path, ("image", "object", "z", "y", "x"), _PROMPT_COLUMNS):
         where = f"{path}, line {number}"
         object_id = _whole(where, "object", row["object"])
-        if object_id < 1:
-            raise JobError(f"{where}: objects are whole numbers from 1, not {object_id}.")
+        if not 1 <= object_id <= MAX_ID:
+            raise JobError(
+                f"{where}: objects are whole numbers from 1 to {MAX_ID}, not {object_id}."
+            )
         z, y, x = (_number(where, column, row[column]) for column in "zyx")
         image = found.setdefault(row["image"], TablePrompts({}, {}, {}, {}))
         label = row.get("label", "").lower()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from napari_sam2.batch_worker import DONE, FAILED, SKIPPED, JobResult
+from napari_sam2.batch_worker import DONE, FAILED, REPORTS, SKIPPED, JobResult
 from napari_sam2.whole_file import write_text
 
 _COLUMNS = ("name", "image", "status", "object", "object name", "voxels", "size", "unit", "seconds")
@@ -68,8 +68,9 @@ def write_report(out: Path, results: Sequence[JobResult], left: int = 0) -> None
 
     left: how many jobs have not been looked at, because the run was stopped.
     """
-    write_text(out / "report.csv", _csv(results))
-    write_text(out / "report.html", _html(results, left))
+    page, table = REPORTS
+    write_text(out / table, _csv(results))
+    write_text(out / page, _html(results, left))
 
 
 def summary(results: Sequence[JobResult], left: int = 0) -> str:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,15 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_sam2.batch_jobs import Job, TablePrompts
+from napari_sam2.targets import overlap
 from napari_sam2.whole_file import write_text
 
 if TYPE_CHECKING:
     from napari_sam2.io import Volume
+    from napari_sam2.session_format import SavedSession
     from napari_sam2.tasks import LazyModel
 
 DONE, SKIPPED, FAILED = "done", "done before", "failed"
 _BEGUN = "begun"  # in a record: labels that lie there may be of a worker that died
 RECORDS = "records"
+REPORTS = ("report.html", "report.csv")
 _THUMBNAIL = 192  # pixels of the longer side
 
 
@@ -138,6 +141,35 @@ def output_of(job: Job, settings: Settings) -> Path:
     return settings.out / f"{job.name}{settings.suffix}"
 
 
+def check_outputs(jobs: Sequence[Job], settings: Settings, tables: Sequence[Path] = ()) -> None:
+    """That nothing that is read is replaced: images, masks, sessions, templates and tables.
+
+    Raises: WriteError; SessionFileError where a template cannot be read.
+    """
+    from napari_sam2.io import WriteError
+    from napari_sam2.session_file import read_session
+
+    read = dict.fromkeys(tables, "table")
+    for template in {job.template for job in jobs if job.template is not None}:
+        source = _template_image(read_session(template), settings)
+        read |= {template: "template"} | ({source: "image of the template"} if source else {})
+    for job in jobs:
+        own = {"session": job.session, "mask": job.mask, "image": job.image}
+        read |= {path: what for what, path in own.items() if path is not None}
+    written = [settings.out / name for name in REPORTS]
+    for job in jobs:
+        written += [output_of(job, settings), _record_of(job, settings)]
+    if found := overlap(written, read):
+        target, source = found
+        how = "would replace"
+    elif found := overlap(read, written):
+        source, target = found
+        how = "would lie in"
+    else:
+        return
+    raise WriteError(f"{target} {how} the {read[source]} {source}; give another folder with --out.")
+
+
 def read_record(job: Job, settings: Settings) -> JobResult | None:
     """What an earlier run said of a job, if that is there and whole."""
     try:
@@ -162,7 +194,8 @@ def _run(job: Job, settings: Settings, begin: float) -> JobResult:
             return record if is_own else replace(record, status=SKIPPED)
         if record is None and not settings.overwrite:
             raise WriteError(f"{output} exists and is not of a batch; use --overwrite.")
-    check_target(output, overwrite=True, like=volume)
+    check_outputs([job], settings)
+    check_target(output, overwrite=True, source=job.image, like=volume)
     answer = _answer(job, settings, volume, lazy)
     _write_record(job, settings, JobResult(job.name, str(job.image), _BEGUN))
     write_labels(
@@ -202,7 +235,7 @@ def _answer(job: Job, settings: Settings, volume: Volume, lazy: LazyModel) -> _A
         boxes=prompts.boxes,  # type: ignore[arg-type]
         points=prompts.points,  # type: ignore[arg-type]
         negative_points=prompts.negative_points,  # type: ignore[arg-type]
-        masks=_masks(job.mask, volume) if job.mask is not None else None,
+        masks=read_mask(job.mask, volume) if job.mask is not None else None,
         axis=settings.axis,
         direction=settings.direction,  # type: ignore[arg-type]
         model=loaded(lazy),
@@ -234,8 +267,8 @@ def _from_template(path: Path, settings: Settings, volume: Volume, lazy: LazyMod
     from napari_sam2.windows import CT_WINDOWS
 
     saved = read_session(path)
-    source = settings.template_image or next(iter(saved.image.paths), "")
-    if not source:
+    source = _template_image(saved, settings)
+    if source is None:
         raise PlacementError(
             f"{path.name} does not say which file it was made on; give it with --template-image."
         )
@@ -266,12 +299,17 @@ def _from_template(path: Path, settings: Settings, volume: Volume, lazy: LazyMod
     return _Answer(session.labels, *_legend(saved.state.objects), tuple(notes))
 
 
+def _template_image(saved: SavedSession, settings: Settings) -> Path | None:
+    """The image that a template was made on, as far as it is known."""
+    return settings.template_image or next(map(Path, saved.image.paths), None)
+
+
 def _legend(objects: Mapping[int, Any]) -> tuple[dict[int, str], dict[int, Any]]:
     names = {i: info.name for i, info in objects.items()}
     return names, {i: info.colour for i, info in objects.items() if info.colour is not None}
 
 
-def _masks(path: Path, volume: Volume) -> NDArray[Any]:
+def read_mask(path: Path | str, volume: Volume) -> NDArray[Any]:
     """Labels of the image's shape; of one frame alone, they are those of the first."""
     from napari_sam2.io import ReadError, read_labels
     from napari_sam2.io.place import on_image
@@ -312,6 +350,12 @@ def _model_name(job: Job, settings: Settings) -> str:
     from napari_sam2.session_file import read_session
 
     return read_session(saved).model
+
+
+def models_of(jobs: Sequence[Job], settings: Settings) -> set[str]:
+    """The models of a batch, but for those of the images' own sessions."""
+    by_template = {job.template: job for job in jobs if job.session is None}
+    return {_model_name(job, settings) for job in by_template.values()}
 
 
 def _use_threads(threads: int | None) -> None:

@@ -191,7 +191,7 @@ def finetune(
         held_out: share of the sources, or of the slices of a single one.
         whole_model: train the image encoder, too.
         resume: go on with a training that was stopped.
-        overwrite: replace the output if it exists.
+        overwrite: replace the output if it exists, and a training that was stopped.
         also: other images that the model should still do well on; scored, not learnt from.
         on_status, should_stop: as for `fine_tune`.
 
@@ -267,6 +267,14 @@ def check_model_target(path: Path, overwrite: bool = False) -> None:
         raise WriteError(f"The folder {path.parent} cannot be written to.")
     if path.exists() and not overwrite:
         raise WriteError(f"{path} exists; choose another name, or have it overwritten.")
+    folder = path.with_suffix(".training")
+    if folder.exists() and not overwrite:
+        raise WriteError(
+            f"There is a stopped training at {folder}: --resume goes on with it, --overwrite "
+            "starts anew."
+        )
+    if folder.exists() and not (folder / "settings.json").is_file():
+        raise WriteError(f"{folder} is something else than a stopped training; remove it first.")
 
 
 def _check_settings(folder: Path, settings: dict[str, Any], resume: bool) -> None:

@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+MAX_ID = 2**31 - 1
+"""Of an object."""
+
 
 def ids_in(labels: Any) -> frozenset[int]:
     """All ids but 0 in an array of integers, read a block at a time; seconds for 1000 frames of

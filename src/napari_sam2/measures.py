@@ -155,8 +155,7 @@ def write_csv(path: str | os.PathLike[str], measures: Measures) -> tuple[Path, P
 
     Both are written under other names and then renamed. Raises: OSError.
     """
-    target = Path(path)
-    objects = target.with_name(f"{target.stem}_objects.csv")
+    target, objects = csv_files(path)
     for file, rows, kind in (
         (target, measures.frames, FrameMeasure),
         (objects, measures.objects, ObjectMeasure),
@@ -167,6 +166,12 @@ def write_csv(path: str | os.PathLike[str], measures: Measures) -> tuple[Path, P
         writer.writerows(values(row) for row in rows)
         write_text(file, text.getvalue())
     return target, objects
+
+
+def csv_files(path: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """The two files of `write_csv`."""
+    target = Path(path)
+    return target, target.with_name(f"{target.stem}_objects.csv")
 
 
 def columns(kind: type[FrameMeasure] | type[ObjectMeasure], measures: Measures) -> list[str]:

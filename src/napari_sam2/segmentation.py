@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_sam2.io.volume import Volume
+from napari_sam2.label_ids import MAX_ID
 from napari_sam2.sequence_view import SequenceKey
 from napari_sam2.session import Direction, NothingToDo, Session
 from napari_sam2.tasks import LazyModel
@@ -203,8 +204,10 @@ def _gather(
     size = f"the image has {shape[0]} x {shape[1]} x {shape[2]} voxels (z, y, x), counted from 0"
 
     def at(object_id: int, frame: int) -> _FramePrompts:
-        if not isinstance(object_id, int | np.integer) or not 1 <= object_id < 2**31:
-            raise PromptError(f"Object ids are whole numbers from 1, not {object_id!r}.")
+        if not isinstance(object_id, int | np.integer) or not 1 <= object_id <= MAX_ID:
+            raise PromptError(
+                f"Object ids are whole numbers from 1 to {MAX_ID}, not {object_id!r}."
+            )
         return prompts.setdefault((int(object_id), frame), _FramePrompts())
 
     in_plane = [n for n in range(3) if n != axis]

@@ -23,6 +23,7 @@ from napari_sam2.io.volume import WriteError
 from napari_sam2.lineage import ancestors, divisions, generation
 from napari_sam2.measures import measure_session
 from napari_sam2.session import Session
+from napari_sam2.targets import why_not
 from napari_sam2.whole_file import write_text
 
 if TYPE_CHECKING:
@@ -153,17 +154,18 @@ def write_tracks(
     is_time: whether frames are time points; else they are slices, and centres have a z.
     image: what the session was made on, if that is no layer, as for `measure_session`.
 
-    Raises WriteError: another suffix, something there already without `overwrite`, no tracks, a
-    parent that is still there when a daughter begins, or a disk that cannot be written.
+    Raises WriteError: another suffix, something there already without `overwrite`, no tracks for a
+    .geff, a parent that is still there when a daughter begins, or a disk that cannot be written.
     """
     target = check_tracks_target(path, overwrite)
     check_lineage(session)
     rows = measure_session(session, is_time=is_time, image=image).frames
-    if not rows:
+    is_table = target.suffix.lower() == ".csv"
+    if not rows and not is_table:
         raise WriteError("There are no tracks to write yet: no object has a mask.")
     try:
-        if target.suffix.lower() == ".csv":
-            write_text(target, _table(rows, session))
+        if is_table:
+            write_text(target, _table(rows, session, is_time))
         else:
             from napari_sam2.io.geff import write_geff
 
@@ -182,22 +184,19 @@ def check_tracks_target(path: str | os.PathLike[str], overwrite: bool = False) -
             "For a folder of the Cell Tracking Challenge, write the labels to a name that ends "
             "in _RES."
         )
-    if not target.parent.is_dir():
-        raise WriteError(f"{path} cannot be written: there is no folder {target.parent}.")
     is_folder = target.suffix.lower() == ".geff"
-    if target.exists():
-        if not overwrite:
-            raise WriteError(f"{path} exists already; say that it may be overwritten.")
-        if target.is_dir() != is_folder or (is_folder and not (target / "nodes").is_dir()):
-            raise WriteError(f"{path} is something else, so it is not replaced.")
+    if is_folder and overwrite and target.exists() and not (target / "nodes").is_dir():
+        raise WriteError(f"{path} is something else, so it is not replaced.")
+    if reason := why_not(target, overwrite, is_folder):
+        raise WriteError(f"Tracks cannot be written to {path}: {reason}.")
     return target
 
 
-def _table(rows: tuple[FrameMeasure, ...], session: Session) -> str:
+def _table(rows: tuple[FrameMeasure, ...], session: Session, is_time: bool) -> str:
     parents = session.parents
     text = io.StringIO()
     writer = csv.writer(text)
-    places = "zyx"[-len(rows[0].centroid) :]
+    places = "zyx"[-len(rows[0].centroid) :] if rows else "yx" if is_time else "zyx"
     names = [f"centroid_{axis}" for axis in places]
     writer.writerow(["object", "name", "frame", *names, "size", "unit", "parent", "generation"])
     for row in rows:

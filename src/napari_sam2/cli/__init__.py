@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _complain(error.code, str(error))
     except KeyboardInterrupt:
-        return _complain(STOPPED, "stopped; no labels were written")
+        return _complain(STOPPED, "stopped")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
@@ -61,7 +61,10 @@ def _complain(code: int, message: str) -> int:
 
 def _run(arguments: list[str]) -> int:
     options = _parser().parse_args(_join_negative_values(arguments))
-    code: int = options.run(options)
+    try:
+        code: int = options.run(options)
+    except KeyboardInterrupt as error:
+        raise UserError(STOPPED, options.if_stopped) from error
     return code
 
 
@@ -73,6 +76,7 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.set_defaults(if_stopped="stopped; no labels were written")
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (

@@ -20,6 +20,7 @@ from napari_sam2.cli.common import (
     add_closely,
     add_compile,
     add_device,
+    clear_errors,
     pair,
 )
 
@@ -75,15 +76,24 @@ def add_batch(commands: Any) -> None:
     add("--overwrite", action="store_true", help="replace files in DIR that are not of a batch")
     add("--json", action="store_true", help="print a line of JSON for each image on stdout")
     add("-q", "--quiet", action="store_true", help="no progress bar, no summary")
-    parser.set_defaults(run=_batch)
+    parser.set_defaults(
+        run=_batch, if_stopped="stopped; what is done stays, and the same command goes on with it"
+    )
 
 
 def _batch(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from napari_sam2.batch import FAILED, BatchError, JobError, Settings, jobs_of, run_batch
+    from napari_sam2.batch import (
+        FAILED,
+        BatchError,
+        JobError,
+        Settings,
+        check_batch,
+        jobs_of,
+        run_batch,
+    )
     from napari_sam2.batch_report import summary
-    from napari_sam2.io import WriteError, check_target
 
     if options.workers is not None and options.workers < 1:
         raise UserError(BAD_COMMAND, f"--workers {options.workers}: one process at least is needed")
@@ -106,11 +116,13 @@ def _batch(options: argparse.Namespace) -> int:
         jobs = jobs_of(
             options.jobs, template=options.session, prompts=options.prompts, masks=options.masks
         )
-        out.mkdir(parents=True, exist_ok=True)
-        check_target(out / f"name{options.format}", overwrite=True)
+        tables = [Path(path) for path in (options.jobs, options.prompts) if path]
+        tables = [path for path in tables if path.is_file()]
+        with clear_errors():
+            check_batch(jobs, settings, tables=tables, scheduler=options.scheduler)
     except JobError as error:
         raise UserError(BAD_INPUT, str(error)) from error
-    except (WriteError, OSError) as error:
+    except BatchError as error:
         raise UserError(BAD_OUTPUT, str(error)) from error
     bar = tqdm(total=len(jobs), unit="image", disable=options.quiet, file=sys.stderr)
 

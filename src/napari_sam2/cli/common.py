@@ -20,8 +20,8 @@ exit codes:
   0    done
   1    something unexpected (set NAPARI_SAM2_DEBUG=1 to see all of it)
   2    the command line is wrong: an unknown option, a malformed prompt
-  3    an image, mask, table or session cannot be read, or they do not fit each other
-  4    the result cannot be written
+  3    an image, mask, table or session cannot be read, or they or the prompts do not fit each other
+  4    the result cannot be written, or would replace what is read
   5    the model or the device is not there
   6    batch: some images failed; the others are done, and the report says which
   130  stopped with Ctrl-C
@@ -194,6 +194,6 @@ def pair(option: str, text: str | None) -> tuple[float, float] | None:
     if text is None:
         return None
     low, high = numbers(option, text, 2)
-    if low > high:
+    if low > high or (low == high and option == "--window"):
         raise UserError(BAD_COMMAND, f"{option} {text}: the first number must be the smaller one")
     return low, high

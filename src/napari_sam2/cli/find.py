@@ -19,7 +19,7 @@ from napari_sam2.cli.common import (
     clear_errors,
     pair,
 )
-from napari_sam2.cli.results import check_measures, check_tracks, tell, write_measures
+from napari_sam2.cli.results import check_files, tell, write_measures, write_tracks_file
 
 _EXAMPLES = """\
 examples:
@@ -77,15 +77,12 @@ def _find(options: argparse.Namespace) -> int:
     from napari_sam2.segmentation import loaded
     from napari_sam2.session import Session
     from napari_sam2.throughout import find_throughout
-    from napari_sam2.tracks import write_tracks
     from sam2_engine.automatic import Rules
 
     started = time.perf_counter()
     bar = Bar(options.quiet)
     with clear_errors():
-        check_target(options.output, overwrite=options.overwrite, source=options.image)
-        check_measures(options)
-        check_tracks(options)
+        check_files(options)
         volume = read_volume(
             options.image, volume=options.volume, channel=options.channel, series=options.series
         )
@@ -113,6 +110,8 @@ def _find(options: argparse.Namespace) -> int:
         proposals = propose_divisions(session) if options.divisions else []
         for proposal in proposals:
             accept_division(session, proposal)
+        write_measures(options, session.labels, volume)
+        write_tracks_file(options, session, volume)
         write_labels(
             options.output,
             session.labels,
@@ -120,16 +119,6 @@ def _find(options: argparse.Namespace) -> int:
             overwrite=options.overwrite,
             parents=session.parents,
         )
-        write_measures(options, session.labels, volume)
-        if options.tracks:
-            is_time = volume.axes.startswith("t")
-            write_tracks(
-                options.tracks,
-                session,
-                overwrite=options.overwrite,
-                is_time=is_time,
-                image=volume,
-            )
     seconds = time.perf_counter() - started
     found = {"divisions": len(proposals)} if options.divisions else {}
     tell(options, session.labels, volume, set(session.objects), seconds, more=found)

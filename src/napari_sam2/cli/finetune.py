@@ -55,10 +55,11 @@ def add_finetune(commands: Any) -> None:
     add("--also", nargs=2, action="append", default=[], metavar=("IMAGE", "LABELS"), help=help_)
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     add("--resume", action="store_true", help="go on with a training that was stopped")
-    add("--overwrite", action="store_true", help="replace the output if it exists")
+    help_ = "replace the output if it exists, and a training that was stopped"
+    add("--overwrite", action="store_true", help=help_)
     add("--json", action="store_true", help="print the card as JSON, for scripts")
     add("-q", "--quiet", action="store_true", help="no progress bar and no card")
-    finetune.set_defaults(run=_finetune)
+    finetune.set_defaults(run=_finetune, if_stopped="stopped; no model was written")
 
 
 def _finetune(options: argparse.Namespace) -> int:

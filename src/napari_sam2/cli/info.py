@@ -26,7 +26,7 @@ def add_info(commands: Any) -> None:
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="as for segment")
     parser.add_argument("--json", action="store_true", help="print it as JSON, for scripts")
-    parser.set_defaults(run=_info)
+    parser.set_defaults(run=_info, if_stopped="stopped")
 
 
 def _info(options: argparse.Namespace) -> int:

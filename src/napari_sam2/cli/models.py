@@ -13,7 +13,7 @@ def add_models(commands: Any) -> None:
     """Add the command to the subparsers of `napari-sam2`."""
     models = commands.add_parser("models", help="list the models", allow_abbrev=False)
     models.add_argument("--json", action="store_true", help="print them as JSON, for scripts")
-    models.set_defaults(run=_models)
+    models.set_defaults(run=_models, if_stopped="stopped")
 
 
 def _models(options: argparse.Namespace) -> int:

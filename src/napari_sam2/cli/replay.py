@@ -16,7 +16,7 @@ from napari_sam2.cli.common import (
     add_tracks,
     clear_errors,
 )
-from napari_sam2.cli.results import check_measures, check_tracks, tell, write_measures
+from napari_sam2.cli.results import check_files, tell, write_measures, write_tracks_file
 
 
 def add_replay(commands: Any) -> None:
@@ -49,16 +49,13 @@ def _replay(options: argparse.Namespace) -> int:
     from napari_sam2.io import check_target, write_labels
     from napari_sam2.saved_image import SessionImage, read_session_image
     from napari_sam2.session_file import read_session, replay, replay_session
-    from napari_sam2.tracks import write_tracks
 
     if options.tracks and options.only_approved:
         raise UserError(BAD_COMMAND, "--tracks needs all masks, so not with --only-approved")
     started = time.perf_counter()
     bar = Bar(options.quiet)
     with clear_errors():
-        check_target(options.output, overwrite=options.overwrite, source=options.image)
-        check_measures(options)
-        check_tracks(options)
+        check_files(options)
         saved = read_session(options.session)
         volume = read_session_image(
             options.image,
@@ -90,6 +87,9 @@ def _replay(options: argparse.Namespace) -> int:
         objects = saved.state.objects
         names = {i: info.name for i, info in objects.items()}
         colours = {i: info.colour for i, info in objects.items() if info.colour is not None}
+        write_measures(options, labels, volume, names)
+        if options.tracks:
+            write_tracks_file(options, session, image.placed)
         write_labels(
             options.output,
             labels,
@@ -99,15 +99,5 @@ def _replay(options: argparse.Namespace) -> int:
             colours=colours,
             parents=saved.state.parents,
         )
-        write_measures(options, labels, volume, names)
-        if options.tracks:
-            is_time = volume.axes.startswith("t")
-            write_tracks(
-                options.tracks,
-                session,
-                overwrite=options.overwrite,
-                is_time=is_time,
-                image=image.placed,
-            )
     tell(options, labels, volume, objects.keys(), time.perf_counter() - started, names)
     return OK

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from napari_sam2.io import Volume
+    from napari_sam2.session import Session
 
 
 def tell(
@@ -47,25 +49,60 @@ def tell(
         print(f"{options.output}: {', '.join(texts)}; {seconds:.1f} s")
 
 
-def check_measures(options: argparse.Namespace) -> None:
-    """Find out before a long computation whether the table can be written. Raises: WriteError."""
-    from napari_sam2.io import WriteError
+def check_files(options: argparse.Namespace) -> None:
+    """Find out before a long computation whether labels and tables can be written, and that they
+    replace nothing that is read. Raises: WriteError."""
+    from napari_sam2.io import check_target
 
-    if not options.measures:
-        return
-    path = Path(options.measures)
-    if not path.parent.is_dir():
-        raise WriteError(f"{path} cannot be written: there is no folder {path.parent}.")
-    if path.is_dir() or (path.exists() and not options.overwrite):
-        raise WriteError(f"{path} exists already; use --overwrite to replace it.")
+    _check_apart(options)
+    check_target(options.output, overwrite=options.overwrite, source=options.image)
+    if options.measures:
+        _check_measures(options)
+    if getattr(options, "tracks", None):
+        from napari_sam2.tracks import check_tracks_target
 
-
-def check_tracks(options: argparse.Namespace) -> None:
-    """The same of the file of tracks. Raises: WriteError."""
-    from napari_sam2.tracks import check_tracks_target
-
-    if options.tracks:
         check_tracks_target(options.tracks, options.overwrite)
+
+
+def _check_apart(options: argparse.Namespace) -> None:
+    from napari_sam2.io import WriteError
+    from napari_sam2.measures import csv_files
+    from napari_sam2.targets import overlap
+
+    named = vars(options)
+    read = {"image": options.image, "mask": named.get("mask"), "session": named.get("session")}
+    wanted = [("-o", Path(options.output))]
+    if options.measures:
+        wanted += [("--measures", path) for path in csv_files(options.measures)]
+    if named.get("tracks"):
+        wanted.append(("--tracks", Path(options.tracks)))
+    before: dict[Path, str] = {}
+    for option, path in wanted:
+        for what, source in read.items():
+            if source and overlap([path], [Path(source)]):
+                raise WriteError(
+                    f"{path} ({option}) would replace the {what} {source}; give another name."
+                )
+        if found := overlap(before, [path]):
+            raise WriteError(
+                f"{found[0]} ({before[found[0]]}) and {path} ({option}) would replace each other; "
+                "give them different names."
+            )
+        before[path] = option
+
+
+def _check_measures(options: argparse.Namespace) -> None:
+    from napari_sam2.io import WriteError
+    from napari_sam2.measures import csv_files
+    from napari_sam2.targets import why_not
+
+    if not options.measures.lower().endswith(".csv"):
+        raise WriteError(
+            f"Measures cannot be written to {options.measures}: its name must end in .csv."
+        )
+    for path in csv_files(options.measures):
+        if reason := why_not(path, options.overwrite):
+            raise WriteError(f"Measures cannot be written to {path}: {reason}.")
 
 
 def write_measures(
@@ -85,3 +122,26 @@ def write_measures(
     except OSError as error:
         reason = error.strerror or error
         raise WriteError(f"{options.measures} could not be written: {reason}.") from error
+
+
+def write_tracks_file(options: argparse.Namespace, session: Session, volume: Volume) -> None:
+    """Write the tracks that were asked for, if they were. Raises: WriteError.
+
+    volume: with its axes as the session has them.
+    """
+    from napari_sam2.tracks import tracks_of, write_tracks
+
+    if not options.tracks:
+        return
+    if options.tracks.lower().endswith(".geff") and not tracks_of(session):
+        if not options.quiet:
+            print(
+                f"warning: {options.tracks} is not written: nothing was found, and a GEFF without "
+                "tracks cannot be",
+                file=sys.stderr,
+            )
+        return
+    is_time = volume.axes.startswith("t")
+    write_tracks(
+        options.tracks, session, overwrite=options.overwrite, is_time=is_time, image=volume
+    )

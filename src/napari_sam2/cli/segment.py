@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from napari_sam2.cli.common import (
     BAD_COMMAND,
@@ -21,12 +21,7 @@ from napari_sam2.cli.common import (
     numbers,
     pair,
 )
-from napari_sam2.cli.results import check_measures, tell, write_measures
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from napari_sam2.io import Volume
+from napari_sam2.cli.results import check_files, tell, write_measures
 
 _COORDINATES = """\
 coordinates are array indices, counted from 0, in the order z, y, x; for NIfTI files z, y, x are the
@@ -56,7 +51,10 @@ def add_segment(commands: Any) -> None:
     add("--box", metavar="ID:Z,Y0,X0,Y1,X1", help="a box around object ID on slice Z", **several)
     add("--point", metavar="ID:Z,Y,X", help="a point on object ID", **several)
     add("--negative", metavar="ID:Z,Y,X", help="a point that is not on object ID", **several)
-    help_ = "labels file of the image's shape: each slice on which an id occurs prompts that object"
+    help_ = (
+        "labels file of the image's shape, or of its first slice alone: each slice on which an id "
+        "occurs prompts that object"
+    )
     add("--mask", metavar="FILE", help=help_)
     help_ = "axis along which the image is sliced and objects are followed (default: z)"
     add("--axis", choices=("0", "1", "2", "z", "y", "x"), default="z", help=help_)
@@ -93,19 +91,19 @@ def _segment(options: argparse.Namespace) -> int:
             BAD_COMMAND, "there are no prompts: give at least one --box, --point or --mask"
         )
 
+    from napari_sam2.batch_worker import read_mask
     from napari_sam2.io import check_target, read_volume, write_labels
     from napari_sam2.segmentation import segment
 
     started = time.perf_counter()
     bar = Bar(options.quiet)
     with clear_errors():
-        check_target(options.output, overwrite=options.overwrite, source=options.image)
-        check_measures(options)
+        check_files(options)
         volume = read_volume(
             options.image, volume=options.volume, channel=options.channel, series=options.series
         )
         check_target(options.output, overwrite=options.overwrite, like=volume)
-        masks = _read_mask(options.mask, volume, options.image) if options.mask else None
+        masks = read_mask(options.mask, volume) if options.mask else None
         bar.notes = volume.notes
         try:
             labels = segment(
@@ -126,24 +124,10 @@ def _segment(options: argparse.Namespace) -> int:
             )
         finally:
             bar.close()
-        write_labels(options.output, labels, volume, overwrite=options.overwrite)
         write_measures(options, labels, volume)
+        write_labels(options.output, labels, volume, overwrite=options.overwrite)
     tell(options, labels, volume, boxes.keys() | points.keys(), time.perf_counter() - started)
     return OK
-
-
-def _read_mask(path: str, volume: Volume, image: str) -> np.ndarray:
-    """The labels of a mask file, which must lie on the image voxel by voxel."""
-    from napari_sam2.io import ReadError, read_volume
-    from napari_sam2.io.place import on_image
-
-    mask = on_image(read_volume(path), volume, path)
-    if mask.array.shape != volume.shape:
-        raise ReadError(
-            f"The mask {path} has the shape {mask.array.shape}, the image {image} {volume.shape} "
-            "(z, y, x)."
-        )
-    return mask.array
 
 
 def _by_id(option: str, prompts: list[str], count: int) -> dict[int, list[tuple[float, ...]]]:

@@ -326,11 +326,13 @@ def _problem(
     target = target.resolve()
     if target.exists():
         if source is not None and Path(source).exists() and target.samefile(source):
-            return "it is the image itself; give another file with -o"
+            return "it is the input itself; give another name"
         if kind.is_folder and not target.is_dir():
             return "it is a file, and these labels need a folder"
         if kind.is_folder:
             kind.check_replaceable(target)
+        if kind.suffix == ".dcm" and image_kind(target) == "DICOM":
+            return "it is an image, not a segmentation"
         if not overwrite:
             return "it exists already; use --overwrite to replace it"
         if not os.access(target, os.W_OK):

@@ -1,0 +1,51 @@
+"""Whether files can be written where they shall be, and replace nothing that is read."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def why_not(path: Path, overwrite: bool, is_folder: bool = False) -> str | None:
+    """Why a file, or a folder, cannot be written to `path`, or None; tries it with another file in
+    the folder that it lies in."""
+    try:
+        if not path.parent.exists():
+            return f"there is no folder {path.parent}"
+        if not path.parent.is_dir():
+            return f"{path.parent} is not a folder"
+        if path.exists() and path.is_dir() != is_folder:
+            return "it is a file" if is_folder else "it is a folder"
+        if path.exists() and not overwrite:
+            return "it exists already; use --overwrite to replace it"
+        if path.exists() and not os.access(path, os.W_OK):
+            return "it is write-protected"
+        return why_not_in(path.parent)
+    except OSError as error:  # a name that is too long
+        return error.strerror or str(error)
+
+
+def why_not_in(folder: Path) -> str | None:
+    """Why nothing can be written to a folder, or None."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # on Linux without a name: nothing is left
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def overlap(written: Iterable[Path], read: Iterable[Path]) -> tuple[Path, Path] | None:
+    """The first path to write with one to read that is the same or lies in it, links resolved."""
+    places = {_place(path): path for path in written}
+    for path in read:
+        place = _place(path)
+        for at in (place, *place.parents):
+            if at in places:
+                return places[at], path
+    return None
+
+
+def _place(path: Path) -> Path:
+    return Path(os.path.normcase(os.path.realpath(path)))
