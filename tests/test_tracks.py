@@ -21,7 +21,6 @@ from napari_sam2.session import Session
 from napari_sam2.session_file import save_session
 from napari_sam2.tracks import check_lineage, tracks_layer, tracks_of, write_tracks
 
-
 HALF_MICRONS = {"axes": "TYX"} | {
     key: value
     for axis in "XY"
