@@ -326,7 +326,7 @@ class FineTune(Docked):
             self._show_state()
 
     def _lay_out(self) -> None:
-        layout = QVBoxLayout(self)
+        layout = QVBoxLayout(self.body)
         top = QFormLayout()
         top.addRow("Learn from", self.source)
         layout.addLayout(top)
