@@ -122,7 +122,6 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(WriteError, match=message):
             write_labels(tmp_path / name, array, like)
     assert not list(tmp_path.iterdir())
-    assert issubclass(WriteError, ValueError)
 
 
 @pytest.mark.parametrize("name", ["l.nii.gz", "l.ome.tif", "l.ome.zarr", "l.nrrd", "l.seg.nrrd"])

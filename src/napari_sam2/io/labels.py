@@ -71,9 +71,8 @@ def write_labels(
     The file or folder is written beside the target under another name and then renamed, so an older
     one stays whole until the new one is complete.
 
-    Raises: WriteError, which is an OSError and a ValueError, if the target exists and `overwrite`
-    is not set, or cannot be written, if the shapes differ, `labels` are not whole numbers from 0,
-    or `like` is no `Volume`.
+    Raises: WriteError if the target exists and `overwrite` is not set, or cannot be written, if the
+    shapes differ, `labels` are not whole numbers from 0, or `like` is no `Volume`.
     """
     target = check_target(path, overwrite=overwrite, format=format)
     placed = _placed(np.asarray(labels), like)

@@ -17,8 +17,11 @@ class ReadError(ValueError):
     """A file cannot be read as an image. The message is one sentence that says what to do."""
 
 
-class WriteError(OSError, ValueError):
-    """A labels file cannot be written. The message is one sentence that says what to do."""
+class WriteError(OSError):
+    """A labels file cannot be written. The message is one sentence that says what to do.
+
+    It is no ValueError: where a writer raises one, napari's Save says nothing of it.
+    """
 
 
 @dataclass(frozen=True)
