@@ -184,6 +184,11 @@ def test_what_was_asked_is_answered(desk):
     d.go_to(frame - 1 if frame else 1)
     d.key("Y")  # another slice
     assert d.status == question
+    d.session.remove_object(object_id)
+    d.widget.undo()
+    d.session.remove_object(object_id)
+    d.key("Q")
+    assert d.session.objects.keys() == {1, 2} - {object_id}
 
 
 def test_a_new_object_begins_with_what_lies_on_it(desk):

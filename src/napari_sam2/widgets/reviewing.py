@@ -77,7 +77,7 @@ class Reviewing:
         if self._asked is None or self._panel.status.text() != self._said:
             return
         session, object_id, frame, question = self._asked
-        if session is not self._context.session:
+        if session is not self._context.session or object_id not in session.objects:
             return
         how = session.kept(object_id).get(frame)
         name = self._context.name(object_id)
