@@ -96,8 +96,10 @@ class Images(QObject):
             return
         for work in self.known.values():
             partner = work.forget_layer(layer)
-            if partner is not None:  # later: napari may be about to remove it, too
+            if partner in layers.selection:  # napari may be about to remove it, too
                 QTimer.singleShot(0, partial(_remove, layers, partner))
+            elif partner in layers:
+                layers.remove(partner)
 
     def adopt(self, work: Workspace, recovered: Path | None = None) -> None:
         """Listen to a workspace, and take it for its image's.
