@@ -86,7 +86,7 @@ def check_batch(
         is_card = settings.device.startswith("cuda") and _graphics_cards() > 0
         device = "cpu" if is_card or settings.device == "auto" else settings.device
         for name in models_of(jobs, settings):
-            loaded(LazyModel(name, device))
+            loaded(LazyModel(name, device, is_quiet=settings.is_quiet))
     _prepare(settings.out)
     check_target(settings.out / f"name{settings.suffix}", overwrite=True)
 
