@@ -203,7 +203,7 @@ def finetune(
     from sam2_engine.training.finetune import DataError, fine_tune, split, synthetic_sources
 
     path = Path(output)
-    folder = path.with_suffix(".training")
+    folder = training_folder(path)
     check_model_target(path, overwrite or resume)
     if not 0 < minutes < 1e5:
         raise ReadError(f"A training lasts some minutes, not {minutes:g}.")
@@ -267,7 +267,7 @@ def check_model_target(path: Path, overwrite: bool = False) -> None:
         raise WriteError(f"The folder {path.parent} cannot be written to.")
     if path.exists() and not overwrite:
         raise WriteError(f"{path} exists; choose another name, or have it overwritten.")
-    folder = path.with_suffix(".training")
+    folder = training_folder(path)
     if folder.exists() and not overwrite:
         raise WriteError(
             f"There is a stopped training at {folder}: --resume goes on with it, --overwrite "
@@ -275,6 +275,11 @@ def check_model_target(path: Path, overwrite: bool = False) -> None:
         )
     if folder.exists() and not (folder / "settings.json").is_file():
         raise WriteError(f"{folder} is something else than a stopped training; remove it first.")
+
+
+def training_folder(output: Path) -> Path:
+    """What a stopped training of a model is resumed from."""
+    return output.with_suffix(".training")
 
 
 def _check_settings(folder: Path, settings: dict[str, Any], resume: bool) -> None:

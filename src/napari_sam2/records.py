@@ -377,12 +377,16 @@ class Records:
 
     # -- saving --------------------------------------------------------------------------------
 
+    @property
+    def places(self) -> set[Place]:
+        """Where something is known of an object."""
+        tables: tuple[Cells[Any], ...] = (self.prompts, self.kept, self.found, self._tracked)
+        return {place for table in (*tables, self._lives, self._looks) for place in table.places}
+
     def snapshot(self, source: Source) -> dict[Place, ObjectState]:
         """All but the objects themselves, by sequence and object."""
-        tables: tuple[Cells[Any], ...] = (self.prompts, self.kept, self.found, self._tracked)
-        tables = (*tables, self._lives, self._looks)
         states = {}
-        for place in sorted({place for table in tables for place in table.places}, key=repr):
+        for place in sorted(self.places, key=repr):
             found, is_current = self.found.at(place), self._currency(place, source)
             states[place] = ObjectState(
                 prompts=dict(self.prompts.at(place)),

@@ -149,6 +149,11 @@ class SessionBase:
         return self._objects[1]
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing is said or found of any object, in any sequence."""
+        return not self._records.places
+
+    @property
     def untouched_objects(self) -> list[int]:
         """Ids of objects without prompts that have no name of their own, nor anything else."""
         prompted, objects = self.prompted_objects, self.objects

@@ -39,6 +39,7 @@ from napari_sam2.finetune import (
     finetune,
     read_pairs,
     sources_of,
+    training_folder,
 )
 from napari_sam2.io import ReadError, WriteError
 from napari_sam2.io.writers import session_of
@@ -212,7 +213,7 @@ class FineTune(Docked):
         """Whether nothing is lost by a new training, or the person agrees to it."""
         if output.exists():
             what = f"{output} exists. Replace it by what is trained now?"
-        elif _stopped_at(output).is_dir():
+        elif training_folder(output).is_dir():
             what = (
                 f"A training of {output.name} was stopped, and Resume goes on with it. Begin anew "
                 "and forget it?"
@@ -281,7 +282,7 @@ class FineTune(Docked):
         for button in (self.start_button, self.source, self.start, self.output, self.minutes):
             button.setEnabled(not training)
         self.stop_button.setEnabled(training)
-        is_stopped = _stopped_at(Path(self.output.text())).is_dir()
+        is_stopped = training_folder(Path(self.output.text())).is_dir()
         self.resume_button.setEnabled(not training and is_stopped)
         self.use_button.setEnabled(not training and self.card is not None and self.card.is_written)
 
@@ -371,12 +372,7 @@ def _free_target(folder: Path) -> Path:
     """The first "my-model" that is not there yet, or whose training was stopped."""
     names = itertools.chain(["my-model"], (f"my-model-{n}" for n in itertools.count(2)))
     paths = (folder / f"{name}.safetensors" for name in names)
-    return next(path for path in paths if not path.exists() or _stopped_at(path).is_dir())
-
-
-def _stopped_at(output: Path) -> Path:
-    """Where a stopped training of a model is resumed from."""
-    return output.with_suffix(".training")
+    return next(path for path in paths if not path.exists() or training_folder(path).is_dir())
 
 
 def _layer_sources(

@@ -161,7 +161,7 @@ class Images(QObject):
         new.axis = session.view.key.axis if session.prompted_sequences else work.axis
         layers = self._context.viewer.layers
         is_seen = work.labels is not None or work.prompts is not None
-        has_layers = is_seen or bool(session.snapshot().sequences)
+        has_layers = is_seen or not session.is_empty
         was_chosen = self._context.work is work
         old = work.layers
         self._forget(work.image)

@@ -148,7 +148,7 @@ class SessionFiles:
 
     def _may_replace(self, work: Workspace) -> bool:
         """Whether another session may take the place of this one; asks where it is not saved."""
-        is_saved = work.changes == work.saved_changes or not work.session.snapshot().sequences
+        is_saved = work.changes == work.saved_changes or work.session.is_empty
         return is_saved or self._asks(
             f"The marks and masks of {work.image.name} are not saved to a file. Open another "
             "session in their place? (Recover can bring them back then.)"

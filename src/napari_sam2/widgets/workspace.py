@@ -194,8 +194,7 @@ class Workspace:
         self.events.disconnect_all()
         if self._autosave is not None:
             is_saved = self.changes == self.saved_changes
-            is_empty = not self.session.snapshot().sequences
-            self._autosave.close(forget=is_saved or is_empty)
+            self._autosave.close(forget=is_saved or self.session.is_empty)
             self._autosave = None
 
     def start_autosave(self, path: Path | None, failed: Callable[[str], None]) -> None:
