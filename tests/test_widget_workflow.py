@@ -520,6 +520,24 @@ def test_several_layers_are_removed_at_once(desk, removed):
     assert (other in layers) == (removed != "all")
 
 
+@pytest.mark.parametrize("floats", [False, True])
+def test_slices_are_drawn_after_layers_were_removed(desk, floats):
+    """In napari 0.9.2 by itself the process crashes here, at least with Mesa."""
+    d = desk()
+    d.dock.setFloating(floats)
+    d.press(d.panel.modes["include"])
+    d.click((20, 20))
+    d.settle()
+    d.qtbot.wait(300)
+    for layer in (d.widget.points_layer, d.widget.labels_layer):
+        d.viewer.layers.remove(layer)
+    for step in (5, 2):
+        d.qtbot.wait(300)
+        d.go_to(step)
+    d.qtbot.wait(300)
+    assert list(d.viewer.layers) == [d.image]
+
+
 def test_marks_that_are_deleted_on_all_positions_are_gone_at_once(desk):
     d = desk(data=np.stack([blobs(), blobs()[::-1]]))
     d.press(d.panel.modes["include"])

@@ -16,6 +16,7 @@ from qtpy.QtGui import QColor, QCursor, QKeySequence, QShortcut
 from qtpy.QtWidgets import QToolTip
 
 from napari_sam2.session import Keep, Session
+from napari_sam2.widgets.canvas import make_canvas_current
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.display import Display
 from napari_sam2.widgets.docking import Docked
@@ -97,6 +98,7 @@ class SAM2Widget(Docked):
         workers = self._models.worker, self._runner.worker
         until_end = self._runner.until_end
         self.destroyed.connect(partial(_let_go, workers, self._events, images.known, until_end))
+        self._events.connect(layers.removing, self._before_removal)
         self._events.connect(layers.removed, images.on_removed)
         for emitter in (layers.inserted, layers.removed, layers.reordered, layers.renamed):
             self._events.connect(emitter, images.fill)
@@ -370,6 +372,9 @@ class SAM2Widget(Docked):
 
     def _show_keys(self) -> None:
         QToolTip.showText(QCursor.pos(), self.panel.help.toolTip(), self.panel.help)
+
+    def _before_removal(self, *_: object) -> None:
+        make_canvas_current(self)
 
     def _show_theme(self, *_: object) -> None:
         red, green, blue = get_theme(self._context.viewer.theme).text.as_rgb_tuple(alpha=False)
