@@ -289,24 +289,46 @@ def test_a_broken_file_is_told(desk, tmp_path):
     assert d.session is before
 
 
+def open_again(d):
+    """Open a new dock in the same viewer, in which work is offered that was not saved."""
+    d.widget = SAM2Widget(d.viewer, model=small_model())
+    d.panel = d.widget.panel
+    d.dock = d.viewer.window.add_dock_widget(d.widget, name="again")
+    d.qtbot.waitUntil(d.panel.recovery.isVisible, timeout=TIMEOUT)
+
+
 def test_work_that_was_cut_off_is_offered_and_recovered(desk, monkeypatch):
     monkeypatch.setattr(workspace, "AUTOSAVE_SECONDS", 0.1)
     d = desk()
     assert not d.panel.recovery.isVisible()
     mark_and_paint(d)
     labels = d.labels.copy()
+    names = [layer.name for layer in d.viewer.layers]
     d.viewer.window.remove_dock_widget(d.dock)  # without saving
-    d.widget = SAM2Widget(d.viewer, model=small_model())
-    d.panel = d.widget.panel
-    d.dock = d.viewer.window.add_dock_widget(d.widget, name="again")
-    d.qtbot.waitUntil(d.panel.recovery.isVisible, timeout=TIMEOUT)
+    open_again(d)
+    assert [layer.name for layer in d.viewer.layers] == names, "nothing is removed unasked"
     d.press(d.panel.recover)
     d.settle()
     np.testing.assert_array_equal(d.labels, labels)
     assert d.session.objects[2].name == "painted"
     assert not d.panel.recovery.isVisible()
+    assert [layer.name for layer in d.viewer.layers] == names, "in place of what was left"
+    assert d.widget.labels_layer in d.viewer.layers
     d.widget.undo()  # nothing to undo: history begins anew
     assert "nothing" in d.status
+
+
+def test_recovered_work_does_not_replace_what_was_painted_without_the_widget(desk):
+    d = desk()
+    mark_and_paint(d)
+    left = d.widget.labels_layer, d.widget.points_layer
+    d.viewer.window.remove_dock_widget(d.dock)
+    left[0].paint((3.0, 5.0, 5.0), 7)
+    open_again(d)
+    d.press(d.panel.recover)
+    d.settle()
+    assert left[0] in d.viewer.layers
+    assert left[1] not in d.viewer.layers
 
 
 def test_what_changes_while_a_session_is_saved_is_not_forgotten(desk, tmp_path, monkeypatch):
@@ -347,6 +369,11 @@ def test_work_that_was_cut_off_is_discarded_if_the_person_wants_it(desk, monkeyp
     d.qtbot.addWidget(d.widget)
     d.panel = d.widget.panel
     d.qtbot.waitUntil(lambda: not d.panel.recovery.isHidden(), timeout=TIMEOUT)
+    answers = [QMessageBox.StandardButton.No, QMessageBox.StandardButton.Yes]
+    monkeypatch.setattr(QMessageBox, "question", lambda *of: answers.pop(0))
+    d.panel.discard.click()
+    assert find_recovery(d.image) is not None
+    assert not d.panel.recovery.isHidden()
     d.panel.discard.click()
     assert d.panel.recovery.isHidden()
     assert d.session.prompts == {}

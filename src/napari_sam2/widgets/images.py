@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,6 @@ from napari_sam2.widgets.session_files import SessionFiles
 from napari_sam2.widgets.workspace import Look, Workspace
 
 if TYPE_CHECKING:
-    from napari.components import LayerList
     from napari.layers import Layer
 
 _END_AFTER = 10
@@ -97,9 +97,9 @@ class Images(QObject):
         for work in self.known.values():
             partner = work.forget_layer(layer)
             if partner in layers.selection:  # napari may be about to remove it, too
-                QTimer.singleShot(0, partial(_remove, layers, partner))
-            elif partner in layers:
-                layers.remove(partner)
+                QTimer.singleShot(0, partial(self.remove, [partner]))
+            elif partner is not None:
+                self.remove([partner])
 
     def adopt(self, work: Workspace, recovered: Path | None = None) -> None:
         """Listen to a workspace, and take it for its image's.
@@ -159,15 +159,12 @@ class Images(QObject):
         new = Workspace(work.image, session)
         new.window, new.look = work.window, work.look
         new.axis = session.view.key.axis if session.prompted_sequences else work.axis
-        layers = self._context.viewer.layers
         is_seen = work.labels is not None or work.prompts is not None
         has_layers = is_seen or not session.is_empty
         was_chosen = self._context.work is work
         old = work.layers
         self._forget(work.image)
-        for layer in old:
-            if layer in layers:
-                layers.remove(layer)
+        self.remove(old)
         self.adopt(new, recovered)
         if was_chosen:
             self._context.work = new
@@ -177,6 +174,12 @@ class Images(QObject):
             self.follow_viewer()
             self._context.changed.emit()
         return new
+
+    def remove(self, layers: Iterable[Layer]) -> None:
+        """Remove those that are in the viewer."""
+        for layer in layers:
+            if layer in self._context.viewer.layers:
+                self._context.viewer.layers.remove(layer)
 
     def _on_data(self, event: Any) -> None:
         """Other pixels: marks and masks of the old ones are kept where they still fit."""
@@ -237,8 +240,3 @@ class Images(QObject):
             context.panel.say(f"{model.name} is ready. Update uses it on the slices with masks.")
         elif context.says_loading and not context.is_running:
             context.say_what_next()
-
-
-def _remove(layers: LayerList, layer: Layer) -> None:
-    if layer in layers:
-        layers.remove(layer)

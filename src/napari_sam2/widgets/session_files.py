@@ -21,6 +21,7 @@ from napari_sam2.session_file import (
 )
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.events import call
+from napari_sam2.widgets.left_behind import left_behind
 from napari_sam2.widgets.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -100,8 +101,10 @@ class SessionFiles:
             self._read(work, self.found, is_recovery=True)
 
     def discard(self) -> None:
-        """Delete what was found."""
-        if self.found is not None:
+        """Delete what was found, if the person is sure."""
+        if self.found is not None and self._asks(
+            "Delete the marks and masks that were not saved? Nothing brings them back then."
+        ):
             forget_recovery(self.found)
             self._show_found(None)
 
@@ -137,6 +140,8 @@ class SessionFiles:
                 return
             if self._images.known.get(work.image) is not work:
                 return
+            if is_recovery:
+                self._images.remove(left_behind(path))
             new = self._images.replace(work, opened, recovered=path if is_recovery else None)
             new.file = None if is_recovery else path
             self._context.models.use(opened.model)

@@ -14,6 +14,7 @@ from napari_sam2.recovery import Autosave
 from napari_sam2.sequence_view import Channels, SequenceKey, sequence_axes
 from napari_sam2.session import LockedError, Session
 from napari_sam2.widgets.events import Connections, Hooks, Keys, bind_keys, unbind_keys
+from napari_sam2.widgets.left_behind import leave
 from napari_sam2.widgets.mask_layers import MaskLayers
 from napari_sam2.windows import CONTRAST_LIMITS
 
@@ -189,12 +190,15 @@ class Workspace:
     def close(self) -> None:
         """Take all callbacks and keys off the layers, which stay as they are."""
         self.session.write_rest()
+        layers = self.layers
         self._let_go_of_prompts()
         self.masks.close()
         self.events.disconnect_all()
         if self._autosave is not None:
-            is_saved = self.changes == self.saved_changes
-            self._autosave.close(forget=is_saved or self.session.is_empty)
+            forget = self.changes == self.saved_changes or self.session.is_empty
+            self._autosave.close(forget=forget)
+            if self._autosave.path is not None and not forget and not self._autosave.error:
+                leave(layers, self._autosave.path)
             self._autosave = None
 
     def start_autosave(self, path: Path | None, failed: Callable[[str], None]) -> None:
