@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import nibabel
 import numpy as np
 import pytest
 import tifffile
+from images import AFFINES, mirrored
+from napari.layers import Image
 
+from napari_sam2.io import ReadError
+from napari_sam2.io.readers import read_layers
 from napari_sam2.second_reader import ONLY_MINE, ONLY_THEIRS, OTHER_OBJECT, SecondReading
 from napari_sam2.sequence_view import SequenceKey
 from napari_sam2.session import LockedError, Session
@@ -173,6 +178,36 @@ def test_any_labels_file_is_read(mine, tmp_path):
     path = tmp_path / "theirs.tif"
     tifffile.imwrite(path, labels)
     assert SecondReading.open(mine, path).agreement(1).both.tolist() == [100, 0, 0, 0, 0, 0]
+
+
+def scan_and_labels(folder, affine, labels_affine):
+    """A scan as napari opens it, and a file of labels of it."""
+    x, y, z = np.indices((20, 24, 28))
+    labels = ((x - 6) ** 2 + (y - 9) ** 2 + (z - 12) ** 2 < 30).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(labels * np.int16(100), affine), folder / "scan.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(labels, labels_affine), folder / "theirs.nii.gz")
+    ((data, options, _),) = read_layers(folder / "scan.nii.gz")
+    return Image(data, **options), folder / "theirs.nii.gz"
+
+
+@pytest.mark.parametrize("affine", ["flipped", "sagittal", "oblique"])
+def test_labels_files_are_put_on_the_scan_that_napari_shows(tmp_path, affine):
+    scan, path = scan_and_labels(tmp_path, AFFINES[affine], AFFINES[affine])
+    for theirs in (path, mirrored(path, tmp_path / "mirrored.nii.gz")):
+        reading = SecondReading.open(Session(scan), theirs)
+        np.testing.assert_array_equal(reading.labels, np.asarray(scan.data) // 100)
+
+
+def test_labels_that_lie_elsewhere_are_refused(tmp_path):
+    place = AFFINES["flipped"]
+    away = place.copy()
+    away[0, 3] += 15
+    scan, path = scan_and_labels(tmp_path, place, away)
+    with pytest.raises(ReadError, match="lies elsewhere in space"):
+        SecondReading.open(Session(scan), path)
+    part = Image(np.asarray(scan.data)[:10], metadata=scan.metadata)
+    with pytest.raises(ValueError, match="28 x 24 x 20, but your image is 10 x 24 x 20"):
+        SecondReading.open(Session(part), path)
 
 
 def test_masks_of_another_image_are_refused_in_words(mine, tmp_path):

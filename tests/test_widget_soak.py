@@ -54,7 +54,6 @@ class Hands:
         self.theirs = folder / "theirs.tif"
         tifffile.imwrite(self.theirs, (blobs() > 60).astype(np.uint8) + (blobs() > 170))
         self.mishaps: list[str] = []
-        self.has_seen_3d = False
         self.found = 0
         """How often objects were found and added."""
         fail = desk.panel.fail
@@ -237,8 +236,7 @@ class Hands:
         self.press(*by_hand, window.next, window.accept, window.reject)
 
     def do_show_tracks(self) -> None:
-        if not self.has_seen_3d:  # as for do_remove_layer
-            self.d.widget.tracks.show_layer.click()
+        self.d.widget.tracks.show_layer.click()
 
     def select_some(self) -> None:
         """Select two rows of the table of objects, if there are two."""
@@ -271,8 +269,6 @@ class Hands:
 
     def do_second_reader(self) -> None:
         """Compare with masks of somebody else, and settle a difference."""
-        if self.has_seen_3d:  # as for do_remove_layer
-            return
         window = self.d.widget.second_reader
         if window.reading is None:
             self.d.widget.compare(self.theirs)
@@ -318,17 +314,10 @@ class Hands:
         self.d.viewer.dims.set_current_step(axis, int(self.rng.integers(self.shape[axis])))
 
     def do_show_3d(self) -> None:
-        self.has_seen_3d = True
-        self.d.widget.second_reader.clear()  # as for do_remove_layer
         self.d.viewer.dims.ndisplay = 3
         self.d.widget.start("include")
 
     def do_remove_layer(self) -> None:
-        """Not after a look in 3D: napari 0.9.2 by itself crashes where layers are removed then and
-        the axes are rolled, at least with Mesa's renderer.
-        """
-        if self.has_seen_3d:
-            return
         tracks = self.d.widget.tracks.layer.layer
         for layer in (self.d.widget.points_layer, self.d.widget.labels_layer, tracks):
             if layer is not None and self.rng.random() < 0.3:
@@ -349,7 +338,7 @@ class Hands:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seed", "positions"), [(2, 0), (9, 0), (3, 2)])
+@pytest.mark.parametrize(("seed", "positions"), [(5, 0), (9, 0), (3, 2)])
 def test_random_work_ends_with_the_masks_of_a_fresh_replay(
     desk, tmp_path, seed, positions, monkeypatch
 ):

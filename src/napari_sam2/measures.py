@@ -318,14 +318,14 @@ def layer_steps(layer: Any, spacing: Sequence[float] | None = None) -> NDArray[n
 
     spacing: (D,) how far; by default as the layer is placed.
     """
-    from napari_sam2.io import Volume, world_affine
+    from napari_sam2.io import world_affine
     from napari_sam2.io.place import has_place, layer_axes
-    from napari_sam2.io.readers import METADATA_KEY
+    from napari_sam2.io.readers import source_of
 
     steps = _steps_of(layer.data_to_world, layer.ndim)
     lengths = np.linalg.norm(steps, axis=1)
-    source = layer.metadata.get(METADATA_KEY)
-    if isinstance(source, Volume) and has_place(source) and layer.ndim == len(source.shape):
+    source = source_of(layer.metadata)
+    if source is not None and has_place(source) and layer.ndim == len(source.shape):
         steps[-3:] = 0
         steps[-3:, -3:] = world_affine(source)[:3, list(layer_axes(source))].T
     return _along(steps, lengths if spacing is None else spacing)

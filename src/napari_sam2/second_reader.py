@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from napari_sam2.io.place import shape_in_layer, to_layer_order
+from napari_sam2.io.readers import source_of
 from napari_sam2.session import LockedError, Session
 from napari_sam2.session_base import default_name
 from napari_sam2.session_file import SUFFIX, fitted, read_session
@@ -111,7 +113,8 @@ class SecondReading:
     def open(cls, session: Session, path: str | os.PathLike[str]) -> SecondReading:
         """Read another person's masks from a session file, or from any labels file.
 
-        Neither their image nor their model is needed; nothing is written to the file.
+        Neither their image nor their model is needed; nothing is written to the file. Where the
+        session's layer comes from a file, labels are put in the order of its axes.
 
         Raises ValueError (SessionFileError, ReadError) where the file cannot be read or does not
         fit; the message says why.
@@ -121,10 +124,15 @@ class SecondReading:
             saved = read_session(file)
             names = {i: info.name for i, info in saved.state.objects.items()}
             return cls(session, saved.labels(), names, file.name)
-        from napari_sam2.io import read_volume
+        from napari_sam2.io import read_labels
 
-        array = fitted(read_volume(file).array, session.view.shape)
-        return cls(session, array, reader=file.name)
+        shape = session.view.shape
+        source = source_of(session.view.layers[0].metadata) if session.view.layers else None
+        if source is not None and shape_in_layer(source) != shape:
+            source = None  # the layer shows a part of the file
+        labels, names, _ = read_labels(file, source)
+        array = labels.array if source is None else to_layer_order(labels.array, source)
+        return cls(session, fitted(array, shape), names, file.name)
 
     # -- how far they agree --------------------------------------------------------------------
 

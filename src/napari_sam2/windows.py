@@ -86,12 +86,13 @@ def window_for(
 
 def _file_windows(view: SequenceView) -> dict[str, Window]:
     """Windows that the file of the (first) layer proposes, by choice: "file: " and their names."""
-    from napari_sam2.io.readers import METADATA_KEY
+    from napari_sam2.io.readers import source_of
 
     if not view.layers or view.rgb:
         return {}
-    volume = view.layers[0].metadata.get(METADATA_KEY)
-    return {_FROM_FILE + name: window for name, window in getattr(volume, "windows", {}).items()}
+    source = source_of(view.layers[0].metadata)
+    windows = {} if source is None else source.windows
+    return {_FROM_FILE + name: window for name, window in windows.items()}
 
 
 @dataclass(frozen=True)

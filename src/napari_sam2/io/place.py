@@ -158,6 +158,12 @@ def to_file_order(array: Any, volume: Volume) -> Any:
     return array.transpose(_permutation(array.ndim, volume, back))
 
 
+def shape_in_layer(volume: Volume) -> tuple[int, ...]:
+    """Of what `to_layer_order` makes of an array with the shape of ``volume``."""
+    shape: tuple[int, ...] = to_layer_order(np.broadcast_to(False, volume.shape), volume).shape
+    return shape
+
+
 def _is_flat(volume: Volume) -> bool:
     return volume.axes == "yx" and volume.affine is None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -71,6 +71,12 @@ def read_layers(path: Paths) -> list[LayerData]:
                 stacklevel=2,
             )
     return layers
+
+
+def source_of(metadata: Mapping[str, Any]) -> Volume | None:
+    """The file's `Volume` (without its array) in the metadata of a layer of `layers_of`."""
+    source = metadata.get(METADATA_KEY)
+    return source if isinstance(source, Volume) else None
 
 
 def layers_of(image: Volume, visible: bool = True) -> list[LayerData]:

@@ -12,7 +12,7 @@ import numpy as np
 from napari_sam2.io.labels import write_labels
 from napari_sam2.io.legend import RGB
 from napari_sam2.io.place import ras_of_world, to_file_order
-from napari_sam2.io.readers import METADATA_KEY
+from napari_sam2.io.readers import source_of
 from napari_sam2.io.volume import Volume, WriteError
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ def session_of(metadata: Mapping[str, Any]) -> Session | None:
 def _in_file(data: Any, meta: Mapping[str, Any]) -> tuple[Any, Volume] | None:
     """The labels in the order of the file that the image was read from; None if there is none, or
     it has another shape."""
-    source = meta.get("metadata", {}).get(METADATA_KEY)
-    if not isinstance(source, Volume) or "c" in source.axes:
+    source = source_of(meta.get("metadata", {}))
+    if source is None or "c" in source.axes:
         return None
     try:
         labels = to_file_order(_without_channels(data, meta), source)
