@@ -716,6 +716,21 @@ def test_the_shape_of_a_picture_has_as_many_numbers_as_axes(
     assert (said["shape"], said["axes"], len(said["spacing"])) == ([256, 320], "yx", 2)
 
 
+def test_info_tells_of_the_files_beside_one_that_cannot_be_read(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["scan.nii.gz", "cut.nii", "mask.nii.gz", "text.tif"]
+    assert main(["info", *files]) == 3
+    said = capsys.readouterr()
+    assert "8 x 24 x 20 (z, y, x), int16" in said.out
+    assert "8 x 24 x 20 (z, y, x), uint8" in said.out
+    errors = said.err.splitlines()
+    assert len(errors) == 2 and "no file or folder cut.nii" in errors[0]
+    assert "text.tif is damaged" in errors[1]
+    assert main(["info", "--json", *files]) == 3
+    assert [one["dtype"] for one in json.loads(capsys.readouterr().out)] == ["int16", "uint8"]
+
+
 def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     listed = capsys.readouterr().out

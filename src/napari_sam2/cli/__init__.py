@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 
 from napari_sam2.cli.batch import add_batch
-from napari_sam2.cli.common import EXIT_CODES, FAILED, STOPPED, Parser, UserError
+from napari_sam2.cli.common import EXIT_CODES, FAILED, STOPPED, Parser, UserError, complain
 from napari_sam2.cli.convert import add_convert
 from napari_sam2.cli.find import add_find
 from napari_sam2.cli.finetune import add_finetune
@@ -38,25 +38,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         return _run(list(arguments))
     except UserError as error:
-        return _complain(error.code, str(error))
+        return complain(error)
     except KeyboardInterrupt:
-        return _complain(STOPPED, "stopped")
+        return complain(UserError(STOPPED, "stopped"))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except MemoryError:
-        return _complain(FAILED, "this machine's memory is too small for this image")
+        return complain(UserError(FAILED, "this machine's memory is too small for this image"))
     except Exception as error:
         if os.environ.get("NAPARI_SAM2_DEBUG"):
             raise
-        return _complain(
-            FAILED, f"unexpected {type(error).__name__}: {error}; NAPARI_SAM2_DEBUG=1 shows more"
-        )
-
-
-def _complain(code: int, message: str) -> int:
-    print(f"napari-sam2: {' '.join(message.split())}", file=sys.stderr)
-    return code
+        what = f"unexpected {type(error).__name__}: {error}; NAPARI_SAM2_DEBUG=1 shows more"
+        return complain(UserError(FAILED, what))
 
 
 def _run(arguments: list[str]) -> int:

@@ -38,6 +38,12 @@ class UserError(Exception):
         self.code = code
 
 
+def complain(error: UserError) -> int:
+    """Print an error as one line on stderr, and return its exit code."""
+    print(f"napari-sam2: {' '.join(str(error).split())}", file=sys.stderr)
+    return error.code
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with errors of one line."""
 

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from napari_sam2.cli.common import EXIT_CODES, OK, clear_errors
+from napari_sam2.cli.common import EXIT_CODES, OK, UserError, clear_errors, complain
 
 if TYPE_CHECKING:
     from napari_sam2.io import ImageInfo
@@ -32,13 +32,21 @@ def add_info(commands: Any) -> None:
 def _info(options: argparse.Namespace) -> int:
     from napari_sam2.io import list_images
 
-    with clear_errors():
-        images = [image for path in options.images for image in list_images(path)]
+    code = OK
+    found: list[ImageInfo] = []
+    for path in options.images:
+        try:
+            with clear_errors():
+                images = list_images(path)
+        except UserError as error:  # the others can be read all the same
+            code = complain(error)
+            continue
+        found += images
+        if not options.json:
+            print("\n".join(_text(image) for image in images))
     if options.json:
-        print(json.dumps([asdict(image) for image in images], indent=2, default=str))
-        return OK
-    print("\n".join(_text(image) for image in images))
-    return OK
+        print(json.dumps([asdict(image) for image in found], indent=2, default=str))
+    return code
 
 
 def _text(image: ImageInfo) -> str:
