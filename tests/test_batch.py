@@ -28,14 +28,13 @@ from napari_sam2.batch import (
     Job,
     JobError,
     Settings,
-    check_batch,
     jobs_of,
     run_batch,
 )
 from napari_sam2.batch_worker import run_job
 from napari_sam2.cli import main
 from napari_sam2.io import WriteError, read_labels, read_volume
-from napari_sam2.segmentation import segment
+from napari_sam2.segmentation import ModelError, segment
 from napari_sam2.session import Session
 from napari_sam2.session_file import save_session
 from sam2_engine.weights import save_model
@@ -292,10 +291,7 @@ def test_nothing_that_is_read_is_replaced(scans, tmp_path, checkpoint, out, how,
     tables = [tmp_path / name for name in how.pop("tables", [])]
     settings = Settings(out=tmp_path / out, model=checkpoint, overwrite=True, **how)
     with pytest.raises(WriteError, match=message):
-        check_batch(jobs, settings, tables=tables)
-    if not tables:
-        with pytest.raises(BatchError, match=message):
-            run_batch(jobs, settings)
+        run_batch(jobs, settings, tables=tables)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
@@ -314,7 +310,7 @@ def test_a_template_and_its_image_are_not_replaced(scans, tmp_path, monkeypatch)
     template.write_text("mine")
     job = Job("p0", scans / "p1.nii.gz", template=template)
     for out, message in ((scans, "the image of the template"), (tmp_path, "the template")):
-        with pytest.raises(BatchError, match=f"would replace {message} "):
+        with pytest.raises(WriteError, match=f"would replace {message} "):
             run_batch([job], Settings(out=out, overwrite=True))
 
 
@@ -322,7 +318,7 @@ def test_a_template_and_its_image_are_not_replaced(scans, tmp_path, monkeypatch)
     ("options", "code", "message"),
     [
         (["-o", "scans", "--overwrite"], 4, "would replace the image"),
-        (["-o", "file"], 4, "Nothing can be written to file: it is a file"),
+        (["-o", "file"], 4, "/file: it is a file, and a folder is needed"),
         (["-o", "/proc/new"], 4, "Nothing can be written to /proc/new: "),
         (["-o", "out", "--format", ".png"], 4, "must end in"),
         (["-o", "out", "--model", "foo"], 5, "foo"),
@@ -336,9 +332,9 @@ def test_what_would_go_wrong_with_every_image_is_found_before_the_first(
     monkeypatch.chdir(tmp_path)
     table = prompts_of(scans)
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr(batch, "_client", lambda *_: pytest.fail("it went on"))
+    monkeypatch.setattr(batch, "_results", lambda *_: pytest.fail("it went on"))
     before = states(scans)
-    assert main(["batch", "scans", "--prompts", str(table), *options]) == code
+    assert main(["batch", "scans", "--prompts", str(table), "--workers", "1", *options]) == code
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert states(scans) == before and (tmp_path / "file").read_text() == "mine"
@@ -359,16 +355,17 @@ def test_a_stopped_batch_says_that_what_is_done_stays(
     table, out = prompts_of(scans), tmp_path / "out"
     monkeypatch.chdir(tmp_path)
 
-    def stopped(jobs, settings, **how):
-        assert run_job(jobs[0], settings).status == DONE
+    def stopped(client, jobs, settings):
+        yield run_job(jobs[0], settings)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(batch, "run_batch", stopped)
+    monkeypatch.setattr(batch, "_results", stopped)
     command = ["batch", str(scans), "--prompts", str(table), "-o", str(out), "-q"]
-    assert main([*command, "--model", checkpoint]) == 130
+    assert main([*command, "--model", checkpoint, "--workers", "1"]) == 130
     said = "napari-sam2: stopped; what is done stays, and the same command goes on with it\n"
     assert capsys.readouterr().err == said
     assert (out / "p0.nii.gz").exists()
+    assert "1 done, 2 not yet looked at" in (out / "report.html").read_text()
 
 
 def test_labels_without_a_record_of_their_end_are_written_anew(
@@ -401,6 +398,32 @@ def test_what_a_run_has_done_itself_was_not_done_before(scans, tmp_path, checkpo
     assert run_job(job, settings).status == DONE
     assert run_job(job, replace(settings, run="the next")).status == SKIPPED
     assert states(tmp_path) == before
+
+
+def test_a_worker_reads_a_template_and_its_image_once(scans, tmp_path, checkpoint, monkeypatch):
+    image = read_volume(scans / "p0.nii.gz")
+    session = Session(image.array, checkpoint, window=(0, 200), spacing=image.spacing)
+    session.set_prompts(session.add_object(), 2, box=(4, 5, 15, 20))
+    save_session(session, tmp_path / "t.sam2session")
+    (scans / "p0.nii.gz").rename(tmp_path / "template.nii.gz")
+    read = []
+
+    def counted(function):
+        def call(path, *given, **options):
+            read.append(Path(path).name)
+            return function(path, *given, **options)
+
+        return call
+
+    monkeypatch.setattr(session_file, "read_session", counted(session_file.read_session))
+    monkeypatch.setattr("napari_sam2.io.read_volume", counted(read_volume))
+    how = {"out": tmp_path, "template_image": tmp_path / "template.nii.gz"}
+    jobs = jobs_of(scans, template=tmp_path / "t.sam2session")
+    for run in ("one", "another"):
+        statuses = [run_job(job, Settings(run=run, **how)).status for job in jobs]
+        assert statuses == [DONE if run == "one" else SKIPPED] * 2
+    once = ["t.sam2session", "template.nii.gz", "p1.nii.gz", "p2.nii.gz"]
+    assert sorted(read) == sorted([*once, "t.sam2session", "p1.nii.gz", "p2.nii.gz"])
 
 
 # -- all of them -------------------------------------------------------------------------------
@@ -523,6 +546,9 @@ def test_on_a_cluster_every_image_is_done_once_though_a_worker_is_killed(
 
     jobs = jobs_of(folder, prompts=prompts_of(folder))
     settings = Settings(out=out, model=checkpoint)
+    with pytest.raises(ModelError, match="no file called small"):  # which the workers know
+        run_batch(jobs, replace(settings, model="small"), scheduler=address)
+    assert not out.exists() or not list(out.glob("*.*"))
     results = run_batch(jobs, settings, scheduler=address, progress=kill_one)
     assert workers[0].wait(30) < 0
     assert [(result.status, result.message) for result in results] == [(DONE, "")] * 6

@@ -162,12 +162,10 @@ def test_the_command_line_asks_for_it(monkeypatch, tmp_path, command: str, is_as
         raise Asked(f"{name} {compile} {tell.__name__}")
 
     def run(jobs: Any, settings: Any, **options: Any) -> Any:
-        how = settings.device, settings.compile, settings.is_quiet
-        return batch_worker._model("nano", *how).get()
+        return batch_worker._model("nano", settings).get()
 
     monkeypatch.setattr(weights, "load_model", load)
     monkeypatch.setattr(batch, "run_batch", run)
-    monkeypatch.setattr(batch, "check_batch", lambda *given, **how: None)  # loads it plain
     monkeypatch.setenv("NAPARI_SAM2_DEBUG", "1")
     images = tmp_path / "images"
     images.mkdir()

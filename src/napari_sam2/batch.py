@@ -29,12 +29,12 @@ from napari_sam2.batch_worker import (
     FoundObject,
     JobResult,
     Settings,
+    check_model,
     check_outputs,
     models_of,
     run_job,
 )
-from napari_sam2.io import WriteError
-from napari_sam2.session_file import SessionFileError
+from napari_sam2.io import check_target
 from napari_sam2.targets import why_not_in
 
 __all__ = [
@@ -48,7 +48,6 @@ __all__ = [
     "JobResult",
     "Settings",
     "TablePrompts",
-    "check_batch",
     "jobs_of",
     "run_batch",
 ]
@@ -62,75 +61,74 @@ class BatchError(RuntimeError):
     """A batch cannot start; the message is a sentence that says what to do."""
 
 
-def check_batch(
-    jobs: Sequence[Job],
-    settings: Settings,
-    *,
-    tables: Sequence[Path] = (),
-    scheduler: str | None = None,
-) -> None:
-    """Find out what would go wrong with every image before any is looked at.
-
-    tables: that the jobs were made from, which are not replaced either.
-    scheduler: as for `run_batch`; with one, models are where its workers are.
-
-    Raises: WriteError, ModelError; SessionFileError where a template cannot be read.
-    """
-    from napari_sam2.io import check_target
-    from napari_sam2.segmentation import loaded
-    from napari_sam2.tasks import LazyModel
-
-    check_outputs(jobs, settings, tables)
-    if scheduler is None:
-        # A graphics card's memory is the workers'.
-        is_card = settings.device.startswith("cuda") and _graphics_cards() > 0
-        device = "cpu" if is_card or settings.device == "auto" else settings.device
-        for name in models_of(jobs, settings):
-            loaded(LazyModel(name, device, is_quiet=settings.is_quiet))
-    _prepare(settings.out)
-    check_target(settings.out / f"name{settings.suffix}", overwrite=True)
-
-
 def run_batch(
     jobs: Sequence[Job],
     settings: Settings,
     *,
+    tables: Sequence[Path] = (),
     workers: int | None = None,
     scheduler: str | None = None,
+    on_start: Callable[[], None] | None = None,
     progress: Callable[[JobResult], None] | None = None,
 ) -> list[JobResult]:
     """Do all jobs, and write report.html and report.csv into the folder.
 
-    A job that fails, or whose worker dies again and again, does not end the others. Where the run
-    is stopped (Ctrl-C), the report tells of what is done, and the next run skips it.
+    What would go wrong with every image is found out before any is looked at. A job that fails, or
+    whose worker dies again and again, does not end the others. Where the run is stopped (Ctrl-C),
+    the report tells of what is done, and the next run skips it.
 
+    tables: that the jobs were made from, which are not replaced either.
     workers: processes on this machine; by default one for each graphics card, or else one for every
         two processor cores.
     scheduler: the address of a dask scheduler, such as "tcp://node1:8786", whose workers see the
         same files and have napari-sam2; in place of processes here.
+    on_start: called when the first image is about to be looked at.
     progress: called with each result as it comes.
 
-    Returns the results in the order of the jobs. Raises BatchError where it cannot start, and where
-    it would replace what it reads.
+    Returns the results in the order of the jobs.
+
+    Raises, before any image is looked at:
+        BatchError: nothing can be written there, or there are no workers.
+        WriteError: it would replace what it reads, or there is no such format of labels.
+        SessionFileError: a template cannot be read.
+        ModelError: a worker does not have the model or the device.
     """
     settings = replace(settings, out=Path(settings.out).absolute(), run=secrets.token_hex(8))
     jobs = [_absolute(job) for job in jobs]
-    try:
-        check_outputs(jobs, settings)
-    except (WriteError, SessionFileError) as error:
-        raise BatchError(str(error)) from error
+    check_outputs(jobs, settings, tables)
     _prepare(settings.out)
+    check_target(settings.out / f"name{settings.suffix}", overwrite=True)
+    models = models_of(jobs, settings)
     results: dict[str, JobResult] = {}
-    try:
-        with _client(settings, workers, scheduler) as (client, own):
+    with _client(settings, workers, scheduler) as (client, own):
+        for model in models:
+            _check_model(client, model, own)
+        if on_start is not None:
+            on_start()
+        try:
             for result in _results(client, jobs, own):
                 results[result.name] = result
                 if progress is not None:
                     progress(result)
-    finally:
-        ordered = [results[job.name] for job in jobs if job.name in results]
-        write_report(settings.out, ordered, left=len(jobs) - len(ordered))
+        finally:
+            ordered = [results[job.name] for job in jobs if job.name in results]
+            write_report(settings.out, ordered, left=len(jobs) - len(ordered))
     return ordered
+
+
+def _check_model(client: Any, name: str, settings: Settings) -> None:
+    """Have a worker load a model, which it keeps: only there is it known whether it can be."""
+    from napari_sam2.segmentation import ModelError
+
+    try:
+        client.submit(check_model, name, settings, pure=False, retries=_RETRIES).result()
+    except ModelError:
+        raise
+    except Exception as error:  # of dask, or whatever the worker lacks
+        raise BatchError(
+            f"The model {name} cannot be loaded by a worker: is napari-sam2 installed there, and "
+            f"is there enough memory? ({_short(error)})"
+        ) from error
 
 
 def _results(client: Any, jobs: Sequence[Job], settings: Settings) -> Iterator[JobResult]:
@@ -146,15 +144,18 @@ def _results(client: Any, jobs: Sequence[Job], settings: Settings) -> Iterator[J
         if future.status == "finished":
             yield future.result()
         else:
-            reason = " ".join(str(future.exception()).split())[:200]
             yield JobResult(
                 job.name,
                 str(job.image),
                 FAILED,
                 "The process that worked on it died, and again when it was tried anew; is there "
-                f"enough memory? ({reason})",
+                f"enough memory? ({_short(future.exception())})",
             )
         future.release()
+
+
+def _short(error: object) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 @contextmanager

@@ -147,11 +147,10 @@ def check_outputs(jobs: Sequence[Job], settings: Settings, tables: Sequence[Path
     Raises: WriteError; SessionFileError where a template cannot be read.
     """
     from napari_sam2.io import WriteError
-    from napari_sam2.session_file import read_session
 
     read = dict.fromkeys(tables, "table")
     for template in {job.template for job in jobs if job.template is not None}:
-        source = _template_image(read_session(template), settings)
+        source = _template_image(_saved(settings.run, template), settings)
         read |= {template: "template"} | ({source: "image of the template"} if source else {})
     for job in jobs:
         own = {"session": job.session, "mask": job.mask, "image": job.image}
@@ -184,7 +183,7 @@ def _run(job: Job, settings: Settings, begin: float) -> JobResult:
     from napari_sam2.io import WriteError, check_target, read_volume, write_labels
 
     volume = read_volume(job.image, volume=job.volume, channel=job.channel, series=job.series)
-    lazy = _model(_model_name(job, settings), settings.device, settings.compile, settings.is_quiet)
+    lazy = _model(_model_name(job, settings), settings)
     key = _key(job, settings, volume, lazy)
     output, record = output_of(job, settings), read_record(job, settings)
     if output.exists():
@@ -224,7 +223,7 @@ def _run(job: Job, settings: Settings, begin: float) -> JobResult:
 
 def _answer(job: Job, settings: Settings, volume: Volume, lazy: LazyModel) -> _Answer:
     if job.session is not None:
-        return _from_session(job.session, volume, lazy)
+        return _from_session(job.session, settings, volume, lazy)
     if job.template is not None:
         return _from_template(job.template, settings, volume, lazy)
     from napari_sam2.segmentation import loaded, segment
@@ -245,12 +244,12 @@ def _answer(job: Job, settings: Settings, volume: Volume, lazy: LazyModel) -> _A
     return _Answer(labels, prompts.names)
 
 
-def _from_session(path: Path, volume: Volume, lazy: LazyModel) -> _Answer:
+def _from_session(path: Path, settings: Settings, volume: Volume, lazy: LazyModel) -> _Answer:
     """A session of this image, computed anew."""
     from napari_sam2.saved_image import SessionImage
-    from napari_sam2.session_file import read_session, replay
+    from napari_sam2.session_file import replay
 
-    saved = read_session(path)
+    saved = _saved(settings.run, path)
     image = SessionImage(volume, saved.image)
     labels = image.labels(replay(path, image.array, model=lazy))
     return _Answer(labels, *_legend(saved.state.objects))
@@ -258,21 +257,18 @@ def _from_session(path: Path, volume: Volume, lazy: LazyModel) -> _Answer:
 
 def _from_template(path: Path, settings: Settings, volume: Volume, lazy: LazyModel) -> _Answer:
     """Prompts of another image, placed on this one."""
-    from napari_sam2.io import read_volume
     from napari_sam2.placement import Placement, PlacementError, place
-    from napari_sam2.saved_image import SessionImage
     from napari_sam2.segmentation import loaded, look_closely_at_all
     from napari_sam2.session import Session
-    from napari_sam2.session_file import read_session
     from napari_sam2.windows import CT_WINDOWS
 
-    saved = read_session(path)
+    saved = _saved(settings.run, path)
     source = _template_image(saved, settings)
     if source is None:
         raise PlacementError(
             f"{path.name} does not say which file it was made on; give it with --template-image."
         )
-    template = SessionImage(read_volume(source), saved.image).placed
+    template = _place_of_template(settings.run, path, source)
     window = settings.window
     if window is None and saved.state.window in [
         (level - width / 2, level + width / 2) for level, width in CT_WINDOWS.values()
@@ -297,6 +293,24 @@ def _from_template(path: Path, settings: Settings, volume: Volume, lazy: LazyMod
                 session.look_closely(object_id, times=None)
         session.propagate(settings.direction)  # type: ignore[arg-type]
     return _Answer(session.labels, *_legend(saved.state.objects), tuple(notes))
+
+
+@functools.lru_cache(maxsize=2)  # a template, and the image's own session
+def _saved(run: str, path: Path) -> SavedSession:
+    """A session, read once in each run."""
+    from napari_sam2.session_file import read_session
+
+    return read_session(path)
+
+
+@functools.lru_cache(maxsize=1)
+def _place_of_template(run: str, session: Path, image: Path) -> Volume:
+    """The image of a template, read once in each run; its pixels are not kept."""
+    from napari_sam2.io import read_volume
+    from napari_sam2.saved_image import SessionImage
+
+    placed = SessionImage(read_volume(image), _saved(run, session).image).placed
+    return replace(placed, array=np.broadcast_to(np.uint8(0), placed.array.shape), pyramid=())
 
 
 def _template_image(saved: SavedSession, settings: Settings) -> Path | None:
@@ -333,9 +347,14 @@ def read_mask(path: Path | str, volume: Volume) -> NDArray[Any]:
 # ---- the model
 
 
+def _model(name: str, settings: Settings) -> LazyModel:
+    how = settings.device, settings.compile, settings.is_quiet
+    return _model_of_run(settings.run, name, *how)
+
+
 @functools.lru_cache(maxsize=1)
-def _model(name: str, device: str, compile: bool, is_quiet: bool) -> LazyModel:
-    """Loaded once in each process."""
+def _model_of_run(run: str, name: str, device: str, compile: bool, is_quiet: bool) -> LazyModel:
+    """Loaded once in each process; anew for another run, for which its file may be another."""
     from napari_sam2.tasks import LazyModel
 
     return LazyModel(name, device, compile=compile, is_quiet=is_quiet)
@@ -345,11 +364,15 @@ def _model_name(job: Job, settings: Settings) -> str:
     if settings.model is not None:
         return settings.model
     saved = job.session or job.template
-    if saved is None:
-        return "nano"
-    from napari_sam2.session_file import read_session
+    return "nano" if saved is None else _saved(settings.run, saved).model
 
-    return read_session(saved).model
+
+def check_model(name: str, settings: Settings) -> None:
+    """Load a model, which this process keeps. Raises: ModelError."""
+    from napari_sam2.segmentation import loaded
+
+    _use_threads(settings.threads)
+    loaded(_model(name, settings))
 
 
 def models_of(jobs: Sequence[Job], settings: Settings) -> set[str]:

@@ -89,7 +89,6 @@ def _batch(options: argparse.Namespace) -> int:
         BatchError,
         JobError,
         Settings,
-        check_batch,
         jobs_of,
         run_batch,
     )
@@ -116,15 +115,14 @@ def _batch(options: argparse.Namespace) -> int:
         jobs = jobs_of(
             options.jobs, template=options.session, prompts=options.prompts, masks=options.masks
         )
-        tables = [Path(path) for path in (options.jobs, options.prompts) if path]
-        tables = [path for path in tables if path.is_file()]
-        with clear_errors():
-            check_batch(jobs, settings, tables=tables, scheduler=options.scheduler)
     except JobError as error:
         raise UserError(BAD_INPUT, str(error)) from error
-    except BatchError as error:
-        raise UserError(BAD_OUTPUT, str(error)) from error
-    bar = tqdm(total=len(jobs), unit="image", disable=options.quiet, file=sys.stderr)
+    tables = [Path(path) for path in (options.jobs, options.prompts) if path]
+    bar: Any = None
+
+    def start() -> None:
+        nonlocal bar
+        bar = tqdm(total=len(jobs), unit="image", disable=options.quiet, file=sys.stderr)
 
     def progress(result: Any) -> None:
         bar.update()
@@ -134,17 +132,21 @@ def _batch(options: argparse.Namespace) -> int:
             bar.write(json.dumps(asdict(result) | {"thumbnail": None}), file=sys.stdout)
 
     try:
-        results = run_batch(
-            jobs,
-            settings,
-            workers=options.workers,
-            scheduler=options.scheduler,
-            progress=progress,
-        )
+        with clear_errors():
+            results = run_batch(
+                jobs,
+                settings,
+                tables=[path for path in tables if path.is_file()],
+                workers=options.workers,
+                scheduler=options.scheduler,
+                on_start=start,
+                progress=progress,
+            )
     except BatchError as error:
         raise UserError(BAD_OUTPUT, str(error)) from error
     finally:
-        bar.close()
+        if bar is not None:
+            bar.close()
     if not options.quiet and not options.json:
         print(f"{out / 'report.html'}: {summary(results)}")
     return FAILED_JOBS if any(result.status == FAILED for result in results) else OK
