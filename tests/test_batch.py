@@ -33,7 +33,7 @@ from napari_sam2.batch import (
 )
 from napari_sam2.batch_worker import run_job
 from napari_sam2.cli import main
-from napari_sam2.io import WriteError, read_labels, read_volume
+from napari_sam2.io import WriteError, read_labels, read_volume, write_labels
 from napari_sam2.segmentation import ModelError, segment
 from napari_sam2.session import Session
 from napari_sam2.session_file import save_session
@@ -398,6 +398,66 @@ def test_what_a_run_has_done_itself_was_not_done_before(scans, tmp_path, checkpo
     assert run_job(job, settings).status == DONE
     assert run_job(job, replace(settings, run="the next")).status == SKIPPED
     assert states(tmp_path) == before
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".ome.zarr"])
+def test_labels_that_a_person_has_changed_are_not_replaced(scans, tmp_path, checkpoint, suffix):
+    out = tmp_path / "out"
+    out.mkdir()
+    settings = Settings(out=out, model=checkpoint, suffix=suffix)
+    job = jobs_of(scans, prompts=prompts_of(scans))[0]
+    again = jobs_of(scans, prompts=prompts_of(scans, box="6,5,15,20"))[0]
+    assert [run_job(one, settings).status for one in (job, again, job)] == [DONE] * 3
+
+    labels = out / f"p0{suffix}"
+    image = read_volume(scans / "p0.nii.gz")
+    edited = np.zeros(image.shape, np.uint8)
+    edited[2, 4:9, 4:9] = 1
+    write_labels(labels, edited, image, overwrite=True)
+    assert run_job(job, settings).status == SKIPPED
+    result = run_job(again, settings)
+    assert result.status == FAILED
+    assert f"{labels} would be done anew, but has been changed since a" in result.message
+    np.testing.assert_array_equal(read_labels(labels)[0].array, edited)
+
+    labels.rename(tmp_path / f"mine{suffix}")
+    assert run_job(again, settings).status == DONE
+    write_labels(labels, edited, image, overwrite=True)
+    assert run_job(job, replace(settings, overwrite=True)).status == DONE
+
+
+def test_labels_that_are_changed_while_they_are_done_anew_are_not_replaced(
+    scans, tmp_path, checkpoint, monkeypatch
+):
+    settings = Settings(out=tmp_path, model=checkpoint)
+    assert run_job(jobs_of(scans, prompts=prompts_of(scans))[0], settings).status == DONE
+    compute = batch_worker._answer
+
+    def saved_meanwhile(*given):
+        (tmp_path / "p0.nii.gz").write_bytes(b"mine")
+        return compute(*given)
+
+    monkeypatch.setattr(batch_worker, "_answer", saved_meanwhile)
+    job = jobs_of(scans, prompts=prompts_of(scans, box="6,5,15,20"))[0]
+    assert "has been changed since" in run_job(job, settings).message
+    assert (tmp_path / "p0.nii.gz").read_bytes() == b"mine"
+
+
+def test_a_run_knows_its_own_labels_though_a_worker_died_before_it_told_of_them(
+    scans, tmp_path, checkpoint, monkeypatch
+):
+    job = jobs_of(scans, prompts=prompts_of(scans))[0]
+    settings = Settings(out=tmp_path, model=checkpoint, run="this")
+
+    def die(*given, **options):
+        write_labels(*given, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("napari_sam2.io.write_labels", die)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job, settings)
+    monkeypatch.undo()
+    assert run_job(job, settings).status == DONE
 
 
 def test_a_worker_reads_a_template_and_its_image_once(scans, tmp_path, checkpoint, monkeypatch):

@@ -57,7 +57,7 @@ class Settings:
     threads: int | None = None
     """Of a worker's processor."""
     overwrite: bool = False
-    """Whether files that are not of a batch may be replaced."""
+    """Whether files may be replaced that are not of a batch, or have been changed since."""
     run: str = ""
     """Another one for each run, which tells what it has done itself from what was done before."""
 
@@ -95,6 +95,8 @@ class JobResult:
     """Equal for equal pixels, prompts, model and settings."""
     run: str = ""
     """In which it was done."""
+    written: str = ""
+    """A sum over the output as it was written, which tells whether it has been changed since."""
 
 
 @dataclass
@@ -180,23 +182,23 @@ def read_record(job: Job, settings: Settings) -> JobResult | None:
 
 
 def _run(job: Job, settings: Settings, begin: float) -> JobResult:
-    from napari_sam2.io import WriteError, check_target, read_volume, write_labels
+    from napari_sam2.io import check_target, read_volume, write_labels
 
     volume = read_volume(job.image, volume=job.volume, channel=job.channel, series=job.series)
     lazy = _model(_model_name(job, settings), settings)
     key = _key(job, settings, volume, lazy)
     output, record = output_of(job, settings), read_record(job, settings)
-    if output.exists():
-        if record is not None and record.key == key and record.status == DONE:
-            # Of this run: a worker died before it could tell of it.
-            is_own = settings.run != "" and record.run == settings.run
-            return record if is_own else replace(record, status=SKIPPED)
-        if record is None and not settings.overwrite:
-            raise WriteError(f"{output} exists and is not of a batch; use --overwrite.")
+    if output.exists() and record is not None and record.key == key and record.status == DONE:
+        # Of this run: a worker died before it could tell of it.
+        is_own = settings.run != "" and record.run == settings.run
+        return record if is_own else replace(record, status=SKIPPED)
     check_outputs([job], settings)
     check_target(output, overwrite=True, source=job.image, like=volume)
+    _check_replaceable(output, record, settings)
     answer = _answer(job, settings, volume, lazy)
-    _write_record(job, settings, JobResult(job.name, str(job.image), _BEGUN))
+    _check_replaceable(output, record, settings)  # it took a while
+    begun = JobResult(job.name, str(job.image), _BEGUN, run=settings.run)
+    _write_record(job, settings, replace(begun, written=_sum(output) or ""))
     write_labels(
         output,
         answer.labels,
@@ -205,6 +207,8 @@ def _run(job: Job, settings: Settings, begin: float) -> JobResult:
         names=answer.names,
         colours=answer.colours,
     )
+    written = _sum(output) or ""
+    _write_record(job, settings, replace(begun, written=written))
     result = JobResult(
         name=job.name,
         image=str(job.image),
@@ -216,9 +220,27 @@ def _run(job: Job, settings: Settings, begin: float) -> JobResult:
         thumbnail=_thumbnail(volume, answer.labels, settings.window),
         key=key,
         run=settings.run,
+        written=written,
     )
     _write_record(job, settings, result)
     return result
+
+
+def _check_replaceable(output: Path, record: JobResult | None, settings: Settings) -> None:
+    """That labels which are already there are as a batch wrote them. Raises: WriteError."""
+    from napari_sam2.io import WriteError
+
+    if settings.overwrite or not output.exists():
+        return
+    if record is None:
+        raise WriteError(f"{output} exists and is not of a batch; use --overwrite.")
+    # A worker of this run may have died before it could say what it wrote.
+    is_own = record.status == _BEGUN and settings.run != "" and record.run == settings.run
+    if not is_own and record.written != _sum(output):
+        raise WriteError(
+            f"{output} would be done anew, but has been changed since a batch wrote it. Move it "
+            "away to keep it, or use --overwrite to replace all such files."
+        )
 
 
 def _answer(job: Job, settings: Settings, volume: Volume, lazy: LazyModel) -> _Answer:
@@ -412,10 +434,14 @@ def _key(job: Job, settings: Settings, volume: Volume, lazy: LazyModel) -> str:
 
 
 def _sum(path: Path | None) -> str | None:
-    if path is None:
+    """Of what a file holds, or all files of a folder; None where there is none."""
+    if path is None or not path.exists():
         return None
-    if not path.is_file():
-        return str(path)
+    if path.is_dir():
+        inside = {
+            str(file.relative_to(path)): _sum(file) for file in path.rglob("*") if file.is_file()
+        }
+        return hashlib.sha256(json.dumps(inside, sort_keys=True).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -73,7 +73,8 @@ def add_batch(commands: Any) -> None:
     help_ = "processes on this machine (default: one for each graphics card, or two cores)"
     add("--workers", type=int, metavar="N", help=help_)
     add("--scheduler", metavar="ADDRESS", help="a dask scheduler, as tcp://node1:8786")
-    add("--overwrite", action="store_true", help="replace files in DIR that are not of a batch")
+    help_ = "replace files in DIR that are not of a batch, or have been changed since"
+    add("--overwrite", action="store_true", help=help_)
     add("--json", action="store_true", help="print a line of JSON for each image on stdout")
     add("-q", "--quiet", action="store_true", help="no progress bar, no summary")
     parser.set_defaults(
