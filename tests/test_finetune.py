@@ -252,7 +252,8 @@ def test_a_model_of_ones_own_is_made_and_listed(files, tmp_path: Path, capsys, m
         (["--from", "no-model"], NO_MODEL, "no-model"),
         (["-o", "{0}/model.pt"], BAD_OUTPUT, ".safetensors"),
         (["-o", "{0}/nano.safetensors"], BAD_OUTPUT, "published"),
-        (["-o", "{0}/nowhere/a.safetensors"], BAD_OUTPUT, "no folder"),
+        (["-o", "{0}/nowhere/a.safetensors"], BAD_OUTPUT, "there is no folder"),
+        (["-o", "{0}/dir.safetensors", "--overwrite"], BAD_OUTPUT, "it is a folder"),
         (["--resume"], BAD_INPUT, "resume"),
         (["--image"], BAD_COMMAND, "--image"),
     ],
@@ -261,6 +262,7 @@ def test_bad_input_is_said_before_anything_is_trained(
     files, tmp_path: Path, capsys, monkeypatch, change, code, message
 ) -> None:
     monkeypatch.setattr(Examination, "score", lambda *a: pytest.fail("it went on"))
+    (tmp_path / "dir.safetensors").mkdir()
     tifffile.imwrite(tmp_path / "small.tif", np.ones((9, 9), np.uint8))
     tifffile.imwrite(tmp_path / "empty.tif", np.zeros((128, 128), np.uint8))
     command = [*files, "-o", str(tmp_path / "a.safetensors")]

@@ -164,7 +164,7 @@ def test_a_folder_with_something_else_is_never_replaced(tmp_path: Path) -> None:
             check_target(tmp_path / name, overwrite=True)
         assert (tmp_path / name / "thesis.txt").read_text() == "years of work"
     (tmp_path / "file.ome.zarr").write_text("a file")
-    with pytest.raises(WriteError, match="need a folder"):
+    with pytest.raises(WriteError, match="it is a file, and a folder is needed"):
         check_target(tmp_path / "file.ome.zarr", overwrite=True)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from napari_sam2.io import ReadError, WriteError, read_volume
 from napari_sam2.io.place import on_image
 from napari_sam2.segmentation import loaded
+from napari_sam2.targets import why_not
 from napari_sam2.tasks import CPU_BFLOAT16, LazyModel
 from napari_sam2.whole_file import write_text
 
@@ -257,16 +258,12 @@ def check_model_target(path: Path, overwrite: bool = False) -> None:
     from sam2_engine.weights import model_info
 
     if path.suffix != _SUFFIX:
-        raise WriteError(f"{path} must end in {_SUFFIX}.")
+        raise WriteError(f"The model cannot be written to {path}: its name must end in {_SUFFIX}.")
     info = model_info(path.stem)
     if info is not None and not info.is_own:
         raise WriteError(f"{path.stem} is the name of a published model; choose another one.")
-    if not path.parent.is_dir():
-        raise WriteError(f"There is no folder {path.parent} to write {path.name} to.")
-    if not os.access(path.parent, os.W_OK):
-        raise WriteError(f"The folder {path.parent} cannot be written to.")
-    if path.exists() and not overwrite:
-        raise WriteError(f"{path} exists; choose another name, or have it overwritten.")
+    if reason := why_not(path, overwrite):
+        raise WriteError(f"The model cannot be written to {path}: {reason}.")
     folder = training_folder(path)
     if folder.exists() and not overwrite:
         raise WriteError(

@@ -8,21 +8,27 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def why_not(path: Path, overwrite: bool, is_folder: bool = False) -> str | None:
+def why_not(
+    path: Path, overwrite: bool, is_folder: bool = False, parent: Path | None = None
+) -> str | None:
     """Why a file, or a folder, cannot be written to `path`, or None; tries it with another file in
-    the folder that it lies in."""
+    the folder that it lies in.
+
+    parent: the folder that must be there, if not the one that `path` lies in.
+    """
+    folder = path.parent if parent is None else parent
     try:
-        if not path.parent.exists():
-            return f"there is no folder {path.parent}"
-        if not path.parent.is_dir():
-            return f"{path.parent} is not a folder"
+        if not folder.exists():
+            return f"there is no folder {folder}"
+        if not folder.is_dir():
+            return f"{folder} is not a folder"
         if path.exists() and path.is_dir() != is_folder:
-            return "it is a file" if is_folder else "it is a folder"
+            return "it is a file, and a folder is needed" if is_folder else "it is a folder"
         if path.exists() and not overwrite:
             return "it exists already; use --overwrite to replace it"
         if path.exists() and not os.access(path, os.W_OK):
             return "it is write-protected"
-        return why_not_in(path.parent)
+        return why_not_in(folder)
     except OSError as error:  # a name that is too long
         return error.strerror or str(error)
 

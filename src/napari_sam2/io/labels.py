@@ -9,7 +9,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +24,7 @@ from napari_sam2.io.legend import RGB, Legend, make_legend
 from napari_sam2.io.place import on_image
 from napari_sam2.io.volume import ReadError, Volume, WriteError
 from napari_sam2.label_ids import ids_in
+from napari_sam2.targets import why_not
 
 Format = Literal["ctc"]
 """A format that no suffix tells: "ctc", a folder of the Cell Tracking Challenge."""
@@ -167,9 +167,7 @@ def check_target(
         problem = _problem(target, kind, overwrite, source)
     except WriteError:
         raise
-    except (
-        OSError
-    ) as error:  # a name that is too long, a folder that may not be written, a full disk
+    except OSError as error:  # a name that is too long
         problem = str(error.strerror or error)
     if problem:
         raise WriteError(f"Labels cannot be written to {path}: {problem}.")
@@ -314,30 +312,18 @@ def _shape_of_labels(like: Volume) -> tuple[int, ...]:
 def _problem(
     target: Path, kind: _Kind, overwrite: bool, source: str | os.PathLike[str] | None
 ) -> str | None:
-    """Why `target` cannot be written, or None; tries it with another file in the same folder."""
-    parent = target.parent if kind.parent is None else kind.parent
-    if not parent.exists():
-        return f"there is no folder {parent}"
-    if not parent.is_dir():
-        return f"{parent} is not a folder"
-    if target.is_dir() and not kind.is_folder:
-        return "it is a folder"
-    target = target.resolve()
+    """Why `target` cannot be written, or None; raises WriteError where a folder holds something
+    else."""
+    if target.is_symlink():
+        target = target.resolve()
     if target.exists():
         if source is not None and Path(source).exists() and target.samefile(source):
             return "it is the input itself; give another name"
-        if kind.is_folder and not target.is_dir():
-            return "it is a file, and these labels need a folder"
-        if kind.is_folder:
+        if kind.is_folder and target.is_dir():
             kind.check_replaceable(target)
-        if kind.suffix == ".dcm" and image_kind(target) == "DICOM":
+        if kind.suffix == ".dcm" and target.is_file() and image_kind(target) == "DICOM":
             return "it is an image, not a segmentation"
-        if not overwrite:
-            return "it exists already; use --overwrite to replace it"
-        if not os.access(target, os.W_OK):
-            return "it is write-protected"
-    with tempfile.TemporaryFile(dir=parent):  # on Linux without a name: nothing is left if killed
-        return None
+    return why_not(target, overwrite, kind.is_folder, kind.parent)
 
 
 def _replace(new: Path, target: Path) -> None:
