@@ -189,13 +189,23 @@ def test_what_is_something_else_is_not_replaced(session, tmp_path: Path):
     (tmp_path / "cells.geff" / "mine.txt").write_text("mine")
     with pytest.raises(WriteError, match="something else"):
         write_tracks(tmp_path / "cells.geff", session, overwrite=True)
+
+
+@pytest.mark.parametrize(("is_time", "places"), [(True, "yx"), (False, "zyx")])
+def test_files_without_tracks_are_as_others(tmp_path: Path, is_time, places):
     empty = Session(IMAGES, small_model(), window=(0, 200))
-    with pytest.raises(WriteError, match="no tracks"):
-        write_tracks(tmp_path / "none.geff", empty)
-    for is_time, places in ((True, "centroid_y,"), (False, "centroid_z,centroid_y,")):
-        path = write_tracks(tmp_path / "none.csv", empty, True, is_time=is_time)
-        head = f"object,name,frame,{places}centroid_x,size,unit,parent,generation\r\n"
-        assert path.read_bytes().decode() == head
+    path = write_tracks(tmp_path / "none.csv", empty, is_time=is_time)
+    columns = ",".join(f"centroid_{axis}" for axis in places)
+    head = f"object,name,frame,{columns},size,unit,parent,generation\r\n"
+    assert path.read_bytes().decode() == head
+    path = write_tracks(tmp_path / "none.geff", empty, is_time=is_time)
+    group = zarr.open_group(path, mode="r")
+    assert [axis["name"] for axis in group.attrs["geff"]["axes"]] == ["t", *places]
+    assert group["nodes/ids"].shape == (0,) and group["edges/ids"].shape == (0, 2)
+    names = {"t", *places, "object", "lineage", "size"}
+    assert {name: group[f"nodes/props/{name}/values"].shape for name in names} == dict.fromkeys(
+        names, (0,)
+    )
 
 
 def test_a_full_disk_leaves_the_older_file(session, tmp_path: Path, monkeypatch):
@@ -231,16 +241,17 @@ def test_replay_writes_the_lineage(tmp_path: Path, capsys):
     assert "must end in" in capsys.readouterr().err
 
 
-def test_a_movie_in_which_nothing_is_found_gives_an_empty_table(tmp_path: Path, capsys):
+def test_a_movie_in_which_nothing_is_found_gives_empty_files(tmp_path: Path, capsys):
     dark = np.full((5, 64, 64), 7, np.uint8)
     tifffile.imwrite(tmp_path / "dark.tif", dark, metadata={"axes": "TYX"})
     command = ["find", str(tmp_path / "dark.tif"), "-o", str(tmp_path / "out.tif")]
     assert main([*command, "--tracks", str(tmp_path / "c.csv")]) == 0
     assert (tmp_path / "c.csv").read_text().startswith("object,name,frame,centroid_y,")
     assert (tmp_path / "c.csv").read_text().count("\n") == 1
+    assert "out.tif: nothing was found; " in capsys.readouterr().out
     assert main([*command, "--overwrite", "--tracks", str(tmp_path / "c.geff")]) == 0
-    assert "c.geff is not written: nothing was found" in capsys.readouterr().err
-    assert not (tmp_path / "c.geff").exists() and not tifffile.imread(tmp_path / "out.tif").any()
+    assert zarr.open_group(tmp_path / "c.geff", mode="r")["nodes/ids"].shape == (0,)
+    assert not tifffile.imread(tmp_path / "out.tif").any()
 
 
 def test_find_proposes_and_writes_divisions(tmp_path: Path, capsys):

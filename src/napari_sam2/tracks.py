@@ -154,22 +154,22 @@ def write_tracks(
     is_time: whether frames are time points; else they are slices, and centres have a z.
     image: what the session was made on, if that is no layer, as for `measure_session`.
 
-    Raises WriteError: another suffix, something there already without `overwrite`, no tracks for a
-    .geff, a parent that is still there when a daughter begins, or a disk that cannot be written.
+    Where no object has a mask, the table has its header alone, and the graph no nodes.
+
+    Raises WriteError: another suffix, something there already without `overwrite`, a parent that is
+    still there when a daughter begins, or a disk that cannot be written.
     """
     target = check_tracks_target(path, overwrite)
     check_lineage(session)
     rows = measure_session(session, is_time=is_time, image=image).frames
-    is_table = target.suffix.lower() == ".csv"
-    if not rows and not is_table:
-        raise WriteError("There are no tracks to write yet: no object has a mask.")
+    places = "zyx"[-len(rows[0].centroid) :] if rows else "yx" if is_time else "zyx"
     try:
-        if is_table:
-            write_text(target, _table(rows, session, is_time))
+        if target.suffix.lower() == ".csv":
+            write_text(target, _table(rows, places, session))
         else:
             from napari_sam2.io.geff import write_geff
 
-            write_geff(target, _graph(rows, session))
+            write_geff(target, _graph(rows, places, session))
     except OSError as error:
         raise WriteError(f"{target} could not be written: {error.strerror or error}.") from error
     return target
@@ -192,11 +192,10 @@ def check_tracks_target(path: str | os.PathLike[str], overwrite: bool = False) -
     return target
 
 
-def _table(rows: tuple[FrameMeasure, ...], session: Session, is_time: bool) -> str:
+def _table(rows: tuple[FrameMeasure, ...], places: str, session: Session) -> str:
     parents = session.parents
     text = io.StringIO()
     writer = csv.writer(text)
-    places = "zyx"[-len(rows[0].centroid) :] if rows else "yx" if is_time else "zyx"
     names = [f"centroid_{axis}" for axis in places]
     writer.writerow(["object", "name", "frame", *names, "size", "unit", "parent", "generation"])
     for row in rows:
@@ -215,7 +214,9 @@ class TrackGraph:
     frames: NDArray[np.int64]
     """(N,)."""
     centroids: NDArray[np.float64]
-    """(N, D) in the world: y, x, or z, y, x."""
+    """(N, D) in the world, along `places`."""
+    places: str
+    """ "yx" or "zyx"."""
     unit: str
     """Of the centroids: "mm", "um", "pixel"."""
     objects: NDArray[np.int64]
@@ -231,7 +232,7 @@ class TrackGraph:
     names: Mapping[int, str]
 
 
-def _graph(rows: tuple[FrameMeasure, ...], session: Session) -> TrackGraph:
+def _graph(rows: tuple[FrameMeasure, ...], places: str, session: Session) -> TrackGraph:
     """Rows in the order of objects and frames, as a graph."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
@@ -246,8 +247,9 @@ def _graph(rows: tuple[FrameMeasure, ...], session: Session) -> TrackGraph:
     roots = {i: [i, *ancestors(parents, i)][-1] for i in first}
     return TrackGraph(
         frames=np.array([row.frame for row in rows], np.int64),
-        centroids=np.array([row.centroid for row in rows], np.float64),
-        unit=rows[0].unit.rstrip("23"),
+        centroids=np.array([row.centroid for row in rows], np.float64).reshape(-1, len(places)),
+        places=places,
+        unit=rows[0].unit.rstrip("23") if rows else "pixel",
         objects=np.array([row.object for row in rows], np.int64),
         lineages=np.array([roots[row.object] for row in rows], np.int64),
         sizes=np.array([row.size for row in rows], np.float64),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +45,7 @@ def tell(
             size = f" ({one['size']:.3g} {one['unit']})" if one["unit"] else ""
             amount = f"{one['voxels']} voxels{size}" if one["voxels"] else "not found"
             texts.append(f"object {one['id']}: {amount}")
-        print(f"{options.output}: {', '.join(texts)}; {seconds:.1f} s")
+        print(f"{options.output}: {', '.join(texts) or 'nothing was found'}; {seconds:.1f} s")
 
 
 def check_files(options: argparse.Namespace) -> None:
@@ -129,17 +128,9 @@ def write_tracks_file(options: argparse.Namespace, session: Session, volume: Vol
 
     volume: with its axes as the session has them.
     """
-    from napari_sam2.tracks import tracks_of, write_tracks
+    from napari_sam2.tracks import write_tracks
 
     if not options.tracks:
-        return
-    if options.tracks.lower().endswith(".geff") and not tracks_of(session):
-        if not options.quiet:
-            print(
-                f"warning: {options.tracks} is not written: nothing was found, and a GEFF without "
-                "tracks cannot be",
-                file=sys.stderr,
-            )
         return
     is_time = volume.axes.startswith("t")
     write_tracks(

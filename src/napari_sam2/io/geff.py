@@ -48,9 +48,8 @@ def write_geff(path: Path, graph: TrackGraph) -> None:
 def _write(folder: Path, graph: TrackGraph) -> None:
     import zarr
 
-    places = "zyx"[-graph.centroids.shape[1] :]
     axes: dict[str, NDArray[Any]] = {"t": graph.frames}
-    axes |= dict(zip(places, graph.centroids.T, strict=True))
+    axes |= dict(zip(graph.places, graph.centroids.T, strict=True))
     props = axes | {"object": graph.objects, "lineage": graph.lineages, "size": graph.sizes}
     root = zarr.open_group(folder, mode="w", zarr_format=2)
     arrays = {"nodes/ids": np.arange(len(graph.frames), dtype=np.uint64)}
@@ -77,10 +76,11 @@ def _write(folder: Path, graph: TrackGraph) -> None:
 
 def _axis(name: str, values: NDArray[Any], unit: str) -> dict[str, Any]:
     is_time = name == "t"
-    return {
+    axis = {
         "name": name,
         "type": "time" if is_time else "space",
         "unit": "frame" if is_time else _UNITS.get(unit, "pixel"),
-        "min": float(values.min()),
-        "max": float(values.max()),
     }
+    if not len(values):
+        return axis
+    return axis | {"min": float(values.min()), "max": float(values.max())}
