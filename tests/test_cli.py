@@ -443,6 +443,11 @@ BAD = {
         3,
         "holds an image, not labels",
     ),
+    "mask is an image of whole numbers": (
+        ("scan.nii.gz", "-o", "out.nii.gz", "--mask", "mri.nii.gz"),
+        3,
+        "mri.nii.gz holds an image, not labels: it has many values",
+    ),
     "mask and box": (
         ("scan.nii.gz", "-o", "out.nii.gz", "--mask", "mask.nii.gz", "--box", "7:3,1,1,9,9"),
         3,
@@ -489,6 +494,7 @@ def desk(tmp_path: Path, scan: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save("4d.nii.gz", np.zeros((3, 4, 5, 6), np.int16), affine)
     save("small.nii.gz", np.ones((5, 4, 3), np.uint8), affine)
     save("blank.nii.gz", mask, affine)
+    save("mri.nii.gz", nibabel.load(scan).get_fdata() + 200, affine)
     mask[4:9, 5:9, 3] = 7
     save("mask.nii.gz", mask, affine)
     save("moved.nii.gz", mask, affine @ np.diag([-1.0, 1, 1, 1]))

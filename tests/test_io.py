@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from napari_sam2.io import Volume, WriteError, check_target, write_labels
+from napari_sam2.io import ReadError, Volume, WriteError, check_target, read_labels, write_labels
 
 
 def test_targets_are_checked(tmp_path: Path) -> None:
@@ -57,6 +57,29 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_an_image_is_not_taken_for_labels(tmp_path: Path, dtype: str) -> None:
+    """Whatever the numbers are stored as: some programs save ids as floats."""
+    path = tmp_path / "l.nii.gz"
+
+    def read(values: np.ndarray) -> np.ndarray:
+        nibabel.save(nibabel.Nifti1Image(values.astype(dtype), np.eye(4)), path)
+        return np.asarray(read_labels(path)[0].array).T
+
+    scan = np.random.default_rng(0).integers(0, 1200, (20, 24, 5))
+    with pytest.raises(ReadError, match="an image, not labels: it has many values, and most neigh"):
+        read(scan)
+    cells = np.zeros((90, 90, 2), int)  # 900 of them, which touch each other
+    cells[:] = np.arange(900).reshape(30, 30, 1).repeat(3, 0).repeat(3, 1)
+    np.testing.assert_array_equal(read(cells), cells)
+    points = np.zeros((40, 40, 2), int)
+    points[::2, ::2] = np.arange(400).reshape(20, 20, 1)
+    np.testing.assert_array_equal(read(points), points)
+    if dtype == "float32":
+        with pytest.raises(ReadError, match="labels are whole numbers from 0"):
+            read(scan + 0.25)
 
 
 def test_labels_of_another_shape_or_type_are_refused(tmp_path: Path) -> None:
