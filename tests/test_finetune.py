@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import threading
 from pathlib import Path
 
 import nibabel
@@ -237,6 +238,30 @@ def test_a_model_of_ones_own_is_made_and_listed(files, tmp_path: Path, capsys, m
     assert main([*command, "--resume"]) == BAD_INPUT
     out.unlink()
     assert "my-crosses" not in [info.name for info in list_models()]
+
+
+def test_a_training_takes_tiny_numbers_for_zero_in_its_threads_alone(
+    tmp_path: Path, monkeypatch
+) -> None:
+    def kept() -> int:
+        """How many of many numbers below the normal range are still there."""
+        return int((torch.full((1 << 20,), 1e-39) * 0.5).count_nonzero())
+
+    def train() -> None:
+        torch.set_num_threads(2)
+        sources = [make_source(str(n), *(one[None] for one in crosses(n))) for n in range(2)]
+        how = {"on_status": lambda _: found.append(kept()), "should_stop": lambda: True}
+        finetune(sources, tmp_path / "a.safetensors", minutes=1, **how)
+        torch.set_num_threads(1)
+        found.append(kept())
+
+    monkeypatch.setattr(Examination, "score", lambda self, model: Score(0.5, 0.5, math.nan))
+    found: list[int] = []
+    thread = threading.Thread(target=train)  # as in the widget
+    thread.start()
+    thread.join()
+    assert len(found) > 2 and not any(found[:-1])
+    assert found[-1] == kept() == 1 << 20
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from sam2_engine.training.data import load_sources
-from sam2_engine.training.trainer import CLIPS, STAGES, Stage, Trainer, new_model, scaled
+from sam2_engine.training.trainer import (
+    CLIPS,
+    STAGES,
+    Stage,
+    Trainer,
+    new_model,
+    scaled,
+    tiny_is_zero,
+)
 from sam2_engine.weights import load_model
 
 
@@ -72,10 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@tiny_is_zero()
 def _train(rank: int, options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)  # tiny numbers are slow, and mean nothing here
     torch.manual_seed(options.seed)
     try:
         stages = _chosen_stages(options)

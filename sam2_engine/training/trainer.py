@@ -10,6 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,20 @@ _EMA_DECAY = 0.99
 _CLIP_NORM = 1.0
 _FEWEST_KEPT = 8  # batches with features before any comes again, if they fit
 _RENEWED = 4  # then one of so many steps draws a new one
+
+
+@contextmanager
+def tiny_is_zero() -> Iterator[None]:
+    """Within, this thread takes numbers below the normal range for 0, and so do those that torch
+    starts for it: enter it before anything is computed.
+
+    Gradients are full of them, they mean nothing there, and Intel's processors are slow with them.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,7 @@ def finetune(
         ModelError: the model to start from cannot be loaded.
     """
     from sam2_engine.training.finetune import DataError, fine_tune, split, synthetic_sources
+    from sam2_engine.training.trainer import tiny_is_zero
 
     path = Path(output)
     folder = training_folder(path)
@@ -223,26 +224,27 @@ def finetune(
         "images": [(one.name, list(one.labels.shape)) for one in sources],
     }
     _check_settings(folder, settings, resume)
-    # What is learnt would be lost in half precision.
-    model = loaded(LazyModel(start, "cpu" if device == CPU_BFLOAT16 else device)).float()
-    began = time.monotonic()
-    try:
-        folder.mkdir(exist_ok=True)
-        write_text(folder / "settings.json", json.dumps(settings))
-        result = fine_tune(
-            model,
-            train,
-            rest,
-            folder,
-            minutes=minutes,
-            whole_model=whole_model,
-            others=others,
-            resume=resume,
-            on_status=on_status,
-            should_stop=should_stop,
-        )
-    except DataError as error:
-        raise ReadError(str(error)) from error
+    with tiny_is_zero():
+        # What is learnt would be lost in half precision.
+        model = loaded(LazyModel(start, "cpu" if device == CPU_BFLOAT16 else device)).float()
+        began = time.monotonic()
+        try:
+            folder.mkdir(exist_ok=True)
+            write_text(folder / "settings.json", json.dumps(settings))
+            result = fine_tune(
+                model,
+                train,
+                rest,
+                folder,
+                minutes=minutes,
+                whole_model=whole_model,
+                others=others,
+                resume=resume,
+                on_status=on_status,
+                should_stop=should_stop,
+            )
+        except DataError as error:
+            raise ReadError(str(error)) from error
     card = _card(path, start, train, rest, whole_model, result, time.monotonic() - began)
     if result.weights is not None:
         model.load_state_dict(result.weights)
