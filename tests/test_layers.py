@@ -26,11 +26,12 @@ def modules_of(package):
     )
 
 
-def loaded_by(modules):
-    """Names of all modules that a new Python has loaded after importing these."""
+def loaded_by(modules, then="pass"):
+    """Names of all modules that a new Python has loaded after importing these, and statements."""
     code = (
         "import importlib, json, sys\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
+        f"{then}\n"
         "print(json.dumps(sorted(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -58,6 +59,17 @@ def test_importing_the_engine_imports_none_of_its_modules_yet():
     loaded = loaded_by(["sam2_engine"])
     assert "torch" not in loaded
     assert not {name for name in loaded if name.startswith("sam2_engine.")}
+
+
+def test_masks_are_found_without_pytorchs_compiler():
+    """Whose import takes longer than the bundled model needs to be loaded and to answer."""
+    find = (
+        "import napari_sam2, numpy\n"
+        "napari_sam2.segment(numpy.eye(64)[None], boxes={1: (0, (0, 0, 40, 40))})"
+    )
+    loaded = loaded_by([], then=find)
+    assert "sam2_engine.sequence" in loaded
+    assert not {"torch._dynamo", "sympy"} & loaded
 
 
 def test_only_public_parts_of_napari_are_used():

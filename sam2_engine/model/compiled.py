@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
+from sam2_engine.model.hiera import stretching
+
 if TYPE_CHECKING:
     from sam2_engine.model.sam2 import SAM2
 
@@ -80,6 +82,8 @@ class CompiledParts:
         begin = time.perf_counter()
         try:
             if part not in self._compiled:
+                # Not where it is defined: that alone makes every start more than a second longer.
+                torch.compiler.assume_constant_result(stretching)
                 self._compiled[part] = torch.compile(compute, dynamic=False)
             found = self._compiled[part](*inputs)
         except Exception as error:  # whatever a compiler, or its absence, can lead to

@@ -20,8 +20,7 @@ def _made_once(size: int, to: int, device: torch.device) -> Tensor:
         return F.interpolate(each, size=(to, size), mode="bicubic")[0, 0].to(device)
 
 
-@torch.compiler.assume_constant_result
-def _stretching(size: int, to: int, device: torch.device) -> Tensor:
+def stretching(size: int, to: int, device: torch.device) -> Tensor:
     """(to, size) matrix that stretches so many values to others by bicubic interpolation.
 
     Made on the processor, from where it is on the device at once, for whichever stream comes next.
@@ -189,8 +188,8 @@ class Hiera(nn.Module):
     def position(self, height: int, width: int) -> Tensor:
         """Stretched background embedding plus tiled window embedding, (1, height, width, C)."""
         known = self.pos_embed.permute(0, 2, 3, 1)
-        to_rows = _stretching(known.shape[1], height, known.device).to(known.dtype)
-        to_columns = _stretching(known.shape[2], width, known.device).to(known.dtype)
+        to_rows = stretching(known.shape[1], height, known.device).to(known.dtype)
+        to_columns = stretching(known.shape[2], width, known.device).to(known.dtype)
         rows = torch.tensordot(to_rows, known[0], dims=1)
         background = to_columns @ rows
         window = self.pos_embed_window.permute(0, 2, 3, 1)

@@ -35,7 +35,7 @@ class ConvNeXtBlock(nn.Module):
         self.norm = LayerNorm2d(channels)
         self.pwconv1 = Linear(channels, 4 * channels, "gelu")
         self.pwconv2 = Linear(4 * channels, channels)
-        self.gamma = nn.Parameter(1e-6 * torch.ones(channels))
+        self.gamma = nn.Parameter(torch.full((channels,), 1e-6))
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.pwconv1(self.norm(self.dwconv(x)).permute(0, 2, 3, 1))

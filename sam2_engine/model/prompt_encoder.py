@@ -17,7 +17,8 @@ class RandomFourierPosition(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, features))
+        frequencies = nn.init.normal_(torch.empty(2, features))
+        self.register_buffer("positional_encoding_gaussian_matrix", frequencies)
 
     def forward(self, xy: Tensor) -> Tensor:
         """(..., 2) coordinates x, y in [0, 1] -> (..., 2 * features)."""

@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from sam2_engine.model import SAM2, VARIANTS, ModelConfig, compile_model
 from sam2_engine.model.compiled import Tell, say
@@ -86,7 +87,7 @@ def load_model(
     if image_size is not None:
         config = config.resized(image_size)
 
-    with torch.device("meta"):  # the weights come from the file: no memory, no random numbers
+    with torch.device("meta"), _NoInit():  # the weights come from the file
         model = SAM2(config)
     _check_tensors(state, model.state_dict(), path)
     model.load_state_dict(state, strict=True, assign=True)
@@ -136,6 +137,21 @@ def save_model(
 
 
 # -- device and dtype --------------------------------------------------------------------------
+
+
+class _NoInit(TorchFunctionMode):
+    """Leaves parameters as they are made, without random numbers.
+
+    On the device "meta" these would have PyTorch import its compiler, which takes a second.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _choose_device(device: str | torch.device) -> torch.device:
