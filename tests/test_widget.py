@@ -546,9 +546,10 @@ def test_a_run_says_what_is_out_of_date_at_its_end(slow_desk):
     d = slow_desk
     begin_a_run(d)
     d.image.contrast_limits = (0, 300)
-    d.qtbot.waitUntil(lambda: d.session.window == (0, 300), timeout=TIMEOUT)
+    d.qtbot.wait(600)  # the contrast limits settle
     SlowFrames.gate.set()
     d.settle()
+    assert d.session.window == (0, 300)
     assert "have changed: press Update" in d.status
     d.widget.update_masks()
     d.settle()
