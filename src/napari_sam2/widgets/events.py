@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from napari.components import LayerList
     from napari.layers import Layer
 
 Keys = Mapping[str, Callable[[], None]]
@@ -38,6 +39,12 @@ class Connections:
         emitter.connect(callback)
         self._made.append((emitter, callback))
 
+    def connect_list(self, layers: LayerList, callback: Callable[..., Any]) -> None:
+        """When layers come, go, change places, or get another name."""
+        events = layers.events
+        for emitter in (events.inserted, events.removed, events.reordered, events.renamed):
+            self.connect(emitter, callback)
+
     def disconnect_all(self) -> None:
         for emitter, callback in self._made:
             emitter.disconnect(callback)
@@ -45,7 +52,8 @@ class Connections:
 
 
 def call(action: Callable[[], object], *_: object) -> None:
-    """Without Qt's argument of whether a button or an entry is checked."""
+    """Without Qt's argument of whether a button or an entry is checked, which PyQt passes to a
+    partial function and PySide does not."""
     action()
 
 

@@ -128,9 +128,7 @@ class FineTune(Docked):
         self.label_files.clicked.connect(lambda: self._choose_files(self._labels, "labels"))
         self.output_button.clicked.connect(self._choose_output)
         self._events = Connections()
-        events = viewer.layers.events
-        for emitter in (events.inserted, events.removed, events.renamed):
-            self._events.connect(emitter, self._list_layers)
+        self._events.connect_list(viewer.layers, self._list_layers)
         self._events.connect(viewer.layers.selection.events.active, self._show_state)
         self.destroyed.connect(partial(_end, self._stop, self.worker, self._events))
         self.worker.request(_names_of_models, self._list_models, self._fail)

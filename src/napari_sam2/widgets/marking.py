@@ -76,9 +76,9 @@ class Marking:
             self._panel.say(_ADVICE[mode].format(self._context.name()))
         self.ahead.start()
 
-    def press(self, mode: str, checked: bool) -> None:
-        """A button of the panel: pressed again, a click moves the view."""
-        if checked:
+    def press(self, mode: str) -> None:
+        """A button of the panel has been pressed; pressed again, a click moves the view."""
+        if self._context.panel.modes[mode].isChecked():
             self.start(mode)
         else:
             active: Any = self._context.viewer.layers.selection.active

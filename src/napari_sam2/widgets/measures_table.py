@@ -113,9 +113,7 @@ class MeasuresTable(Docked):
         self.plot.go_to.connect(self._show_frame)
         self.labels.currentIndexChanged.connect(self._on_labels)
         self._events, self._changes = Connections(), Connections()
-        events = viewer.layers.events
-        for emitter in (events.inserted, events.removed, events.renamed):
-            self._events.connect(emitter, self._list_layers)
+        self._events.connect_list(viewer.layers, self._list_layers)
         self._events.connect(viewer.events.theme, self._show_theme)
         self.destroyed.connect(self._events.disconnect_all)
         self.destroyed.connect(self._changes.disconnect_all)

@@ -100,8 +100,7 @@ class SAM2Widget(Docked):
         self.destroyed.connect(partial(_let_go, workers, self._events, images.known, until_end))
         self._events.connect(layers.removing, self._before_removal)
         self._events.connect(layers.removed, images.on_removed)
-        for emitter in (layers.inserted, layers.removed, layers.reordered, layers.renamed):
-            self._events.connect(emitter, images.fill)
+        self._events.connect_list(viewer.layers, images.fill)
         self._events.connect(viewer.layers.selection.events.active, self._marking.show_mode)
         self._events.connect(dims.point, self._effort.note)
         for emitter in (dims.order, dims.ndisplay, dims.point):
@@ -338,9 +337,9 @@ class SAM2Widget(Docked):
         ):
             button.clicked.connect(partial(call, action))
         for mode, button in panel.modes.items():
-            button.clicked.connect(partial(self._marking.press, mode))
-        panel.approve.clicked.connect(partial(self.keep_slice, "approved"))
-        panel.lock.clicked.connect(partial(self.keep_slice, "locked"))
+            button.clicked.connect(partial(call, partial(self._marking.press, mode)))
+        panel.approve.clicked.connect(partial(call, partial(self.keep_slice, "approved")))
+        panel.lock.clicked.connect(partial(call, partial(self.keep_slice, "locked")))
         panel.objects.chosen.connect(self._on_object_chosen)
         panel.strip.go_to.connect(self._context.go_to)
         panel.show_keys(KEYS)
