@@ -87,7 +87,7 @@ def load_model(
     if image_size is not None:
         config = config.resized(image_size)
 
-    with torch.device("meta"), _NoInit():  # the weights come from the file
+    with _NoInit():  # the weights come from the file
         model = SAM2(config)
     _check_tensors(state, model.state_dict(), path)
     model.load_state_dict(state, strict=True, assign=True)
@@ -140,9 +140,9 @@ def save_model(
 
 
 class _NoInit(TorchFunctionMode):
-    """Leaves parameters as they are made, without random numbers.
+    """Leaves parameters as they are made, without random numbers: memory that nothing touches.
 
-    On the device "meta" these would have PyTorch import its compiler, which takes a second.
+    The device "meta" would do the same, but has PyTorch import its compiler, which takes a second.
     """
 
     def __torch_function__(

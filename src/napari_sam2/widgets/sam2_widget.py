@@ -295,6 +295,7 @@ class SAM2Widget(Docked):
             was_docked, self._is_docked = self._is_docked, self.parent() is not None
             if was_docked and not self._is_docked:
                 self.shut_down()
+                self.deleteLater()  # in PySide, what buttons call would keep it, model and all
         return bool(super().event(event))
 
     def _keys(self) -> dict[str, Callable[[], None]]:
