@@ -713,8 +713,9 @@ def test_a_closed_widget_leaves_no_thread_and_no_callbacks(desk):
     points.add([2, 20, 20])
     d.viewer.add_image(blobs())
     d.widget = d.panel = d.dock = None
-    QApplication.processEvents()
-    QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    for _ in range(2):  # the widget, and then what its buttons called
+        QApplication.processEvents()
+        QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
     d.viewer.layers.clear()
     gc.collect()
     assert widget() is None

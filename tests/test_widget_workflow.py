@@ -520,17 +520,21 @@ def test_several_layers_are_removed_at_once(desk, removed):
     assert (other in layers) == (removed != "all")
 
 
-@pytest.mark.parametrize("floats", [False, True])
-def test_slices_are_drawn_after_layers_were_removed(desk, floats):
+@pytest.mark.parametrize("dock", ["docked", "floating", "closed"])
+def test_slices_are_drawn_after_layers_were_removed(desk, dock):
     """In napari 0.9.2 by itself the process crashes here, at least with Mesa."""
     d = desk()
-    d.dock.setFloating(floats)
+    d.dock.setFloating(dock == "floating")
     d.press(d.panel.modes["include"])
     d.click((20, 20))
     d.settle()
     d.qtbot.wait(300)
-    for layer in (d.widget.points_layer, d.widget.labels_layer):
-        d.viewer.layers.remove(layer)
+    removed = d.widget.points_layer, d.widget.shapes_layer, d.widget.labels_layer
+    if dock == "closed":
+        d.viewer.window.remove_dock_widget(d.dock)
+    for layer in removed:
+        if layer in d.viewer.layers:  # the widget takes one of marks with the other
+            d.viewer.layers.remove(layer)
     for step in (5, 2):
         d.qtbot.wait(300)
         d.go_to(step)

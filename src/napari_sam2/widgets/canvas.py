@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import TYPE_CHECKING
+
 from qtpy.QtOpenGLWidgets import QOpenGLWidget
-from qtpy.QtWidgets import QWidget
+from qtpy.QtWidgets import QMainWindow
+
+if TYPE_CHECKING:
+    from napari.components import LayerList
+
+_KEPT = "napari-sam2 keeps its canvas current"
 
 
-def make_canvas_current(widget: QWidget) -> None:
-    """Before layers are removed: let OpenGL's calls go to the canvas of the window of ``widget``.
+def keep_canvas_current(layers: LayerList, window: QMainWindow) -> None:
+    """Whenever layers are removed, let OpenGL's calls go to the canvas of their window.
 
-    napari frees at once what a removed layer had on the graphics card (0.9.2), in whatever context
-    is current. Outside of a paint that is the window's, and the canvas would go on with textures
-    that are gone: with Mesa the process crashes at the next slice.
+    napari frees at once what a removed layer had on the graphics card (0.7 to 0.9.2), in whatever
+    context is current. Outside of a paint that is the window's, and the canvas would go on with
+    textures that are gone: with Mesa the process crashes at the next slice. The window is kept
+    from that for as long as it lives, for a widget that is closed leaves layers.
     """
-    while (parent := widget.parentWidget()) is not None:
-        widget = parent
-    for canvas in widget.findChildren(QOpenGLWidget):
-        if canvas.isValid():
-            canvas.makeCurrent()
+    if window.property(_KEPT):
+        return
+    window.setProperty(_KEPT, True)
+    known = weakref.ref(window)
+
+    def before_removal(event: object) -> None:
+        window = known()
+        canvases = [] if window is None else window.findChildren(QOpenGLWidget)
+        for canvas in canvases:
+            if canvas.isValid():
+                canvas.makeCurrent()
+
+    layers.events.removing.connect(before_removal)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QDockWidget, QFrame, QMainWindow, QScrollArea, QVBoxLayout, QWidget
 
 
@@ -14,6 +14,9 @@ class Docked(QWidget):
     Its dock becomes a tab beside another of these that is in the same place, when it is first
     shown; a person may drag it elsewhere.
     """
+
+    placed = Signal(object)
+    """Its dock lies in this window now, for the first time."""
 
     def __init__(self, body: QWidget | None = None) -> None:
         """body: what is in it."""
@@ -45,6 +48,7 @@ class Docked(QWidget):
         window = None if dock is None else dock.parentWidget()
         if not isinstance(dock, QDockWidget) or not isinstance(window, QMainWindow):
             return
+        self.placed.emit(window)
         area = window.dockWidgetArea(dock)
         for other in window.findChildren(QDockWidget):
             is_there = other.isVisible() and not other.isFloating()

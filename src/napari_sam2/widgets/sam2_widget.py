@@ -16,7 +16,7 @@ from qtpy.QtGui import QColor, QCursor, QKeySequence, QShortcut
 from qtpy.QtWidgets import QToolTip
 
 from napari_sam2.session import Keep, Session
-from napari_sam2.widgets.canvas import make_canvas_current
+from napari_sam2.widgets.canvas import keep_canvas_current
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.display import Display
 from napari_sam2.widgets.docking import Docked
@@ -90,6 +90,7 @@ class SAM2Widget(Docked):
         self._reviewing = Reviewing(self._context, self._marking)
         self._effort = Effort(self._context)
         self._runner.make_ready()
+        self.placed.connect(partial(keep_canvas_current, viewer.layers))
         self._connect_panel()
 
         self._events = Connections()
@@ -98,7 +99,6 @@ class SAM2Widget(Docked):
         workers = self._models.worker, self._runner.worker
         until_end = self._runner.until_end
         self.destroyed.connect(partial(_let_go, workers, self._events, images.known, until_end))
-        self._events.connect(layers.removing, self._before_removal)
         self._events.connect(layers.removed, images.on_removed)
         self._events.connect_list(viewer.layers, images.fill)
         self._events.connect(viewer.layers.selection.events.active, self._marking.show_mode)
@@ -372,9 +372,6 @@ class SAM2Widget(Docked):
 
     def _show_keys(self) -> None:
         QToolTip.showText(QCursor.pos(), self.panel.help.toolTip(), self.panel.help)
-
-    def _before_removal(self, *_: object) -> None:
-        make_canvas_current(self)
 
     def _show_theme(self, *_: object) -> None:
         red, green, blue = get_theme(self._context.viewer.theme).text.as_rgb_tuple(alpha=False)
