@@ -136,7 +136,7 @@ def save_model(
         beside.unlink(missing_ok=True)
 
 
-# -- device and dtype --------------------------------------------------------------------------
+# -- making it ---------------------------------------------------------------------------------
 
 
 class _NoInit(TorchFunctionMode):
@@ -152,6 +152,9 @@ class _NoInit(TorchFunctionMode):
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
+
+
+# -- device and dtype --------------------------------------------------------------------------
 
 
 def _choose_device(device: str | torch.device) -> torch.device:
