@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from qtpy.QtOpenGLWidgets import QOpenGLWidget
@@ -10,6 +11,7 @@ from qtpy.QtWidgets import QMainWindow
 
 if TYPE_CHECKING:
     from napari.components import LayerList
+    from napari.layers import Layer
 
 _KEPT = "napari-sam2 keeps its canvas current"
 
@@ -35,3 +37,15 @@ def keep_canvas_current(layers: LayerList, window: QMainWindow) -> None:
                 canvas.makeCurrent()
 
     layers.events.removing.connect(before_removal)
+
+
+def remove_layers(layers: LayerList, unwanted: Iterable[Layer | None]) -> None:
+    """Remove those that are there; at once, for each time napari looks through all that Python has,
+    which takes about half a second."""
+    there = [layer for layer in unwanted if layer in layers]
+    if not there:
+        return
+    with layers.batched_update():
+        for layer in there:
+            if layer in layers:  # it may have gone with another
+                layers.remove(layer)

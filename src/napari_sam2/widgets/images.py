@@ -14,6 +14,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_sam2.session import Session
 from napari_sam2.widgets import choices
+from napari_sam2.widgets.canvas import remove_layers
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.display import Display
 from napari_sam2.widgets.marking import Marking
@@ -177,9 +178,7 @@ class Images(QObject):
 
     def remove(self, layers: Iterable[Layer]) -> None:
         """Remove those that are in the viewer."""
-        for layer in layers:
-            if layer in self._context.viewer.layers:
-                self._context.viewer.layers.remove(layer)
+        remove_layers(self._context.viewer.layers, layers)
 
     def _on_data(self, event: Any) -> None:
         """Other pixels: marks and masks of the old ones are kept where they still fit."""

@@ -15,6 +15,7 @@ from napari_sam2.io.writers import SESSION_KEY
 from napari_sam2.output import check_labels
 from napari_sam2.prompt_layers import Follower, new_labels_layer, object_rgb
 from napari_sam2.session import Session
+from napari_sam2.widgets.canvas import remove_layers
 from napari_sam2.widgets.events import Connections, Hooks, Keys, bind_keys, unbind_keys
 
 if TYPE_CHECKING:
@@ -113,9 +114,9 @@ class MaskLayers:
         """Whether every object has a layer of its own, too."""
         self.has_each = wanted
         if not wanted and self._layers is not None:
-            for object_id, layer in list(self.each.items()):
-                if layer in self._layers:
-                    self._layers.remove(layer)
+            each = dict(self.each)
+            remove_layers(self._layers, each.values())
+            for object_id in each:
                 self.session.drop_labels_of(object_id)
             self.each.clear()
             self._follow()
@@ -218,19 +219,18 @@ class MaskLayers:
         objects, layers = self.session.objects, self._layers
         if layers is None:
             return
-        for object_id, info in objects.items():
-            if object_id not in self.each:
-                labels = self.session.labels_of(object_id)
-                layer = new_labels_layer(self.image, labels, self._channel_axis)
-                self.each[object_id] = layer
-                self._link(layer)
-                layers.insert(layers.index(self.image) + 1, layer)
-            self.each[object_id].name = f"{self.image.name} {info.name}"
-            self.each[object_id].colormap = colormap
-        for object_id in self.each.keys() - objects.keys():
-            layer = self.each.pop(object_id)
-            if layer in layers:
-                layers.remove(layer)
+        with layers.batched_update():
+            for object_id, info in objects.items():
+                if object_id not in self.each:
+                    labels = self.session.labels_of(object_id)
+                    layer = new_labels_layer(self.image, labels, self._channel_axis)
+                    self.each[object_id] = layer
+                    self._link(layer)
+                    layers.insert(layers.index(self.image) + 1, layer)
+                self.each[object_id].name = f"{self.image.name} {info.name}"
+                self.each[object_id].colormap = colormap
+        gone = [self.each.pop(object_id) for object_id in self.each.keys() - objects.keys()]
+        remove_layers(layers, gone)
         self._follow()
 
     def _link(self, layer: Labels) -> None:

@@ -32,6 +32,7 @@ from qtpy.QtWidgets import (
 
 from napari_sam2.prompt_layers import new_labels_layer, object_rgb
 from napari_sam2.second_reader import ONLY_MINE, ONLY_THEIRS, OTHER_OBJECT, SecondReading
+from napari_sam2.widgets.canvas import remove_layers
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.events import call
 from napari_sam2.widgets.marking import Marking
@@ -213,9 +214,7 @@ class SecondReader(QWidget):
         """Forget the other masks, and take their layers away."""
         if self.reading is not None:
             self.reading.session.masks_changed.disconnect(self._on_masks)
-        for layer in (self.theirs, self.differences):
-            if layer is not None and layer in self._context.viewer.layers:
-                self._context.viewer.layers.remove(layer)
+        remove_layers(self._context.viewer.layers, [self.theirs, self.differences])
         self.reading = self.theirs = self.differences = None
         self._changed.clear()
         self._seen.clear()
