@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from qtpy.QtOpenGLWidgets import QOpenGLWidget
@@ -41,11 +42,9 @@ def keep_canvas_current(layers: LayerList, window: QMainWindow) -> None:
 
 def remove_layers(layers: LayerList, unwanted: Iterable[Layer | None]) -> None:
     """Remove those that are there; at once, for each time napari looks through all that Python has,
-    which takes about half a second."""
+    which takes about half a second. One alone does not end what napari itself does at once."""
     there = [layer for layer in unwanted if layer in layers]
-    if not there:
-        return
-    with layers.batched_update():
+    with layers.batched_update() if len(there) > 1 else nullcontext():
         for layer in there:
             if layer in layers:  # it may have gone with another
                 layers.remove(layer)

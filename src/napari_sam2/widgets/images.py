@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import napari.layers
 from napari.utils.notifications import show_warning
@@ -21,9 +20,6 @@ from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.options import Options
 from napari_sam2.widgets.session_files import SessionFiles
 from napari_sam2.widgets.workspace import Look, Workspace
-
-if TYPE_CHECKING:
-    from napari.layers import Layer
 
 _END_AFTER = 10
 
@@ -98,9 +94,9 @@ class Images(QObject):
         for work in self.known.values():
             partner = work.forget_layer(layer)
             if partner in layers.selection:  # napari may be about to remove it, too
-                QTimer.singleShot(0, partial(self.remove, [partner]))
-            elif partner is not None:
-                self.remove([partner])
+                QTimer.singleShot(0, partial(remove_layers, layers, [partner]))
+            else:
+                remove_layers(layers, [partner])
 
     def adopt(self, work: Workspace, recovered: Path | None = None) -> None:
         """Listen to a workspace, and take it for its image's.
@@ -165,7 +161,7 @@ class Images(QObject):
         was_chosen = self._context.work is work
         old = work.layers
         self._forget(work.image)
-        self.remove(old)
+        remove_layers(self._context.viewer.layers, old)
         self.adopt(new, recovered)
         if was_chosen:
             self._context.work = new
@@ -175,10 +171,6 @@ class Images(QObject):
             self.follow_viewer()
             self._context.changed.emit()
         return new
-
-    def remove(self, layers: Iterable[Layer]) -> None:
-        """Remove those that are in the viewer."""
-        remove_layers(self._context.viewer.layers, layers)
 
     def _on_data(self, event: Any) -> None:
         """Other pixels: marks and masks of the old ones are kept where they still fit."""

@@ -219,16 +219,15 @@ class MaskLayers:
         objects, layers = self.session.objects, self._layers
         if layers is None:
             return
-        with layers.batched_update():
-            for object_id, info in objects.items():
-                if object_id not in self.each:
-                    labels = self.session.labels_of(object_id)
-                    layer = new_labels_layer(self.image, labels, self._channel_axis)
-                    self.each[object_id] = layer
-                    self._link(layer)
-                    layers.insert(layers.index(self.image) + 1, layer)
-                self.each[object_id].name = f"{self.image.name} {info.name}"
-                self.each[object_id].colormap = colormap
+        for object_id, info in objects.items():
+            if object_id not in self.each:
+                labels = self.session.labels_of(object_id)
+                layer = new_labels_layer(self.image, labels, self._channel_axis)
+                self.each[object_id] = layer
+                self._link(layer)
+                layers.insert(layers.index(self.image) + 1, layer)
+            self.each[object_id].name = f"{self.image.name} {info.name}"
+            self.each[object_id].colormap = colormap
         gone = [self.each.pop(object_id) for object_id in self.each.keys() - objects.keys()]
         remove_layers(layers, gone)
         self._follow()

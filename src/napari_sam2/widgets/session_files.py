@@ -19,6 +19,7 @@ from napari_sam2.session_file import (
     read_session,
     save_session,
 )
+from napari_sam2.widgets.canvas import remove_layers
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.events import call
 from napari_sam2.widgets.left_behind import left_behind
@@ -141,7 +142,7 @@ class SessionFiles:
             if self._images.known.get(work.image) is not work:
                 return
             if is_recovery:
-                self._images.remove(left_behind(path))
+                remove_layers(self._context.viewer.layers, left_behind(path))
             new = self._images.replace(work, opened, recovered=path if is_recovery else None)
             new.file = None if is_recovery else path
             self._context.models.use(opened.model)
