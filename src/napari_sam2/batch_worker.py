@@ -196,9 +196,9 @@ def _run(job: Job, settings: Settings, begin: float) -> JobResult:
     check_target(output, overwrite=True, source=job.image, like=volume)
     _check_replaceable(output, record, settings)
     answer = _answer(job, settings, volume, lazy)
-    _check_replaceable(output, record, settings)  # it took a while
+    there = _check_replaceable(output, record, settings)  # it took a while
     begun = JobResult(job.name, str(job.image), _BEGUN, run=settings.run)
-    _write_record(job, settings, replace(begun, written=_sum(output) or ""))
+    _write_record(job, settings, replace(begun, written=there))
     write_labels(
         output,
         answer.labels,
@@ -226,21 +226,24 @@ def _run(job: Job, settings: Settings, begin: float) -> JobResult:
     return result
 
 
-def _check_replaceable(output: Path, record: JobResult | None, settings: Settings) -> None:
-    """That labels which are already there are as a batch wrote them. Raises: WriteError."""
+def _check_replaceable(output: Path, record: JobResult | None, settings: Settings) -> str:
+    """That labels which are already there are as a batch wrote them. Returns a sum over them, ""
+    for none. Raises: WriteError."""
     from napari_sam2.io import WriteError
 
-    if settings.overwrite or not output.exists():
-        return
+    there = _sum(output) or ""
+    if settings.overwrite or not there:
+        return there
     if record is None:
         raise WriteError(f"{output} exists and is not of a batch; use --overwrite.")
     # A worker of this run may have died before it could say what it wrote.
     is_own = record.status == _BEGUN and settings.run != "" and record.run == settings.run
-    if not is_own and record.written != _sum(output):
+    if not is_own and record.written != there:
         raise WriteError(
             f"{output} would be done anew, but has been changed since a batch wrote it. Move it "
             "away to keep it, or use --overwrite to replace all such files."
         )
+    return there
 
 
 def _answer(job: Job, settings: Settings, volume: Volume, lazy: LazyModel) -> _Answer:
@@ -369,17 +372,12 @@ def read_mask(path: Path | str, volume: Volume) -> NDArray[Any]:
 # ---- the model
 
 
-def _model(name: str, settings: Settings) -> LazyModel:
-    how = settings.device, settings.compile, settings.is_quiet
-    return _model_of_run(settings.run, name, *how)
-
-
 @functools.lru_cache(maxsize=1)
-def _model_of_run(run: str, name: str, device: str, compile: bool, is_quiet: bool) -> LazyModel:
+def _model(name: str, settings: Settings) -> LazyModel:
     """Loaded once in each process; anew for another run, for which its file may be another."""
     from napari_sam2.tasks import LazyModel
 
-    return LazyModel(name, device, compile=compile, is_quiet=is_quiet)
+    return LazyModel(name, settings.device, compile=settings.compile, is_quiet=settings.is_quiet)
 
 
 def _model_name(job: Job, settings: Settings) -> str:
