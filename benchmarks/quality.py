@@ -46,6 +46,7 @@ from sam2_engine.training.measures import (
 Point = tuple[int, int]  # y, x
 
 NO_MEMORY = "box, no memory"
+ENDS = "box+ends"
 PUBLISHED: Mapping[str, Any] = {}
 """Options of the predictor as they are by default."""
 PROMPTS = {
@@ -53,7 +54,7 @@ PROMPTS = {
     "timelapse": (NO_MEMORY, "box", "mask"),
     "image": ("click", "box"),
 }
-IN_ORDER = ("click", "box", NO_MEMORY, "mask", "box+3")  # of the table
+IN_ORDER = ("click", "box", NO_MEMORY, ENDS, "mask", "box+3")  # of the table
 _MODEL_ALONE = (NO_MEMORY, "box+3")  # prompts that the classical method does not take
 MAX_CORRECTIONS = 3
 CACHE_BYTES = 4 << 30  # features of a whole volume, so that each frame is encoded and timed once
@@ -334,16 +335,30 @@ def score_item(
     run = ModelRun(model, frames, item.kind, truths, **options)
     grey = grey_frames(frames)
     results = []
+
+    def add(method: str, prompt: str, masks: Sequence[Masks], seconds: float) -> None:
+        results.append(_scored(item, method, prompt, targets, masks, seconds))
+        if prompt == "box" and item.kind == "volume":
+            ended = [mask & between_ends(truth) for mask, truth in zip(masks, truths, strict=True)]
+            results.append(_scored(item, method, ENDS, targets, ended, seconds))
+
     for prompt in PROMPTS[item.kind]:
         seconds = run.run(prompt)
-        results.append(_scored(item, "model", prompt, targets, run.masks, seconds))
+        add("model", prompt, run.masks, seconds)
         if prompt in _MODEL_ALONE or not classically:
             continue
         started = time.perf_counter()
         masks = [classical_masks(grey, item.kind, prompt, truth) for truth in truths]
-        seconds = time.perf_counter() - started
-        results.append(_scored(item, "classical", prompt, targets, masks, seconds))
+        add("classical", prompt, masks, time.perf_counter() - started)
     return results
+
+
+def between_ends(truth: Masks) -> NDArray[np.bool_]:
+    """(N, 1, 1): the slices from an object's first to its last one."""
+    inside = np.zeros((len(truth), 1, 1), np.bool_)
+    frames = np.flatnonzero(truth.any(axis=(1, 2)))
+    inside[frames[0] : frames[-1] + 1] = True
+    return inside
 
 
 def score_items(

@@ -106,6 +106,14 @@ def test_corrective_click_goes_to_the_worst_slices_largest_region() -> None:
     assert click == quality.Correction(frame=3, point=(23, 23), positive=False)
 
 
+def test_only_slices_between_the_ends_of_an_object_are_left() -> None:
+    truth = rectangle((6, 9, 9), slice(1, 5), slice(0, 2), slice(0, 2))
+    truth[3] = False  # a hole in it is no end
+    np.testing.assert_array_equal(
+        quality.between_ends(truth).ravel(), [False, True, True, True, True, False]
+    )
+
+
 def test_missed_and_added_parts_that_touch_are_two_regions() -> None:
     truth = rectangle((1, 12, 20), slice(0, 1), slice(2, 9), slice(0, 5))
     predicted = rectangle((1, 12, 20), slice(0, 1), slice(2, 9), slice(5, 14))
@@ -279,7 +287,7 @@ def test_quality_end_to_end(
     by_dataset = {
         dataset: [p for d, m, p in rows if d == dataset and m == "model"] for dataset, _, _ in rows
     }
-    volume = ["click", "box", "box, no memory", "mask", "box+3"]
+    volume = ["click", "box", "box, no memory", "box+ends", "mask", "box+3"]
     assert by_dataset == {
         "cells": ["box", "box, no memory", "mask"],
         "grains": volume,

@@ -150,7 +150,7 @@ def test_a_daughter_gets_another_parent(session):
 
 def test_an_object_is_not_followed_beyond_its_division(session):
     session.set_division(1, [2, 3])
-    with pytest.raises(LockedError, match="does not reach to slice 5"):
+    with pytest.raises(LockedError, match="is on slices 0 to 3 and not on 5"):
         session.add_points(1, [(5, 25, 30)])
     session.unpaint(1, 3)
     assert session.task([1]).wanted[1] == {3}
@@ -228,26 +228,83 @@ def test_a_track_that_is_ended_is_not_followed_further():
     session.add_box(1, 5, (35, 60, 55, 80))
     session.propagate()
     before = session.labels.copy()
-    session.end_object(1, 3)  # the box belongs to what is taken away
+    session.set_life(1, last=2)  # the box belongs to what is taken away
     np.testing.assert_array_equal(session.labels, np.where(late(3), 0, before))
     assert session.life(1) == (0, 2) and session.states(1)[2] == "painted"
     session.propagate()
     assert max(session.masks_of(1)) <= 2
-    assert [session.undo(), session.undo()] == ["Propagate", "End track"]
+    assert [session.undo(), session.undo()] == ["Propagate", "First and last slice"]
     np.testing.assert_array_equal(session.labels, before)
     assert session.life(1) == (0, None)
 
 
 def test_a_track_is_ended_only_where_a_mask_is_left_and_nothing_is_kept(session):
-    with pytest.raises(LineageError, match="begins on slice 4, so it cannot end before slice 4"):
-        session.end_object(2, 4)
+    with pytest.raises(LineageError, match="is on slices 4 to 7, so it cannot end on slice 3"):
+        session.set_life(2, last=3)
     session.keep(4, [6])
     before = session.labels.copy()
     with pytest.raises(LockedError, match="approved on slice 6"):
-        session.end_object(4, 3)
+        session.set_life(4, last=2)
     np.testing.assert_array_equal(session.labels, before)
-    session.end_object(4, 7)
+    session.set_life(4, last=6)
     assert session.life(4) == (0, 6)
+
+
+def test_an_object_is_only_where_a_person_says_that_it_can_be():
+    session = Session(IMAGES, small_model(), window=(0, 200))
+    session.add_object()
+    session.add_box(1, 5, (35, 60, 55, 80))
+    session.add_points(1, [(1, 45, 70)])
+    session.propagate()
+    found = session.labels.copy()
+    session.set_life(1, first=4, last=6)
+    np.testing.assert_array_equal(session.labels[4:7], found[4:7])
+    assert not session.labels[:4].any() and not session.labels[7:].any()
+    assert list(session.prompts[1]) == [5]  # the click before is gone
+    session.propagate()
+    assert list(session.masks_of(1)) == [4, 5, 6]
+    with pytest.raises(LockedError, match="Object 1 is on slices 4 to 6 and not on 2"):
+        session.add_points(1, [(2, 45, 70)])
+    again = Session(IMAGES, small_model(), window=(0, 200))
+    again.restore(session.snapshot())
+    assert again.life(1) == (4, 6)
+    session.set_life(1)
+    assert session.life(1) == (0, None)
+    session.propagate()
+    assert len(session.masks_of(1)) == len(IMAGES)
+    assert [session.undo() for _ in range(4)] == ["Propagate", "First and last slice"] * 2
+    np.testing.assert_array_equal(session.labels, found)
+    session.set_life(1, last=5)
+    with pytest.raises(LineageError, match="on slices 0 to 5, so it cannot begin on slice 6"):
+        session.set_life(1, first=6)
+    with pytest.raises(ValueError, match="cannot begin on slice 5 and end on slice 2"):
+        session.set_life(1, first=5, last=2)
+
+
+def test_the_nearest_mask_leads_on_where_no_mark_is_left():
+    session = Session(IMAGES, small_model(), window=(0, 200))
+    session.add_object()
+    session.add_box(1, 1, (35, 60, 55, 80))
+    session.propagate()
+    masks = dict(session.masks_of(1))
+    session.set_life(1, first=3)
+    assert session.states(1)[3] == "painted" and session.masks_of(1)[3] == masks[3]
+    session.propagate()
+    assert min(session.masks_of(1)) == 3
+
+
+def test_a_parent_is_not_there_along_with_its_daughters(session):
+    session.set_division(1, [2, 3])
+    for change in (
+        lambda: session.set_life(1),
+        lambda: session.set_life(1, last=4),
+        lambda: session.set_life(2),
+    ):
+        with pytest.raises(LineageError, match="Take the division back first"):
+            change()
+    session.set_life(1, last=2)
+    session.set_life(2, first=5)
+    assert session.parents == {2: 1, 3: 1}
 
 
 def test_the_later_part_of_a_cut_track_has_the_daughters(session):

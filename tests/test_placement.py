@@ -168,3 +168,29 @@ def test_how_closely_a_person_looks_goes_along():
     looks = [target._records.look((target.view.key, i)) for i in (box, painted, unsaid, whole)]
     assert looks[2] is None and looks[3] == (None, True)
     assert looks[0].is_settled and looks[1].is_settled
+
+
+@pytest.mark.parametrize(
+    ("kind", "liver", "cyst"),
+    [("finer", (8, 16), (0, 14)), ("flipped", (2, 6), (3, None)), ("rolled", (3, 7), (0, 6))],
+)
+def test_between_which_slices_an_object_is_goes_along(kind, liver, cyst):
+    image, session = template()
+    session.set_life(1, first=3, last=7)
+    session.set_life(2, last=6)
+    other = moved(image, kind)
+    target = Session(other.array, small_model(), window=(0, 200), spacing=other.spacing)
+    place(session.snapshot(), target, Placement.between(image, other))
+    assert (target.life(1), target.life(2)) == (liver, cyst)
+
+
+def test_what_is_placed_is_inside_the_ends_and_these_on_the_image():
+    image, session = template()
+    session.set_life(1, first=0, last=9)
+    session.set_life(2, first=4, last=6)
+    affine = image.affine.copy()
+    affine[:3, 3] += (0, 0, 15)  # begins five slices later
+    other = volume((20, 40, 50), affine)
+    target = Session(other.array, small_model(), window=(0, 200), spacing=other.spacing)
+    place(session.snapshot(), target, Placement.between(image, other))
+    assert target.life(1) == (0, 4) and target.life(2) == (0, 1)

@@ -18,7 +18,15 @@ from napari_sam2.label_ids import ids_in
 from napari_sam2.session import Session
 from napari_sam2.widgets import choices
 from napari_sam2.widgets.object_table import COLOUR, EYE, LOCK, NAME, PROMPTS
-from napari_sam2.widgets.slice_strip import APPROVED, LOCKED, MASK, PAINTED, PROMPTED, STALE
+from napari_sam2.widgets.slice_strip import (
+    APPROVED,
+    LOCKED,
+    MASK,
+    OUTSIDE,
+    PAINTED,
+    PROMPTED,
+    STALE,
+)
 
 CONTROL, SHIFT = Qt.KeyboardModifier.ControlModifier, Qt.KeyboardModifier.ShiftModifier
 
@@ -462,6 +470,45 @@ def test_a_propagation_that_cannot_begin_says_why(desk):
     d.panel.objects.clearSelection()
     d.press(d.panel.propagate)
     assert "No object is selected" in d.status
+
+
+def test_an_object_begins_and_ends_where_a_person_says_so(desk):
+    d = desk()
+    mark_two(d)
+    before = d.labels.copy()
+    cell(d, 0, NAME)
+    d.go_to(4)
+    d.key("T")
+    assert_same(d.labels[:5], before[:5])
+    assert not (d.labels[5:] == 1).any() and list(d.session.masks_of(1)) == [0, 1, 2, 3, 4]
+    assert d.panel.ends.isChecked() and not d.panel.begins.isChecked()
+    assert d.status.startswith("Object 1 ends on slice 4")
+    d.go_to(5)
+    assert d.panel.slice.text() == "Slice 5: behind its last slice"
+    assert not d.panel.ends.isChecked()
+    d.click((18, 20))  # it is not there
+    assert "is on slices 0 to 4 and not on 5" in d.status and not d.session.prompts[1].get(5)
+    d.key("G")
+    d.settle()
+    assert max(d.session.masks_of(1)) == 4
+
+    d.go_to(4)
+    d.press(d.panel.ends)  # taken back
+    assert not d.panel.ends.isChecked() and d.session.life(1) == (0, None)
+    d.key("G")
+    d.settle()
+    assert_same(d.labels, before)
+
+    d.go_to(1)
+    d.press(d.panel.begins)
+    assert d.panel.begins.isChecked() and min(d.session.masks_of(1)) == 1
+    d.go_to(0)
+    assert d.panel.slice.text() == "Slice 0: before its first slice"
+    d.press(d.panel.begins)
+    assert "no slices before" in d.status and not d.panel.begins.isChecked()
+    assert {OUTSIDE} == {d.panel.strip.states.flags[0]}
+    d.key(Qt.Key.Key_Z, CONTROL)
+    assert_same(d.labels, before)
 
 
 def test_locked_and_approved_slices_are_kept_and_shown(desk):

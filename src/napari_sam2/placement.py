@@ -2,7 +2,8 @@
 
 For scans of one patient, or of many in about the same place: a template's clicks, boxes, scribbles,
 lassos and painted slices go to the nearest slice of the other image. What lies outside it is left
-out and told. Where a person has chosen how closely to look at an object, that goes along.
+out and told. Where a person has chosen how closely to look at an object, or between which slices
+it is, that goes along.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from napari_sam2.io.place import world_affine
 from napari_sam2.io.volume import Volume
 from napari_sam2.sequence_view import SequenceKey
 from napari_sam2.session import NothingToDo, Session
-from napari_sam2.slice_data import ObjectMask, SessionState, SlicePrompts
+from napari_sam2.slice_data import Life, ObjectMask, ObjectState, SessionState, SlicePrompts
 
 
 class PlacementError(ValueError):
@@ -96,6 +97,8 @@ def place(state: SessionState, session: Session, placement: Placement) -> list[s
         if known.look is not None and known.look.is_settled:
             with suppress(NothingToDo):  # clicks do not say how large the object is here
                 session.look_closely(object_id, None if known.look.area is None else CLOSE)
+        if taken and known.life != Life():
+            session.set_life(object_id, *_placed_life(known, placement, key.axis, axis, taken))
         count += len(taken)
         if lost:
             name = state.objects[object_id].name
@@ -105,6 +108,26 @@ def place(state: SessionState, session: Session, placement: Placement) -> list[s
             "None of the template's marks lies on this image; check that both show the same place."
         )
     return notes
+
+
+def _placed_life(
+    known: ObjectState, placement: Placement, axis: int, to_axis: int, marked: set[int]
+) -> Life:
+    """Between which slices of the image an object is: those nearest to where it ends about its
+    marks in the template, and all that are marked."""
+    positions = [place for said in known.prompts.values() for place in _positions(said)]
+    middle = np.insert(np.concatenate(positions).mean(0), axis, 0.0)
+    ends = []
+    for frame in (known.life.first or None, known.life.last):
+        middle[axis] = frame or 0
+        at = round(float(placement.points(middle[None])[0, to_axis]))
+        ends.append(None if frame is None else at)
+    first, last = ends if placement.matrix[to_axis, axis] > 0 else ends[::-1]
+    end = placement.shape[to_axis] - 1
+    return Life(
+        0 if first is None else min(max(first, 0), *marked),
+        None if last is None else max(min(last, end), *marked),
+    )
 
 
 @dataclass(frozen=True)

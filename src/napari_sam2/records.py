@@ -206,12 +206,12 @@ class Records:
                     table.set(place, frame, None)
         return frames
 
-    def drop(self, place: Place, first: int) -> list[int]:
-        """Forget all of an object from a frame on. Returns the frames that had a mask."""
-        frames = [frame for frame in self.masks(place) if frame >= first]
+    def drop(self, place: Place, life: Life) -> list[int]:
+        """Forget all of an object on frames outside a life. Returns those that had a mask."""
+        frames = [frame for frame in self.masks(place) if not life.has(frame)]
         tables: tuple[Cells[Any], ...] = (self.prompts, self.kept, self.found, self._tracked)
         for table in tables:
-            for frame in [frame for frame in table.at(place) if frame >= first]:
+            for frame in [frame for frame in table.at(place) if not life.has(frame)]:
                 table.set(place, frame, None)
         return frames
 

@@ -905,10 +905,13 @@ class Session(TrackEdits):
             yield step
 
     def _check_alive(self, object_id: int, frame: int) -> None:
-        if not self._records.life((self.view.key, object_id)).has(frame):
+        first, last = self._records.life((self.view.key, object_id))
+        end = len(self.view) - 1 if last is None else last
+        if not first <= frame <= end:
             raise LockedError(
-                f"The track of {self._name(object_id)} does not reach to slice {frame}: it divides "
-                "or was cut. Mark the object that is there, or take that back first."
+                f"{self._name(object_id)} is on slices {first} to {end} and not on {frame}: its "
+                "ends were given, it divides or was cut. Mark the object that is here, or take "
+                "that back first."
             )
 
     def _said(self, object_id: int, frame: int) -> SlicePrompts:

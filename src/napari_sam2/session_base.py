@@ -349,7 +349,8 @@ class SessionBase:
     def life(self, object_id: int) -> Life:
         """The frames of the sequence that is shown on which an object can be.
 
-        A track ends where it divides or was cut, and is then not followed beyond that.
+        `set_life` says so. A track ends where it divides or was cut, too. It is not followed
+        beyond that.
         """
         self._check_object(object_id)
         return self._records.life((self.view.key, object_id))

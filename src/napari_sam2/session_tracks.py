@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from napari_sam2.lineage import LineageError, ancestors, divisions, split_mask
 from napari_sam2.session_base import SessionBase
-from napari_sam2.slice_data import Found, Look, ObjectMask, Place
+from napari_sam2.slice_data import Found, Life, Look, ObjectMask, Place
 
 
 class TrackEdits(SessionBase):
@@ -128,33 +128,42 @@ class TrackEdits(SessionBase):
         self.prompts_replaced.emit()
         return new
 
-    def end_object(self, object_id: int, frame: int) -> None:
-        """Say that a track ends before a frame: what it has from there on is taken away.
+    def set_life(self, object_id: int, first: int = 0, last: int | None = None) -> None:
+        """Say on which frames of the sequence an object can be: `first` to `last`, both included.
 
-        It is not followed beyond that. The last mask before the frame becomes a prompt where the
-        object has no other left.
+        What it has on others is taken away, and it is not looked for there. Where it has no prompt
+        left, the mask nearest to those it had becomes one.
 
-        Raises LineageError where no mask would be left; LockedError where the object is locked, or
-        has approved or locked slices from the frame on.
+        last: None: it may be there to the end.
+
+        Raises ValueError: they are not frames in this order. LineageError: it has masks and none
+        would be left, or it would be there along with its parent or its daughters. LockedError
+        where the object is locked, or has approved or locked slices outside.
         """
         self._check_unlocked(object_id)
-        first, _ = self._span(object_id)
-        if first >= frame:
-            raise LineageError(
-                f"{self._name(object_id)} begins on slice {first}, so it cannot end before slice "
-                f"{frame}. Delete it instead."
-            )
+        for frame in (first, first if last is None else last):
+            self._check_frame(frame)
+        life, name = Life(first, last), self._name(object_id)
+        if last is not None and last < first:
+            raise ValueError(f"{name} cannot begin on slice {first} and end on slice {last}.")
         records, place = self._records, (self.view.key, object_id)
+        masks, marked = self.masks_of(object_id), records.anchors(place)
+        if masks and not any(life.has(at) for at in masks):
+            raise LineageError(
+                f"{name} is on slices {min(masks)} to {max(masks)}, so it cannot "
+                + (f"end on slice {last}." if min(masks) > first else f"begin on slice {first}.")
+            )
+        self._check_kin(object_id, life)
         for at in sorted(records.kept.at(place)):
-            if at >= frame:
+            if not life.has(at):
                 self._check_unlocked(object_id, at)
-        with self.history.change("End track"):
-            changed = records.drop(place, frame)
-            if not records.anchors(place):
-                masks = self.masks_of(object_id)
-                self._make_prompt(place, max(masks), masks[max(masks)])
-            last = records.life(place).last
-            self._end(object_id, frame - 1 if last is None else min(last, frame - 1))
+        with self.history.change("First and last slice"):
+            changed = records.drop(place, life)
+            if marked and not records.anchors(place):
+                inside = self.masks_of(object_id)
+                near = min(inside, key=lambda at: min(abs(at - mark) for mark in marked))
+                self._make_prompt(place, near, inside[near])
+            records.set_life(place, life)
             self._writer.write(self.view, changed)
         self.objects_changed.emit()
         self.prompts_replaced.emit()
@@ -199,7 +208,7 @@ class TrackEdits(SessionBase):
             ends = [at for at in self.masks_of(object_id) if at < frame]
             if not {at for at in records.anchors(place) if at < frame}:
                 self._make_prompt(place, ends[-1], self.masks_of(object_id)[ends[-1]])
-            changed = records.drop(place, frame)
+            changed = records.drop(place, Life(last=frame - 1))
             ids = [self.add_object() for _ in parts]
             for new, part in zip(ids, parts, strict=True):
                 self._make_prompt((self.view.key, new), frame, ObjectMask.given(part))
@@ -278,6 +287,22 @@ class TrackEdits(SessionBase):
                 f"still there on slice {end}: a daughter begins when its parent has ended. Cut "
                 f"{self._name(parent)} on slice {begin} first."
             )
+
+    def _check_kin(self, object_id: int, life: Life) -> None:
+        """Whether an object that is there in a life is not there along with its kin."""
+        parent = self.parents.get(object_id)
+        if parent is not None and life.first <= self._span(parent)[1]:
+            raise LineageError(
+                f"{self._name(object_id)} is a daughter of {self._name(parent)}, which is there to "
+                f"slice {self._span(parent)[1]}. Take the division back first."
+            )
+        for daughter in divisions(self.parents).get(object_id, ()):
+            begin = self._span(daughter)[0]
+            if life.last is None or life.last >= begin:
+                raise LineageError(
+                    f"{self._name(object_id)} divides: {self._name(daughter)} begins on slice "
+                    f"{begin}. Take the division back first."
+                )
 
     def _span(self, object_id: int) -> tuple[int, int]:
         """The first and the last frame with a mask, in the sequence that is shown."""

@@ -170,7 +170,7 @@ def _end_weaker(
         surety[object_id] = float(np.mean(own))
     weaker = min((one, other), key=lambda i: (surety[i], -i))
     if min(session.masks_of(weaker)) < met:
-        session.end_object(weaker, met)
+        session.set_life(weaker, session.life(weaker).first, met - 1)
     else:
         session.remove_object(weaker)
     ended.add(weaker)

@@ -11,7 +11,7 @@ from napari_sam2.review import Evidence, evidence
 from napari_sam2.session import Session
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.facts import object_rows, slice_states
-from napari_sam2.widgets.slice_strip import APPROVED, LOCKED, PAINTED, SliceStates
+from napari_sam2.widgets.slice_strip import SliceStates
 
 _REFRESH_MS = 30
 _REFRESH_SHARE = 0.2  # of the time may go into showing labels; a volume takes long in 3D
@@ -74,7 +74,7 @@ class Display:
         if work is None or not panel.object_id:
             panel.strip.show_states(SliceStates(), 0)
             panel.doubts.show_place(0, 0)
-            panel.show_slice("")
+            panel.show_slice("", SliceStates(), 0)
             return
         frame, states = self._context.frame, panel.strip.states
         if new_states or len(states.flags) != len(work.session.view):
@@ -82,10 +82,7 @@ class Display:
         panel.strip.show_states(states, frame)
         panel.doubts.show_place(panel.object_id, frame)
         closely = ", looked at closely" if panel.closely.isChecked() else ""
-        panel.show_slice(
-            f"Slice {frame}: {states.text(frame)}{closely}",
-            *(states.has(frame, flag) for flag in (APPROVED, LOCKED, PAINTED)),
-        )
+        panel.show_slice(f"Slice {frame}: {states.text(frame)}{closely}", states, frame)
 
     def settle(self) -> None:
         """Nothing is under way any more: show also what takes longer."""

@@ -13,6 +13,7 @@ from napari_sam2.widgets.slice_strip import (
     APPROVED,
     LOCKED,
     MASK,
+    OUTSIDE,
     PAINTED,
     PROMPTED,
     REJECTED,
@@ -74,6 +75,10 @@ def slice_states(session: Session, object_id: int, colour_of: Colours) -> SliceS
         flags[frame] |= APPROVED if how == "approved" else LOCKED
     for frame, state in session.states(object_id).items():
         flags[frame] |= REJECTED if state == "rejected" else 0
+    life = session.life(object_id)
+    flags[: life.first] |= OUTSIDE
+    if life.last is not None:
+        flags[life.last + 1 :] |= OUTSIDE
     if session.objects[object_id].locked:
         flags |= LOCKED
     return SliceStates(flags, _rgb(colour_of(object_id)))

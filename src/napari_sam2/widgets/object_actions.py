@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import napari.layers
 from qtpy.QtCore import Qt
@@ -17,6 +17,9 @@ from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.events import call
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.panel import INCLUDE
+
+End = Literal["first", "last"]
+"""Of the slices on which an object is."""
 
 
 class ObjectActions:
@@ -135,6 +138,35 @@ class ObjectActions:
                 session.release(object_id, [frame])
             if kept:
                 session.keep(object_id, [frame], how)
+        self._context.changed.emit()
+
+    def end_here(self, end: End) -> None:
+        """Say that the selected object begins ("first") or ends ("last") on the slice that is
+        shown, or take that back."""
+        session, object_id = self._context.session, self._panel.object_id
+        if session is None or not object_id:
+            return
+        self._marking.take_over_strokes()
+        frame, life, name = self._context.frame, session.life(object_id), self._context.name()
+        if end == "first":
+            verb, where, outermost, is_taken_back = "begins", "before", 0, life.first == frame
+            life = life._replace(first=0 if is_taken_back else frame)
+        else:
+            outermost, is_taken_back = len(session.view) - 1, life.last == frame
+            verb, where = "ends", "behind"
+            life = life._replace(last=None if is_taken_back else frame)
+        if frame == outermost:
+            self._panel.fail(f"There are no slices {where} this one.")
+        else:
+            with self._context.in_portions():
+                done = self._context.attempt(partial(session.set_life, object_id, *life))
+            if done and is_taken_back:
+                self._panel.say(f"Propagate looks for {name} on the slices {where}, too.")
+            elif done:
+                self._panel.say(
+                    f"{name} {verb} on slice {frame}: it has nothing {where}, and Propagate does "
+                    "not look for it there."
+                )
         self._context.changed.emit()
 
     def unpaint(self) -> None:

@@ -27,7 +27,7 @@ from napari_sam2.tasks import CPU_BFLOAT16
 from napari_sam2.widgets.doubt_map import DoubtMap
 from napari_sam2.widgets.icons import icon
 from napari_sam2.widgets.object_table import ObjectTable
-from napari_sam2.widgets.slice_strip import SliceStrip
+from napari_sam2.widgets.slice_strip import APPROVED, LOCKED, PAINTED, SliceStates, SliceStrip
 
 INCLUDE, EXCLUDE, BOX = "include", "exclude", "box"
 SCRIBBLE, LASSO, PAINT = "scribble", "lasso", "paint"
@@ -165,7 +165,9 @@ class Panel(QWidget):
         self.slice.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
         self.approve = _button("Approve", "The mask is right here: keep it, follow it.  Key: Y")
         self.lock = _button("Lock", "Keep the mask on this slice as it is.  Key: K")
-        for button in (self.approve, self.lock):
+        self.begins = _button("Begins here", "The object is not on the slices before.  Key: F")
+        self.ends = _button("Ends here", "The object is not on the slices behind.  Key: T")
+        for button in (self.approve, self.lock, self.begins, self.ends):
             button.setCheckable(True)
         self.reject = _button(
             "Reject", "The mask is wrong here: clear it; Update finds it again.  Key: R"
@@ -210,7 +212,9 @@ class Panel(QWidget):
         self.sources = [self.images, self.models, self.devices, self.windows, self.channels]
         self.tools = [self.new, self.from_labels, self.find_all, self.session, *self.modes.values()]
         self.changers = [self.delete, self.merge, self.targets, self.closely]
-        self.keepers = [self.approve, self.lock, self.reject, self.next_doubtful]
+        self.keepers = [
+            *(self.approve, self.lock, self.begins, self.ends, self.reject, self.next_doubtful)
+        ]
         self.starters = [self.propagate, self.update_masks, self.reach, self.which]
         self._arrange()
         self.more.toggled.connect(self._show_options)
@@ -260,6 +264,7 @@ class Panel(QWidget):
         layout.addWidget(self.slice)
         layout.addLayout(_row((self.reject, 1), (self.next_doubtful, 2)))
         layout.addLayout(_row((self.approve, 1), (self.lock, 1), (self.unpaint, 1)))
+        layout.addLayout(_row((self.begins, 1), (self.ends, 1)))
         layout.addLayout(_row((self.reach, 1), (self.which, 1)))
         self.range = QWidget()
         limits = _row((self.first, 1), (QLabel("to"), 0), (self.last, 1))
@@ -290,14 +295,14 @@ class Panel(QWidget):
         """What went wrong."""
         self.status.setText(f"⚠ {text}")
 
-    def show_slice(
-        self, text: str, approved: bool = False, locked: bool = False, painted: bool = False
-    ) -> None:
+    def show_slice(self, text: str, states: SliceStates, frame: int) -> None:
         """The slice that the viewer shows, and what has been done with it."""
         self.slice.setText(text)
-        self.approve.setChecked(approved)
-        self.lock.setChecked(locked)
-        self.unpaint.setEnabled(painted)
+        self.approve.setChecked(states.has(frame, APPROVED))
+        self.lock.setChecked(states.has(frame, LOCKED))
+        self.unpaint.setEnabled(states.has(frame, PAINTED))
+        self.begins.setChecked(states.begins(frame))
+        self.ends.setChecked(states.ends(frame))
 
     def show_progress(self, done: int, total: int, seconds_left: float | None = None) -> None:
         """How far a propagation is; total 0 for one that has not begun."""

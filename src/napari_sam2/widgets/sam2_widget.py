@@ -26,7 +26,7 @@ from napari_sam2.widgets.find_all import FindAll
 from napari_sam2.widgets.images import Images
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.model_choice import ModelChoice
-from napari_sam2.widgets.object_actions import ObjectActions
+from napari_sam2.widgets.object_actions import End, ObjectActions
 from napari_sam2.widgets.panel import BOX, EXCLUDE, INCLUDE, LASSO, PAINT, SCRIBBLE, Panel
 from napari_sam2.widgets.propagation import Propagation
 from napari_sam2.widgets.reviewing import Reviewing
@@ -51,6 +51,8 @@ KEYS = {
     "O": "next object; Shift+O: the one before",
     "Y": "approve this slice: yes, it is right",
     "K": "keep this slice as it is: lock",
+    "F": "from here: the object begins on this slice",
+    "T": "to here: it ends on this slice",
     "R": "reject this slice: clear it, to be found again",
     "Q": "questionable: the next doubtful slice",
     "G": "go: propagate",
@@ -215,6 +217,11 @@ class SAM2Widget(Docked):
         """
         self._objects.keep_slice(how, kept)
 
+    def end_here(self, end: End) -> None:
+        """Say that the selected object begins ("first") or ends ("last") on the slice that is
+        shown, or take that back."""
+        self._objects.end_here(end)
+
     def reject_slice(self) -> None:
         """Say that the selected object's mask on this slice is wrong; `update_masks` finds it
         again."""
@@ -310,6 +317,8 @@ class SAM2Widget(Docked):
             "Shift-O": partial(self.next_object, -1),
             "Y": partial(self.keep_slice, "approved"),
             "K": partial(self.keep_slice, "locked"),
+            "F": partial(self.end_here, "first"),
+            "T": partial(self.end_here, "last"),
             "R": self.reject_slice,
             "Q": self.next_doubtful,
             "G": self.propagate,
@@ -341,6 +350,8 @@ class SAM2Widget(Docked):
             button.clicked.connect(partial(call, partial(self._marking.press, mode)))
         panel.approve.clicked.connect(partial(call, partial(self.keep_slice, "approved")))
         panel.lock.clicked.connect(partial(call, partial(self.keep_slice, "locked")))
+        panel.begins.clicked.connect(partial(call, partial(self.end_here, "first")))
+        panel.ends.clicked.connect(partial(call, partial(self.end_here, "last")))
         panel.objects.chosen.connect(self._on_object_chosen)
         panel.strip.go_to.connect(self._context.go_to)
         panel.show_keys(KEYS)

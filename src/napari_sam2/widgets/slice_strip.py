@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from qtpy.QtCore import QPointF, QRectF, QSize, Qt, Signal
-from qtpy.QtGui import QColor, QPainter, QPolygonF
+from qtpy.QtGui import QBrush, QColor, QPainter, QPolygonF
 from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
 
 from napari_sam2.widgets.icons import GREEN, RED
 
-MASK, STALE, PROMPTED, PAINTED, APPROVED, LOCKED, REJECTED = (1 << n for n in range(7))
+MASK, STALE, PROMPTED, PAINTED, APPROVED, LOCKED, REJECTED, OUTSIDE = (1 << n for n in range(8))
 _WORDS = {
     PROMPTED: "marked",
     PAINTED: "painted",
@@ -25,7 +25,7 @@ _WORDS = {
 _TIP = (
     "The selected object on every slice: filled where it has a mask, faint where that is out of "
     "date, ▼ marked, ■ painted by hand, green below: approved, white below: locked, red "
-    "below: rejected. Click to go to a slice."
+    "below: rejected, hatched: before its first or behind its last slice. Click to go to a slice."
 )
 
 
@@ -34,7 +34,7 @@ class SliceStates:
     """What is known of one object on every slice."""
 
     flags: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
-    """(slices,) MASK, STALE, PROMPTED, PAINTED, APPROVED, LOCKED, REJECTED, added."""
+    """(slices,) MASK, STALE, PROMPTED, PAINTED, APPROVED, LOCKED, REJECTED, OUTSIDE, added."""
     colour: tuple[float, ...] = (0.5, 0.5, 0.5)
     """RGB, 0 to 1."""
 
@@ -42,8 +42,19 @@ class SliceStates:
         """Whether a slice is marked, approved, ..."""
         return 0 <= frame < len(self.flags) and bool(self.flags[frame] & flag)
 
+    def begins(self, frame: int) -> bool:
+        """Whether a person has said that the object begins on a slice."""
+        return self.has(frame - 1, OUTSIDE) and not self.has(frame, OUTSIDE)
+
+    def ends(self, frame: int) -> bool:
+        """Whether a person has said that the object ends on a slice."""
+        return self.has(frame + 1, OUTSIDE) and not self.has(frame, OUTSIDE)
+
     def text(self, frame: int) -> str:
         """In words, for people."""
+        if self.has(frame, OUTSIDE):
+            is_before = not (self.flags[:frame] & OUTSIDE == 0).any()
+            return "before its first slice" if is_before else "behind its last slice"
         words = [word for flag, word in _WORDS.items() if self.has(frame, flag)]
         if not self.has(frame, MASK):
             words.append("no mask")
@@ -102,6 +113,7 @@ class SliceStrip(QWidget):
         ground = QColor(self._ink)
         ground.setAlpha(40)
         painter.fillRect(band, ground)
+        hatched = QBrush(ground, Qt.BrushStyle.BDiagPattern)
         count = len(self._states.flags)
         if not count:
             return
@@ -114,6 +126,10 @@ class SliceStrip(QWidget):
             if flag & MASK:
                 area = QRectF(run.start * each, band.top(), len(run) * each, band.height())
                 painter.fillRect(area, faint if flag & STALE else full)
+        for run, flag in _runs(flags & OUTSIDE):
+            if flag:
+                area = QRectF(run.start * each, band.top(), len(run) * each, band.height())
+                painter.fillRect(area, hatched)
         for bit, colour in ((APPROVED, GREEN), (LOCKED, self._ink), (REJECTED, RED)):
             for run, flag in _runs(flags & bit):
                 if flag:
