@@ -126,6 +126,16 @@ def test_theirs_take_the_place_of_mine_in_one_step_of_undo(reading, mine):
     assert not mine.kept(1)
 
 
+def test_where_i_said_that_it_has_ended_theirs_goes_on(reading, mine):
+    before = mine.labels.copy()
+    mine.set_life(1, last=2)
+    theirs = reading.accept_theirs(1)
+    assert 4 in theirs and mine.life(1) == (0, max(theirs))
+    assert reading.agreement(1).total_dice == 1
+    assert [mine.undo(), mine.undo()] == ["Accept theirs", "First and last slice"]
+    np.testing.assert_array_equal(mine.labels, before)
+
+
 def test_where_they_have_nothing_mine_goes(reading, mine):
     assert reading.accept_theirs(2) == [1]
     assert not (mine.labels == 2).any()

@@ -205,9 +205,11 @@ class SecondReading:
         """Take their masks of an object in place of yours, and approve them.
 
         frames: by default all where the two differ and you have approved or locked nothing; given
-        frames are replaced also where yours are approved. Returns the frames that have changed.
+        frames are replaced also where yours are approved, or where you have said that the object
+        has ended. Returns the frames that have changed.
 
-        Raises LockedError where the object or one of the frames is locked.
+        Raises LockedError where the object or one of the frames is locked; LineageError where it
+        would be there along with its parent or its daughters.
         """
         session, their_id = self.session, self.pairs.get(object_id)
         chosen = self._chosen(object_id, frames)
@@ -217,6 +219,9 @@ class SecondReading:
             where = "" if info.locked else f" {locked[0]}"
             raise LockedError(f"{info.name} is locked{where}. Unlock it first.")
         with session.objects_changed.blocked(), session.history.change("Accept theirs"):
+            first, last = session.life(object_id)
+            last = None if last is None else max([last, *chosen])
+            session.set_life(object_id, min([first, *chosen]), last)
             session.release(object_id, chosen)
             for frame in chosen:
                 session.paint(object_id, frame, self._mask(their_id, frame))

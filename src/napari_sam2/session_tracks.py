@@ -146,6 +146,8 @@ class TrackEdits(SessionBase):
         life, name = Life(first, last), self._name(object_id)
         if last is not None and last < first:
             raise ValueError(f"{name} cannot begin on slice {first} and end on slice {last}.")
+        if life == self.life(object_id):
+            return
         records, place = self._records, (self.view.key, object_id)
         masks, marked = self.masks_of(object_id), records.anchors(place)
         if masks and not any(life.has(at) for at in masks):
