@@ -4,14 +4,16 @@
                                 [--json FILE]
 
 1. by hand: each slice is boxed, and corrected until it is right. Nothing is propagated.
-2. propagated: a box on the largest slice is followed both ways; the reader then goes from the most
-   doubtful slice on, corrects what is not right, updates, and stops after five in a row that are.
+2. propagated: a box on the largest slice is followed both ways, to where the reader says that the
+   object begins and ends; the reader then goes from the most doubtful slice on, corrects what is
+   not right, updates, and stops after five in a row that are.
 3. alone: as 2, but only the most doubtful tenth of the slices is looked at.
 
 The reader knows the truth. A slice is right from a Dice of 0.85 on. What is not gets up to three
 clicks, each in the middle of its largest error, and is painted if it is not right then.
-Boxes and clicks are counted together, paintings apart: they cost a person far more. A slice is one
-that has the object. Seconds are the model's, without those of a person. Dice is over all slices.
+Boxes, clicks and ends are counted together, paintings apart: they cost a person far more. A slice
+is one that has the object. Seconds are the model's, without those of a person. Dice is over all
+slices.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class Reader:
     object_id: int
     truth: Masks
     marks: int = 0
-    """Boxes and clicks."""
+    """Boxes, clicks, and the object's first and last slice."""
     painted: int = 0
     looks: int = 0
     seconds: float = 0.0
@@ -58,6 +60,13 @@ class Reader:
         self.session.add_box(self.object_id, frame, tight_box(self.truth[frame]))
         self.marks += 1
         self._timed(lambda: self.session.preview(frame))
+
+    def say_ends(self) -> None:
+        """Say on which slices the object begins and ends."""
+        frames = np.flatnonzero(self.truth.any(axis=(1, 2)))
+        first, last = int(frames[0]), int(frames[-1])
+        self.session.set_life(self.object_id, first, last)
+        self.marks += (first > 0) + (last < len(self.truth) - 1)
 
     def mask(self, frame: int) -> NDArray[np.bool_]:
         """(H, W) as it is now."""
@@ -115,6 +124,7 @@ def by_hand(reader: Reader) -> None:
 def propagated(reader: Reader, most: int | None = None) -> None:
     """Phase 2; phase 3 with the most slices to look at."""
     reader.box(largest_slice(reader.truth))
+    reader.say_ends()
     reader.propagate()
     seen: set[tuple[int, int]] = set()
     calm = 0

@@ -80,7 +80,7 @@ def test_labels_lie_on_the_image_and_equal_those_of_the_function(
             *("segment", str(scan), "-o", str(out), "--model", checkpoint, "--device", "cpu"),
             *("--box", "1:2,3,3,12,12", "1:6,10.5,3,20,14", "--point", "2:5,16,14", "2:5,17,13"),
             *("--negative", "2:5,3,3", "--mask", str(tmp_path / "mask.nii.gz")),
-            *("--window", "-100,500"),
+            *("--window", "-100,500", "--ends", "1:2,6"),
         ]
     )
     assert code == 0
@@ -91,6 +91,7 @@ def test_labels_lie_on_the_image_and_equal_those_of_the_function(
         points={2: [(5, 16, 14), (5, 17, 13)]},
         negative_points={2: (5, 3, 3)},
         masks=mask,
+        ends={1: (2, 6)},
         model=network,
         window=(-100, 500),
     )
@@ -98,6 +99,7 @@ def test_labels_lie_on_the_image_and_equal_those_of_the_function(
     np.testing.assert_array_equal(sitk.GetArrayFromImage(written), expected)
     assert_same_grid(sitk.ReadImage(scan), written)
     assert written.GetPixelID() == sitk.sitkUInt8
+    assert set(np.flatnonzero((expected == 1).any((1, 2)))) <= {2, 3, 4, 5, 6}
     np.testing.assert_array_equal(expected[3] == 7, mask[3] == 7)  # a mask comes back as it is
     text = capsys.readouterr()
     assert f"{out}: object 1: " in text.out and "object 7: " in text.out and " ml)" in text.out
@@ -194,6 +196,8 @@ def test_direction_and_prompt_order(network: SAM2) -> None:
     some = segment(image, masks=mask, slices=(2, 4), model=network)
     np.testing.assert_array_equal(some[2:5], segment(image, masks=mask, model=network)[2:5])
     assert not some[:2].any() and not some[5:].any()
+    ends = segment(image, masks=mask, ends={45: (2, 4)}, model=network)
+    np.testing.assert_array_equal(ends, some)
     one = segment(image, points={2: [(1, 5, 5)], 9: [(4, 17, 14)]}, model=network)
     other = segment(image, points={9: [(4, 17, 14)], 2: [(1, 5, 5)]}, model=network)
     np.testing.assert_array_equal(one, other)
@@ -359,6 +363,16 @@ BAD = {
     "empty window": (("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--window", "5,5"), 2, "smaller"),
     "no such slices": (("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--slices", "3,8"), 3, "has 8"),
     "slices reversed": (("scan.nii.gz", "-o", "o.nii", *POINT, "--slices", "5,3"), 2, "smaller"),
+    "ends between slices": (
+        ("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--ends", "1:1,2.5"),
+        3,
+        "cannot be on slices 1 to 2.5: the image has 8",
+    ),
+    "ends without an object": (
+        ("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--ends", "1,2"),
+        2,
+        "as in 1:30,55",
+    ),
     "unknown option": (("scan.nii.gz", "-o", "out.nii.gz", *POINT, "--boxx", "1"), 2, "--boxx"),
     "no output": (("scan.nii.gz", *POINT), 2, "-o/--output"),
     "output format": (("scan.nii.gz", "-o", "out.png", *POINT), 4, "must end in .nii"),
@@ -657,6 +671,11 @@ def test_functions_of_a_script_raise_the_same(network: SAM2) -> None:
         ({"masks": np.full(image.shape, 0.5)}, "whole numbers"),
         ({"points": {1: (0, 0, 0)}, "window": (4.0, 4.0)}, "window"),
         ({"points": {1: (0, 0, 0)}, "direction": "up"}, "direction"),
+        ({"points": {1: (0, 0, 0)}, "ends": {1: 3}}, "its first and last slice, not 3"),
+        ({"points": {1: (0, 0, 0)}, "ends": {1: (0, 6)}}, "slices 0 to 6: the image has 6"),
+        ({"points": {1: (0, 0, 0)}, "ends": {1: (3, 1)}}, "slices 3 to 1"),
+        ({"points": {1: (0, 0, 0)}, "ends": {1: (2, 4)}}, "2 to 4 alone: it is marked on slice 0"),
+        ({"points": {1: (0, 0, 0)}, "ends": {2: (2, 4)}}, "Object 2 has ends, but no box"),
     ]:
         with pytest.raises(PromptError, match=message):
             segment(image, model=network, **arguments)

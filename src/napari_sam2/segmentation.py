@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from os import PathLike
@@ -53,6 +53,7 @@ def segment(
     points: Mapping[int, Point | Sequence[Point]] | None = None,
     negative_points: Mapping[int, Point | Sequence[Point]] | None = None,
     masks: np.ndarray | None = None,
+    ends: Mapping[int, tuple[float, float]] | None = None,
     axis: int | str = 0,
     direction: Direction = "both",
     slices: tuple[float, float] | None = None,
@@ -75,6 +76,8 @@ def segment(
         beside it.
     masks: (z, y, x) integers. Every slice on which an id occurs is a mask prompt for that object,
         and comes back as it is.
+    ends: object id -> the first and the last slice on which it is, both included; it is not looked
+        for on others. By default objects may be on all.
     axis: 0, 1, 2 or "z", "y", "x": the axis along which the volume is sliced and objects are
         followed.
     direction: as for `Session.propagate`: "forward" leaves out what lies before an object's first
@@ -122,6 +125,7 @@ def segment(
             f"There are no slices {start:g} to {stop:g}: the image has {length}, from 0."
         )
     prompts = _gather(array.shape[:3], axis, boxes, points, negative_points, masks)
+    lives = _lives(ends, prompts, length)
 
     if isinstance(model, str | PathLike):
         model = LazyModel(str(model), device)
@@ -143,6 +147,7 @@ def segment(
     for (object_id, frame), prompt in sorted(prompts.items(), key=lambda item: item[0]):
         if object_id not in session.objects:
             session.add_object(object_id=object_id)
+            session.set_life(object_id, *lives.get(object_id, ()))
         if prompt.mask is not None:
             session.paint(object_id, frame, prompt.mask)
         else:
@@ -284,6 +289,35 @@ def _gather(
             "lies on it."
         )
     return prompts
+
+
+def _lives(
+    ends: Mapping[int, tuple[float, float]] | None,
+    prompted: Collection[tuple[int, int]],
+    length: int,
+) -> dict[int, tuple[int, int]]:
+    """The ends that are given, checked.
+
+    prompted: objects and slices.
+    """
+    lives = {}
+    for object_id, given in (ends or {}).items():
+        if not _are_numbers(given) or len(given) != 2:
+            raise PromptError(
+                f"The ends of object {object_id} are its first and last slice, not {given!r}."
+            )
+        first, last = given
+        text = f"Object {object_id} cannot be on slices {first:g} to {last:g}"
+        if not (0 <= first <= last < length and first == int(first) and last == int(last)):
+            raise PromptError(f"{text}: the image has {length}, from 0.")
+        own = sorted(frame for number, frame in prompted if number == object_id)
+        if not own:
+            raise PromptError(f"Object {object_id} has ends, but no box, point or mask.")
+        outside = [frame for frame in own if not first <= frame <= last]
+        if outside:
+            raise PromptError(f"{text} alone: it is marked on slice {outside[0]}.")
+        lives[object_id] = int(first), int(last)
+    return lives
 
 
 def _each(what: str, given: Mapping[int, Any] | None, as_in: str) -> Iterator[tuple[int, Any]]:

@@ -175,6 +175,7 @@ EXAMPLES = {
     "--box": "1:40,120,90,210,180 (z,y0,x0,y1,x1)",
     "--point": "1:40,160,130 (z,y,x)",
     "--negative": "1:40,200,190 (z,y,x)",
+    "--ends": "1:30,55 (FIRST,LAST)",
     "--window": "-160,240 (LO,HI)",
     "--slices": "10,60 (FIRST,LAST)",
 }

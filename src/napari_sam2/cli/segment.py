@@ -32,6 +32,7 @@ slice is enough; more of them, on any slices, make the result better.
 examples:
   napari-sam2 segment scan.nii.gz -o liver.nii.gz --box 1:40,120,90,210,180
   napari-sam2 segment dicom_folder -o organs.nii.gz --box 1:30,80,60,140,150 --point 2:35,200,130
+  napari-sam2 segment scan.nii.gz -o liver.nii.gz --box 1:40,120,90,210,180 --ends 1:22,61
   napari-sam2 segment cells.tif -o tracked.ome.tif --mask first_frame.tif --direction forward
 """
 
@@ -56,6 +57,8 @@ def add_segment(commands: Any) -> None:
         "occurs prompts that object"
     )
     add("--mask", metavar="FILE", help=help_)
+    help_ = "object ID is on slices FIRST to LAST, along the axis, and not looked for on others"
+    add("--ends", metavar="ID:FIRST,LAST", help=help_, **several)
     help_ = "axis along which the image is sliced and objects are followed (default: z)"
     add("--axis", choices=("0", "1", "2", "z", "y", "x"), default="z", help=help_)
     help_ = "follow objects to growing indices, falling ones, or both (default)"
@@ -84,6 +87,11 @@ def _segment(options: argparse.Namespace) -> int:
         {k: [(z, y, x) for z, y, x in found] for k, found in _by_id(option, given, 3).items()}
         for option, given in (("--point", options.point), ("--negative", options.negative))
     )
+    ends = {
+        object_id: (first, last)
+        for object_id, found in _by_id("--ends", options.ends, 2).items()
+        for first, last in found
+    }
     window = pair("--window", options.window)
     slices = pair("--slices", options.slices)
     if not (boxes or points or negative or options.mask):
@@ -112,6 +120,7 @@ def _segment(options: argparse.Namespace) -> int:
                 points=points,
                 negative_points=negative,
                 masks=masks,
+                ends=ends,
                 axis=options.axis,
                 direction=options.direction,
                 slices=slices,
