@@ -131,13 +131,28 @@ def test_a_wrong_table_of_jobs_says_what_is_wrong(tmp_path, table, message):
         ("a,1,1,2,3,9,,", "a box needs both y1 and x1"),
         ("a,1,1,2,3,9,9,0", "its label cannot be 0"),
         ("a,1,1,2,3,,,maybe", "the label is 1"),
+        ("a,1,1,2,3,,,,4", "both its first and its last slice"),
+        ("a,1,1,2,3,,,,0,4\na,1,1,2,3,,,,0,5", "line 3: object 1 begins or ends elsewhere above"),
     ],
 )
 def test_a_wrong_table_of_prompts_says_what_is_wrong(scans, tmp_path, row, message):
     table = tmp_path / "prompts.csv"
-    table.write_text(f"image,object,z,y,x,y1,x1,label\n{row}\n")
+    table.write_text(f"image,object,z,y,x,y1,x1,label,first,last\n{row}\n")
     with pytest.raises(JobError, match=message):
         jobs_of(scans, prompts=table)
+
+
+def test_a_table_says_where_objects_begin_and_end(scans, tmp_path, checkpoint):
+    (tmp_path / "prompts.csv").write_text(
+        "image,object,z,y,x,y1,x1,first,last\np1,1,2,4,5,15,20,1,3\np1,2,1,10,12,,,,\n"
+        "p0,1,2,4,5,15,20,,\np2,1,2,4,5,15,20,,\n"
+    )
+    job = jobs_of(scans, prompts=tmp_path / "prompts.csv")[1]
+    assert job.prompts.ends == {1: (1, 3)}
+    result = run_job(job, Settings(out=tmp_path, model=checkpoint, device="cpu"))
+    labels, *_ = read_labels(tmp_path / result.output)
+    slices = np.flatnonzero((np.asarray(labels.array) == 1).any((1, 2)))
+    assert len(slices) and set(slices) <= {1, 2, 3}
 
 
 def test_an_image_that_nothing_is_said_of_is_an_error(scans):

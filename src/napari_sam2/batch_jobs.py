@@ -14,7 +14,7 @@ from typing import Any
 from napari_sam2.label_ids import MAX_ID
 
 _JOB_COLUMNS = ("image", "name", "session", "mask", "series", "volume", "channel")
-_PROMPT_COLUMNS = ("image", "object", "name", "z", "y", "x", "y1", "x1", "label")
+_PROMPT_COLUMNS = ("image", "object", "name", "z", "y", "x", "y1", "x1", "label", "first", "last")
 _NEGATIVE = ("0", "-", "negative", "background")
 _POSITIVE = ("", "1", "+", "positive", "foreground")
 _LABEL_SUFFIXES = (
@@ -36,6 +36,8 @@ class TablePrompts:
     points: Mapping[int, list[tuple[float, ...]]] = field(default_factory=dict)
     """Object -> (z, y, x)."""
     negative_points: Mapping[int, list[tuple[float, ...]]] = field(default_factory=dict)
+    ends: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    """Object -> its first and last slice."""
     names: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -72,8 +74,9 @@ def jobs_of(
         file, or a folder of DICOM) is a job.
     template: a session whose prompts go to every image that has none of its own.
     prompts: a CSV with the columns `image`, `object`, `z`, `y`, `x`; with `y1` and `x1` a row is a
-        box, without it is a point; `label` 0 means not on the object; `name` names the object.
-        `image` is the path or the name of an image.
+        box, without it is a point; `label` 0 means not on the object; `name` names the object;
+        `first` and `last` are the slices on which it begins and ends. `image` is the path or the
+        name of an image.
     masks: a folder with a labels file for each image, of the same name.
 
     Raises JobError, one sentence.
@@ -127,7 +130,7 @@ def read_prompts(path: str | os.PathLike[str]) -> dict[str, TablePrompts]:
                 f"{where}: objects are whole numbers from 1 to {MAX_ID}, not {object_id}."
             )
         z, y, x = (_number(where, column, row[column]) for column in "zyx")
-        image = found.setdefault(row["image"], TablePrompts({}, {}, {}, {}))
+        image = found.setdefault(row["image"], TablePrompts({}, {}, {}, {}, {}))
         label = row.get("label", "").lower()
         if label not in _NEGATIVE + _POSITIVE:
             raise JobError(f"{where}: the label is 1 (on the object) or 0 (not), not {label!r}.")
@@ -141,6 +144,13 @@ def read_prompts(path: str | os.PathLike[str]) -> dict[str, TablePrompts]:
         else:
             points = image.negative_points if label in _NEGATIVE else image.points
             _append(points, object_id, (z, y, x))
+        if bool(row.get("first")) != bool(row.get("last")):
+            raise JobError(f"{where}: an object needs both its first and its last slice, or none.")
+        if row.get("first"):
+            first, last = (_number(where, column, row[column]) for column in ("first", "last"))
+            if image.ends.get(object_id, (first, last)) != (first, last):
+                raise JobError(f"{where}: object {object_id} begins or ends elsewhere above.")
+            image.ends[object_id] = first, last  # type: ignore[index]
         if row.get("name"):
             image.names[object_id] = row["name"]  # type: ignore[index]
     return found

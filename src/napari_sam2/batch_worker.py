@@ -260,6 +260,7 @@ def _answer(job: Job, settings: Settings, volume: Volume, lazy: LazyModel) -> _A
         points=prompts.points,  # type: ignore[arg-type]
         negative_points=prompts.negative_points,  # type: ignore[arg-type]
         masks=read_mask(job.mask, volume) if job.mask is not None else None,
+        ends=prompts.ends,
         axis=settings.axis,
         direction=settings.direction,  # type: ignore[arg-type]
         model=loaded(lazy),
