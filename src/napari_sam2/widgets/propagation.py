@@ -163,7 +163,8 @@ class Propagation:
                 f"Meanwhile marks or intensities have changed: press Update, for {late} masks are "
                 "out of date."
                 if late
-                else "Where a slice is wrong, mark it there or paint, then Update."
+                else "Where a slice is wrong, mark it there or paint, then Update; where an object "
+                "goes on too far, press Ends here (T) on its last slice."
             )
         )
 
