@@ -25,6 +25,7 @@ from skimage.transform import downscale_local_mean
 
 from benchmarks import cases, report
 from benchmarks.cases import grey_frames, read_case, read_items
+from benchmarks.quality import between_ends
 from sam2_engine.model import SAM2
 from sam2_engine.sequence import SequencePredictor
 from sam2_engine.training.measures import Masks, dice, largest_slice, tight_box
@@ -50,6 +51,8 @@ class Condition:
     places: tuple[float, ...] | None = None
     """Where the boxes are, from the object's first slice (0) to its last (1); None: on its
     largest."""
+    ends: bool = False
+    """Whether it is said on which slices the object begins and ends."""
 
 
 def with_gamma(grey: Grey, gamma: float) -> Grey:
@@ -84,6 +87,8 @@ CONDITIONS = (
     Condition("prompt", "first slice", places=(0.0,)),
     Condition("prompt", "middle slice", places=(0.5,)),
     Condition("prompt", "3 slices", places=(0.2, 0.5, 0.8)),
+    Condition("prompt", "both ends", ends=True),
+    Condition("prompt", "3 slices, ends", places=(0.2, 0.5, 0.8), ends=True),
 )
 
 
@@ -98,7 +103,8 @@ def segment(model: SAM2, grey: Grey, truths: Sequence[Masks], condition: Conditi
         own = [truths[index][kept] for index in indices]
         found = _follow(model, condition.intensity(grey)[kept], own, condition)
         for index, truth, mask in zip(indices, own, found, strict=True):
-            scores[index] = dice(mask, truth[:, : mask.shape[1], : mask.shape[2]])
+            said = mask & between_ends(truth) if condition.ends else mask
+            scores[index] = dice(said, truth[:, : mask.shape[1], : mask.shape[2]])
     return scores
 
 
