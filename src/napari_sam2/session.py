@@ -224,7 +224,8 @@ class Session(TrackEdits):
             frames: the slices of the sequence to take; by default, for each object, the one where
                 it is largest.
 
-        Raises LockedError where something locked or approved would change; nothing is taken then.
+        Raises LockedError where something locked or approved would change, ValueError where an id
+        cannot be used; nothing is taken then.
         """
         read = self._reader(labels)
         chosen = None if object_ids is None else {int(i) for i in object_ids}
@@ -249,6 +250,8 @@ class Session(TrackEdits):
             if object_id in self.objects:
                 self._check_unlocked(object_id, frame)
                 self._check_alive(object_id, frame)
+            else:
+                self._check_new_id(object_id)
         with self.history.change("Take labels"):
             for (object_id, frame), mask in taken.items():
                 if object_id not in self.objects:

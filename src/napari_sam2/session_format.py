@@ -445,7 +445,7 @@ def _from_json(content: Mapping[str, Any], file: zipfile.ZipFile) -> SavedSessio
         sequences=sequences,
         shown=_view(reference, content["shown"]).key,
         window=_window(content["window"]),
-        end_after=None if end_after is None else _whole(end_after, 1),
+        end_after=None if end_after is None else _whole(end_after),
         memory=_memory(content.get("memory", "recent")),
         last_id=_whole(content["last_id"], max(objects, default=0)),
         parents=_parents(content.get("parents", ()), objects),
