@@ -537,7 +537,7 @@ class Session(TrackEdits):
         return self._writer.output.labels
 
     def approved_labels(self) -> NDArray[np.int32]:
-        """As `labels`, but only the masks that are approved; those of others are left out."""
+        """As `labels`, but only the masks that are approved, in a new array; in any thread."""
         return self._writer.approved()
 
     def write_to(
