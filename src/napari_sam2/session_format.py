@@ -10,10 +10,8 @@ from __future__ import annotations
 import io
 import json
 import os
-import threading
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,6 +37,8 @@ from napari_sam2.slice_data import (
     SessionState,
     SlicePrompts,
 )
+from napari_sam2.targets import why_not
+from napari_sam2.whole_file import beside
 
 if TYPE_CHECKING:
     from sam2_engine.memory import MemorySelection, MemoryTokens
@@ -181,28 +181,17 @@ def _plain(value: Any) -> Any:
 
 def _write_whole(path: str | os.PathLike[str], members: Mapping[str, bytes]) -> None:
     """A zip of files that appears whole or not at all, and stays whatever happens afterwards."""
-    target = Path(path)
+    target = Path(path).resolve()
+    if reason := why_not(target, overwrite=True):
+        raise WriteError(f"The session could not be saved to {path}: {reason}.")
     try:
-        if target.is_dir():
-            raise IsADirectoryError(None, "it is a folder")
-        target = target.resolve()
-        if target.exists() and not os.access(target, os.W_OK):
-            raise PermissionError(None, "it is write-protected")
-        beside = target.with_name(
-            f".{target.name[:100]}.{os.getpid()}-{threading.get_ident()}.part"
-        )
-        try:
-            with open(beside, "wb") as file:
-                with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as whole:
-                    for name, content in members.items():
-                        how = zipfile.ZIP_STORED if name.endswith(".npz") else zipfile.ZIP_DEFLATED
-                        whole.writestr(zipfile.ZipInfo(name, _EPOCH), content, how)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, target)
-        finally:
-            with suppress(OSError):
-                beside.unlink()
+        with beside(target) as temporary, open(temporary, "wb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as whole:
+                for name, content in members.items():
+                    how = zipfile.ZIP_STORED if name.endswith(".npz") else zipfile.ZIP_DEFLATED
+                    whole.writestr(zipfile.ZipInfo(name, _EPOCH), content, how)
+            file.flush()
+            os.fsync(file.fileno())
         if os.name == "posix":
             folder = os.open(target.parent, os.O_RDONLY)
             try:
