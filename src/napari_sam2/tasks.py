@@ -79,7 +79,6 @@ class LazyModel:
                 from sam2_engine.model import say, say_nothing
                 from sam2_engine.weights import load_model
 
-                self._stopped = False
                 is_mixed = self.device == CPU_BFLOAT16
                 device, dtype = ("cpu", "mixed") if is_mixed else (self.device, "auto")
                 try:
@@ -92,7 +91,7 @@ class LazyModel:
                         tell=say_nothing if self._is_quiet else say,
                     )
                 finally:
-                    self.downloaded = None
+                    self.downloaded, self._stopped = None, False
             return self._loaded
 
     @property
@@ -106,7 +105,7 @@ class LazyModel:
         return self._checksum
 
     def stop_download(self) -> None:
-        """Have a download under way in another thread end, with an error that says so."""
+        """Have a download in another thread end, or not begin, with an error that says so."""
         self._stopped = True
 
     def _on_progress(self, done: int, total: int | None) -> None:
