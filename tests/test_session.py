@@ -874,8 +874,13 @@ def test_each_object_can_have_labels_of_its_own(session):
     np.testing.assert_array_equal(alone == one, whole(session, one))
     np.testing.assert_array_equal(session.labels_of(two) == two, whole(session, two))
     assert (whole(session, one) & whole(session, two)).any(), "the test needs an overlap"
-    session.undo()
+    mine = np.zeros(SHAPE, np.uint8)  # such as an array on disk
+    mine[0, 0, 0] = 9
+    assert session.labels_of(one, mine) is mine
+    np.testing.assert_array_equal(mine == one, whole(session, one) & (mine != 9))
     assert not alone.any()
+    session.undo()
+    assert mine.sum() == mine[0, 0, 0] == 9
 
 
 def test_masks_along_several_axes_do_not_depend_on_the_order(volume):

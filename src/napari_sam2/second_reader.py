@@ -164,15 +164,13 @@ class SecondReading:
         settled[list(self.session.kept(object_id))] = True
         return Agreement(mine, theirs, both, settled)
 
-    def next_difference(
-        self, seen: Collection[tuple[int, int]] = (), object_id: int | None = None
-    ) -> tuple[int, int] | None:
+    def next_difference(self, seen: Collection[tuple[int, int]] = ()) -> tuple[int, int] | None:
         """The object and slice with the most pixels that differ; None where all is settled.
 
-        seen: objects and slices to leave out. object_id: look at this object alone.
+        Of objects that both have. seen: objects and slices to leave out.
         """
         most, place = 0, None
-        for mine in self.pairs if object_id is None else [object_id]:
+        for mine in self.pairs:
             if mine not in self.session.objects:
                 continue
             differing = self.agreement(mine).unsettled
