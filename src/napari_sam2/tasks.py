@@ -6,7 +6,7 @@ import hashlib
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -286,13 +286,15 @@ class Engine:
     def _prepare(self, task: Task) -> None:
         if self._is_prepared(task):
             return
-        source, known = task.source, self._key
-        pair = _make_pair(task)
-        alike = known and replace(known[1], model=source.model, window=source.window)
-        if known and known == (task.view, alike):
-            # Of the same frames, model and window.
+        pair, key = _make_pair(task), (task.view, task.source)
+        if self._key and _seen(*self._key) == _seen(*key):
             pair.tracker.features = pair.preview.features = self._pair.tracker.features
-        self._pair, self._key = pair, (task.view, source)
+        self._pair, self._key = pair, key
+
+
+def _seen(view: SequenceView, source: Source) -> tuple[object, ...]:
+    """What image features follow from."""
+    return view, source.model, source.window
 
 
 def _make_pair(task: Task) -> _Pair:
