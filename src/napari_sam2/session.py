@@ -547,6 +547,11 @@ class Session(TrackEdits):
         Where objects overlap, what a person keeps goes first, then the larger logit.
         """
         self.write_rest()
+        return self.written_labels
+
+    @property
+    def written_labels(self) -> Any:
+        """As `labels`, without what `writing_first` has left unwritten; in any thread."""
         return self._writer.output.labels
 
     def approved_labels(self) -> NDArray[np.int32]:
