@@ -247,9 +247,7 @@ class FrameSource:
         return self._last[1]
 
     def _read(self, index: int) -> NDArray[Any]:
-        frame = np.asarray(self._frames[index])
-        if frame.ndim == 3 and frame.shape[2] == 4:
-            frame = frame[..., :3]  # the alpha channel says nothing of the object
+        frame = _without_alpha(np.asarray(self._frames[index]))
         if frame.ndim not in (2, 3) or (frame.ndim == 3 and frame.shape[2] not in (1, 2, 3)):
             raise ValueError(
                 f"Frame {index} has shape {frame.shape}; a frame is (height, width), "
@@ -265,11 +263,13 @@ class FrameSource:
 
 
 def sample_window(frames: Frames, percentiles: tuple[float, float] = (0.5, 99.5)) -> Window:
-    """Percentiles of up to 16 frames spread over the sequence, of all channels together."""
+    """Percentiles of up to 16 frames spread over the sequence, of all channels together; alpha is
+    none of them.
+    """
     picked = np.unique(np.linspace(0, len(frames) - 1, _SAMPLED_FRAMES).round().astype(int))
     samples = []
     for index in picked:
-        frame = np.asarray(frames[int(index)])
+        frame = _without_alpha(np.asarray(frames[int(index)]))
         values = frame.astype(_exact(frame.dtype)).ravel()
         samples.append(values[:: max(1, values.size // _SAMPLED_PIXELS)])
     values = np.concatenate(samples)
@@ -282,6 +282,11 @@ def sample_window(frames: Frames, percentiles: tuple[float, float] = (0.5, 99.5)
     # Nearly all is background: the few pixels that differ are the picture.
     low, high = float(values.min()), float(values.max())
     return (low, high) if low < high else (low, low + 1.0)
+
+
+def _without_alpha(frame: NDArray[Any]) -> NDArray[Any]:
+    """The fourth channel says nothing of the object."""
+    return frame[..., :3] if frame.ndim == 3 and frame.shape[2] == 4 else frame
 
 
 def _exact(dtype: np.dtype[Any]) -> np.dtype[Any]:

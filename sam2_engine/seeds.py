@@ -104,9 +104,10 @@ def classical_labels(frame: ArrayLike, diameter: float, local: bool = False) -> 
 def label_seeds(labels: ArrayLike) -> Seeds:
     """Points, boxes and regions of the instances of a labels image (H, W), in order of their ids.
 
-    The point of an instance is the pixel farthest from all that is not of it.
+    The point of an instance is the pixel farthest from all that is not of it. What is 0 or below is
+    none, such as what another program has marked as unknown.
     """
-    ids, flat = np.unique(np.asarray(labels), return_inverse=True)
+    ids, flat = np.unique(np.maximum(labels, 0), return_inverse=True)
     has_background = len(ids) > 0 and ids[0] == 0
     regions = (flat.reshape(np.shape(labels)) + (0 if has_background else 1)).astype(np.int32)
     points, boxes = [], []

@@ -325,7 +325,7 @@ class SequencePredictor:
         """Say all there is to say of an object on a frame; replaces what was said of it there.
 
         Args:
-            object_id: any positive integer.
+            object_id: a positive integer below 2**31, which `FrameResult.labels` holds.
             points: (N, 2) y, x.
             labels: (N,) 1 inside the object, 0 outside; all 1 by default.
             box: y0, x0, y1, x1.
@@ -342,8 +342,8 @@ class SequencePredictor:
         Raises:
             ValueError: no such frame, a coordinate or an area outside, or shapes that do not fit.
         """
-        if int(object_id) != object_id or object_id <= 0:
-            raise ValueError(f"An object's id is a positive integer, not {object_id}.")
+        if int(object_id) != object_id or not 0 < object_id < 2**31:
+            raise ValueError(f"An object's id is a positive integer below 2**31, not {object_id}.")
         self._check_frame(frame)
         prompt = Prompt.create(
             self.source.shape,

@@ -91,8 +91,9 @@ def test_the_usual_diameter_is_guessed():
 
 
 def test_seeds_of_labels_know_point_box_and_region_of_each_instance():
-    labels = np.zeros((20, 30), np.uint8)
+    labels = np.zeros((20, 30), np.int16)
     labels[2:9, 3:6] = 40
+    labels[16:] = -1  # unknown
     labels[10:15, 20:29] = 7
     seeds = label_seeds(labels)
     assert seeds.boxes.tolist() == [[10, 20, 14, 28], [2, 3, 8, 5]]

@@ -339,6 +339,7 @@ def test_a_template_and_its_image_are_not_replaced(scans, tmp_path, monkeypatch)
         (["-o", "out", "--model", "foo"], 5, "foo"),
         (["-o", "out", "--model", "./file"], 5, "file"),
         (["-o", "out", "--device", "tpu9"], 5, "tpu9"),
+        (["-o", "out", "--session", "of_an_array"], 3, "give it with --template-image"),
     ],
 )
 def test_what_would_go_wrong_with_every_image_is_found_before_the_first(
@@ -347,9 +348,11 @@ def test_what_would_go_wrong_with_every_image_is_found_before_the_first(
     monkeypatch.chdir(tmp_path)
     table = prompts_of(scans)
     (tmp_path / "file").write_text("mine")
+    save_session(Session(np.zeros((3, 8, 8))), tmp_path / "of_an_array")
     monkeypatch.setattr(batch, "_results", lambda *_: pytest.fail("it went on"))
     before = states(scans)
-    assert main(["batch", "scans", "--prompts", str(table), "--workers", "1", *options]) == code
+    marks = [] if "--session" in options else ["--prompts", str(table)]
+    assert main(["batch", "scans", "--workers", "1", *marks, *options]) == code
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert states(scans) == before and (tmp_path / "file").read_text() == "mine"

@@ -99,6 +99,19 @@ def test_labels_that_teach_nothing_are_refused(labels: np.ndarray, message: str)
         make_source("a.tif", np.zeros((1, 32, 32)), labels)
 
 
+def test_objects_of_large_ids_are_learnt_from() -> None:
+    labels = np.zeros((1, 32, 32), np.uint64)
+    labels[0, :8], labels[0, 8:16], labels[0, 16:24] = 2**32, 2**32 + 2**40, 7
+    source = make_source("neurites", np.zeros((1, 32, 32)), labels)
+    assert source.labels.dtype == np.int32
+    assert [np.unique(part).tolist() for part in np.split(source.labels[0], 4)] == [
+        [2],
+        [3],
+        [1],
+        [0],
+    ]
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0, math.nan])
 def test_an_impossible_share_is_refused(share: float) -> None:
     with pytest.raises(DataError, match="between 0 and 1"):
@@ -271,6 +284,7 @@ def test_a_training_takes_tiny_numbers_for_zero_in_its_threads_alone(
         (["--labels", *["{0}/missing.tif"] * 3], BAD_INPUT, "missing.tif"),
         (["--labels", *["{0}/small.tif"] * 3], BAD_INPUT, "shape"),
         (["--labels", *["{0}/empty.tif"] * 3], BAD_INPUT, "no object"),
+        (["--labels", *["{0}/noise.tif"] * 3], BAD_INPUT, "an image, not labels"),
         (["--images", "{0}/image0.tif", "--labels", "{0}/labels0.tif"], BAD_INPUT, "one slice"),
         (["--held-out", "2"], BAD_INPUT, "between 0 and 1"),
         (["--minutes", "0"], BAD_INPUT, "minutes"),
@@ -290,6 +304,8 @@ def test_bad_input_is_said_before_anything_is_trained(
     (tmp_path / "dir.safetensors").mkdir()
     tifffile.imwrite(tmp_path / "small.tif", np.ones((9, 9), np.uint8))
     tifffile.imwrite(tmp_path / "empty.tif", np.zeros((128, 128), np.uint8))
+    noise = np.random.default_rng(0).integers(0, 255, (128, 128))
+    tifffile.imwrite(tmp_path / "noise.tif", noise.astype(np.uint8))
     command = [*files, "-o", str(tmp_path / "a.safetensors")]
     assert main([*command, *(one.format(tmp_path) for one in change)]) == code
     error = capsys.readouterr().err
@@ -390,7 +406,7 @@ def test_a_minute_of_fine_tuning_keeps_what_is_best_on_real_images(tmp_path: Pat
 def test_a_pair_that_does_not_match_is_named(tmp_path: Path) -> None:
     for name, shape in (("a", (8, 8)), ("b", (8, 9))):
         tifffile.imwrite(tmp_path / f"{name}.tif", np.ones(shape, np.uint8))
-    with pytest.raises(ReadError, match=r"a\.tif: the image has the shape"):
+    with pytest.raises(ReadError, match=r"b\.tif has the shape"):
         read_pairs([tmp_path / "a.tif"], [tmp_path / "b.tif"])
 
 

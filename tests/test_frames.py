@@ -81,6 +81,12 @@ def test_a_narrow_window_far_from_zero_keeps_its_grey_levels(dtype: str, offset:
     assert sampled[1] == pytest.approx(high - 5, abs=1)
 
 
+def test_an_alpha_channel_says_nothing_of_the_window() -> None:
+    colours = np.random.default_rng(0).integers(0, 50, (2, 16, 16, 4)).astype(np.uint8)
+    colours[..., 3] = 255
+    assert FrameSource(colours, 32).window == FrameSource(colours[..., :3], 32).window
+
+
 def test_other_percentiles_can_be_sampled() -> None:
     ramp = np.arange(101, dtype=np.uint8).reshape(1, 1, 101)
     assert sample_window(ramp, (10, 90)) == (10, 90)

@@ -331,6 +331,17 @@ def test_a_mask_in_two_pieces_becomes_two_daughters():
     assert sorted(session.objects) == [1, 2] and max(session.masks_of(1)) == 7
 
 
+def test_a_mask_that_cannot_be_split_for_want_of_ids_stays():
+    session = Session(IMAGES, small_model(), window=(0, 200), labels=np.zeros(IMAGES.shape, "u1"))
+    followed(session, [1, 2, 3])
+    session.add_object(object_id=254)
+    before = session.labels.copy()
+    with pytest.raises(ValueError, match="uint8, which hold ids up to 255"):
+        session.split_object(1, 4)
+    assert max(session.masks_of(1)) == FRAMES - 1
+    np.testing.assert_array_equal(session.labels, before)
+
+
 def test_what_cannot_be_split_is_said(session):
     with pytest.raises(LineageError, match="in one piece"):
         session.split_object(4, 5)

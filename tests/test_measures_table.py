@@ -82,6 +82,17 @@ def test_a_row_shows_its_object_on_its_slice(viewer: Any, qtbot: Any, tmp_path: 
     assert "could not be written" in table.status.text()
 
 
+def test_the_mean_of_colours_leaves_out_their_alpha(viewer: Any, qtbot: Any) -> None:
+    colours = np.full((5, 20, 30, 4), 255, np.uint8)
+    colours[..., :3] = 30, 60, 90
+    viewer.add_image(colours, name="stain", rgb=True)
+    table = MeasuresTable(viewer)
+    qtbot.addWidget(table)
+    table.image.setCurrentText("stain")
+    measured(table, qtbot)
+    assert float(shown(table, 0)["Mean"]) == 60
+
+
 def test_the_table_follows_what_is_painted_once_it_is_quiet(viewer: Any, qtbot: Any) -> None:
     table = MeasuresTable(viewer)
     qtbot.addWidget(table)

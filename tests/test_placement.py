@@ -107,6 +107,18 @@ def test_marks_of_every_kind_come_to_the_same_place(kind):
             np.testing.assert_allclose(there[key], positions, atol=0.76)
 
 
+def test_a_slice_without_the_object_comes_to_the_same_place():
+    image, session = template()
+    session.paint(1, 1, np.zeros((40, 50)))
+    target = moved(image, "finer")
+    other = Session(target.array, small_model(), window=(0, 200), spacing=target.spacing)
+    assert place(session.snapshot(), other, Placement.between(image, target)) == []
+    marked = sorted(other.prompts[1])
+    assert len(marked) == 3
+    assert other.prompts[1][marked[0]].mask.is_empty
+    assert marked[0] - marked[1] == 2 * (1 - 4)
+
+
 def test_marks_outside_are_told_and_none_at_all_is_an_error():
     image, session = template()
     affine = image.affine.copy()

@@ -1,20 +1,22 @@
-"""The recipes of docs/console.md, run from top to bottom as a reader would."""
+"""The recipes of docs/console.md, run from top to bottom as a reader would; and what all import."""
 
 from __future__ import annotations
 
 import ast
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-PAGE = Path(__file__).parents[1] / "docs" / "console.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "console.md"
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="no documentation beside the tests")
 
 
-def recipes() -> list[str]:
+def recipes(page: Path = PAGE) -> list[str]:
     """The page's Python blocks, each at its own line of the page."""
-    blocks, lines = [], PAGE.read_text().splitlines()
+    blocks, lines = [], page.read_text().splitlines()
     start = None
     for number, line in enumerate(lines):
         if line == "```python":
@@ -66,3 +68,14 @@ def test_the_recipes_run(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("slice 10, 3 of ")
     assert (np.load("organs.npy", mmap_mode="r") == names["organ"]).any()
     np.testing.assert_array_equal(viewer.layers["organs"].data, names["s"].labels)
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda page: page.name
+)
+def test_what_a_page_imports_is_there(page):
+    for block in recipes(page):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = import_module(node.module)
+                assert [a.name for a in node.names if not hasattr(module, a.name)] == []

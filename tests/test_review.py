@@ -7,6 +7,8 @@ import pytest
 from models import small_model
 
 from benchmarks.review import gain, prompt_frames
+from napari_sam2 import label_writer
+from napari_sam2.output import Entry
 from napari_sam2.review import by_doubt, doubts, evidence, evidence_of, next_doubtful
 from napari_sam2.sequence_view import SequenceKey
 from napari_sam2.session import LockedError, NothingToDo, Session
@@ -423,6 +425,22 @@ def test_approved_labels_hold_nothing_else(session):
     np.testing.assert_array_equal(found > 0, expected > 0)
     np.testing.assert_array_equal(found[4], expected[4])
     assert (found[3] == 1).any()
+
+
+def test_slices_are_approved_while_a_training_in_a_thread_takes_what_is_approved(
+    session, monkeypatch
+):
+    session.keep(1, [3])
+    expected = session.approved_labels()
+
+    def meanwhile(*entry):
+        monkeypatch.undo()
+        session.keep(1, [4])
+        session.keep(session.add_object(), [5])
+        return Entry(*entry)
+
+    monkeypatch.setattr(label_writer, "Entry", meanwhile)
+    np.testing.assert_array_equal(session.approved_labels(), expected)
 
 
 # -- the benchmark -----------------------------------------------------------------------------

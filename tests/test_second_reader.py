@@ -228,3 +228,15 @@ def test_masks_of_another_image_are_refused_in_words(mine, tmp_path):
     (tmp_path / "broken.sam2session").write_bytes(b"nothing")
     with pytest.raises(SessionFileError):
         SecondReading.open(mine, tmp_path / "broken.sam2session")
+
+
+def test_to_look_for_differences_writes_nothing(reading, mine):
+    """What is left to be written in portions stays so, whatever thread looks at differences."""
+    mine.remove_object(2)
+    written = []
+    mine.masks_changed.connect(written.append)
+    with mine.writing_first(0):
+        mine.undo()
+    assert not (reading.differences(1)[15:25, 25:35] == ONLY_MINE).any() and not written
+    mine.write_rest()
+    assert (reading.differences(1)[15:25, 25:35] == ONLY_MINE).all() and written

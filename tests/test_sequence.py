@@ -972,6 +972,7 @@ def test_small_holes_and_specks() -> None:
 
 BAD = [
     ({"object_id": 0, "frame": 0, "points": [(1, 1)]}, "positive integer"),
+    ({"object_id": 2**31, "frame": 0, "points": [(1, 1)]}, r"below 2\*\*31"),
     ({"object_id": 1, "frame": 12, "points": [(1, 1)]}, "frames 0 to 11"),
     ({"object_id": 1, "frame": -1, "points": [(1, 1)]}, "frames 0 to 11"),
     ({"object_id": 1, "frame": 0}, "nothing in this prompt"),

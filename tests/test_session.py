@@ -357,9 +357,16 @@ def test_mistakes_are_told(session):
         session.add_points(one, [(2, 99, 1)])
     with pytest.raises(ValueError, match="2 points have 1 labels"):
         session.set_prompts(one, 1, points=[(1, 1), (2, 2)], labels=[1])
-    with pytest.raises(ValueError, match="positive id"):
-        session.add_object(object_id=one)
+    with pytest.raises(ValueError, match=r"no slice 2\.0"):
+        session.add_box(one, 2.0, (5, 5, 9, 9))
+    for taken_or_none in (one, 0, 2**31, 3.0):
+        with pytest.raises(ValueError, match="needs a new id"):
+            session.add_object(object_id=taken_or_none)
+    for colour in ((1, 0, 0, 1), (255, 0, 0), (0.5, 0.5)):
+        with pytest.raises(ValueError, match="red, green and blue, each from 0 to 1"):
+            session.edit_object(one, colour=colour)
     assert session.prompts == {}
+    assert session.objects[one].colour is None
 
 
 # -- scribbles and lassos ----------------------------------------------------------------------
@@ -818,6 +825,19 @@ def test_labels_on_disk_that_nothing_was_written_to_are_not_scanned():
     assert Output(few.shape, few).others == {5}
 
 
+def test_there_are_new_objects_beside_a_mask_of_0_and_255(volume):
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[0, :4, :4] = 255
+    session = Session(volume, small_model(), labels=labels)
+    one, two = session.add_object(), session.add_object()
+    assert (one, two) == (1, 2)
+    session.paint(two, 0, np.ones(SHAPE[1:]))
+    assert (labels[0, :4, :4] == 255).all() and (labels[0, 4:] == two).all()
+    session.add_object(object_id=254)
+    with pytest.raises(ValueError, match="uint8, which hold ids up to 255"):
+        session.add_object()
+
+
 def test_masks_move_to_other_labels(volume, others, session):
     before = others.copy()
     one = session.add_object(object_id=20)
@@ -854,8 +874,13 @@ def test_each_object_can_have_labels_of_its_own(session):
     np.testing.assert_array_equal(alone == one, whole(session, one))
     np.testing.assert_array_equal(session.labels_of(two) == two, whole(session, two))
     assert (whole(session, one) & whole(session, two)).any(), "the test needs an overlap"
-    session.undo()
+    mine = np.zeros(SHAPE, np.uint8)  # such as an array on disk
+    mine[0, 0, 0] = 9
+    assert session.labels_of(one, mine) is mine
+    np.testing.assert_array_equal(mine == one, whole(session, one) & (mine != 9))
     assert not alone.any()
+    session.undo()
+    assert mine.sum() == mine[0, 0, 0] == 9
 
 
 def test_masks_along_several_axes_do_not_depend_on_the_order(volume):
@@ -909,6 +934,12 @@ def test_existing_labels_start_objects(session, others):
     assert set(session.objects) == {9}, "nothing is taken then"
     with pytest.raises(ValueError, match="shape"):
         session.take_labels(others[1:])
+    large = np.array(others, np.uint32)
+    large[large == 3] = 2**31 + 7
+    session.remove_object(9)
+    with pytest.raises(ValueError, match="needs a new id"):
+        session.take_labels(large)
+    assert not session.objects, "nothing is taken then"
 
 
 def test_objects_take_the_place_of_labels_that_they_are_made_from(volume, others):

@@ -395,6 +395,22 @@ def test_cuda_is_chosen_with_bfloat16_where_it_computes_with_it(tmp_path):
     assert model.dtype == (torch.bfloat16 if native else torch.float32)
 
 
+def test_a_download_that_is_given_up_before_its_turn_is_not_made(monkeypatch):
+    """In the widget: another model is chosen while one waits for the one before."""
+
+    def download(*_, progress, **__):
+        progress(1, 2)
+        return small_model()
+
+    monkeypatch.setattr("sam2_engine.weights.load_model", download)
+    model = LazyModel("sam2.1-tiny")
+    model.stop_download()
+    with pytest.raises(WeightsError, match="was stopped; choose it to go on"):
+        model.get()
+    assert not model.is_loaded and model.downloaded is None
+    assert model.get() is model.get(), "it was chosen again"
+
+
 def test_a_processor_can_multiply_in_half_precision_where_it_can(tmp_path, monkeypatch):
     path = tmp_path / "small.safetensors"
     save_model(small_model(), path)

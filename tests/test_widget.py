@@ -346,6 +346,14 @@ def test_moving_and_deleting_prompts_changes_the_masks(desk):
     d.settle()
     assert set(np.unique(d.labels)) == {0, 4}
 
+    d.widget.points_layer.features = {"object": [2**31], "axis": [0], "label": ["positive"]}
+    d.settle()
+    assert "it is not used" in d.panel.status.text()
+    assert not d.session.prompts, "such an object cannot be"
+    d.widget.points_layer.features = {"object": [4], "axis": [0], "label": ["positive"]}
+    d.settle()
+    assert set(np.unique(d.labels)) == {0, 4}
+
     d.widget.points_layer.data = np.empty((0, 3))
     d.settle()
     assert not d.labels.any()

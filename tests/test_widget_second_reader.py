@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from desk import SHAPE, TIMEOUT
@@ -130,3 +132,14 @@ def test_another_image_takes_their_layers_away(table):
     d.settle()
     d.qtbot.waitUntil(lambda: theirs not in d.viewer.layers, timeout=TIMEOUT)
     assert d.window.reading is None
+
+
+def test_what_changes_while_masks_are_read_is_seen(table, tmp_path):
+    d = table
+    d.widget.compare(tmp_path / "theirs.sam2session")
+    while not d.widget._runner.worker._outbox:  # it has been read, and is not shown yet
+        time.sleep(0.01)
+    d.session.paint(1, 0, square(10))
+    d.settle()
+    d.qtbot.waitUntil(lambda: (d.window.differences.data[0] == ONLY_MINE).any(), timeout=TIMEOUT)
+    assert (d.window.differences.data[0] == ONLY_MINE).sum() == 100

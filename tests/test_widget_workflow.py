@@ -808,6 +808,15 @@ def test_objects_that_wait_for_marks_go_with_the_person_to_an_empty_layer(desk):
     names = {i: info.name for i, info in d.session.objects.items()}
     assert names == {4: "liver", 5: "Object 5"}
     assert d.session.objects[4].colour == (1.0, 0.5, 0.0)
+    binary = d.viewer.add_labels(255 * (np.indices(SHAPE)[0] == 0).astype(np.uint8), name="binary")
+    write_to(d, binary)
+    assert [info.name for info in d.session.objects.values()] == ["liver", "Object 2"]
+    d.panel.object_id = 1
+    d.press(d.panel.modes["include"])
+    d.go_to(2)
+    d.click((16, 20))
+    d.settle()
+    assert set(np.unique(binary.data)) == {0, 1, 255}
 
 
 def test_masks_are_written_to_zarr_on_disk_slice_by_slice(desk, tmp_path):

@@ -137,10 +137,18 @@ def _load(item: dict, folder: Path) -> Source:
     return Source(
         name=item["name"],
         images=window(image),
-        labels=labels.astype(np.int32),
+        labels=as_int32(labels),
         instances=bool(item["instances"]),
         volume=item["kind"] == "volume",
     )
+
+
+def as_int32(labels: np.ndarray) -> np.ndarray:
+    """Ids of objects from 0, of any type; numbered anew where they are too large."""
+    if labels.max() > np.iinfo(np.int32).max:
+        ids = np.union1d(labels, np.zeros(1, labels.dtype))
+        labels = np.searchsorted(ids, labels)
+    return labels.astype(np.int32)
 
 
 def _read(path: Path) -> np.ndarray:

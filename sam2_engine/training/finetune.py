@@ -26,7 +26,7 @@ from torch import Tensor
 from sam2_engine.features import FeatureCache
 from sam2_engine.model import SAM2
 from sam2_engine.sequence import SequencePredictor
-from sam2_engine.training.data import Source, window
+from sam2_engine.training.data import Source, as_int32, window
 from sam2_engine.training.measures import Mask, deepest_point, iou, largest_slice, tight_box
 from sam2_engine.training.steps import StepResult
 from sam2_engine.training.synthetic import synthetic_clip
@@ -76,7 +76,7 @@ def make_source(
         raise DataError(f"{name}: the labels hold the negative number {labels.min():g}.")
     if not labels.any():
         raise DataError(f"{name}: there is no object in its labels; all of them are 0.")
-    return Source(f"own/{name}", window(images), labels.astype(np.int32), True, volume)
+    return Source(f"own/{name}", window(images), as_int32(labels), True, volume)
 
 
 def only_slices(source: Source, slices: Sequence[int]) -> list[Source]:

@@ -146,14 +146,15 @@ def output_of(job: Job, settings: Settings) -> Path:
 def check_outputs(jobs: Sequence[Job], settings: Settings, tables: Sequence[Path] = ()) -> None:
     """That nothing that is read is replaced: images, masks, sessions, templates and tables.
 
-    Raises: WriteError; SessionFileError where a template cannot be read.
+    Raises: WriteError; SessionFileError where a template cannot be read, or does not say which
+    image it was made on.
     """
     from napari_sam2.io import WriteError
 
     read = dict.fromkeys(tables, "table")
     for template in {job.template for job in jobs if job.template is not None}:
-        source = _template_image(_saved(settings.run, template), settings)
-        read |= {template: "template"} | ({source: "image of the template"} if source else {})
+        source = _template_image(template, settings)
+        read |= {template: "template", source: "image of the template"}
     for job in jobs:
         own = {"session": job.session, "mask": job.mask, "image": job.image}
         read |= {path: what for what, path in own.items() if path is not None}
@@ -283,18 +284,13 @@ def _from_session(path: Path, settings: Settings, volume: Volume, lazy: LazyMode
 
 def _from_template(path: Path, settings: Settings, volume: Volume, lazy: LazyModel) -> _Answer:
     """Prompts of another image, placed on this one."""
-    from napari_sam2.placement import Placement, PlacementError, place
+    from napari_sam2.placement import Placement, place
     from napari_sam2.segmentation import loaded, look_closely_at_all
     from napari_sam2.session import Session
     from napari_sam2.windows import CT_WINDOWS
 
     saved = _saved(settings.run, path)
-    source = _template_image(saved, settings)
-    if source is None:
-        raise PlacementError(
-            f"{path.name} does not say which file it was made on; give it with --template-image."
-        )
-    template = _place_of_template(settings.run, path, source)
+    template = _place_of_template(settings.run, path, _template_image(path, settings))
     window = settings.window
     if window is None and saved.state.window in [
         (level - width / 2, level + width / 2) for level, width in CT_WINDOWS.values()
@@ -339,9 +335,19 @@ def _place_of_template(run: str, session: Path, image: Path) -> Volume:
     return replace(placed, array=np.broadcast_to(np.uint8(0), placed.array.shape), pyramid=())
 
 
-def _template_image(saved: SavedSession, settings: Settings) -> Path | None:
-    """The image that a template was made on, as far as it is known."""
-    return settings.template_image or next(map(Path, saved.image.paths), None)
+def _template_image(template: Path, settings: Settings) -> Path:
+    """The image that a template was made on. Raises: SessionFileError where that is not known."""
+    from napari_sam2.session_file import SessionFileError
+
+    if settings.template_image is not None:
+        return settings.template_image
+    known = [Path(path) for path in _saved(settings.run, template).image.paths if path]
+    if not known:
+        raise SessionFileError(
+            f"{template.name} does not say which file it was made on; give it with "
+            "--template-image."
+        )
+    return known[0]
 
 
 def _legend(objects: Mapping[int, Any]) -> tuple[dict[int, str], dict[int, Any]]:

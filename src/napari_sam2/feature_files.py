@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from platformdirs import user_cache_path
+
+from napari_sam2.whole_file import beside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,15 +75,12 @@ class FeatureFiles:
         if len(content) > self._max_bytes:
             return
         path = self._path(image)
-        temporary = path.with_name(f".{path.stem[:32]}.{secrets.token_hex(4)}.part")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
+            with beside(path) as temporary:
+                temporary.write_bytes(content)
         except OSError:  # a full disk costs time, not work
             return
-        finally:
-            temporary.unlink(missing_ok=True)
         self._nbytes += len(content)
         if self._nbytes > self._max_bytes:
             self._nbytes = self.clean()

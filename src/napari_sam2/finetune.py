@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_sam2.io import ReadError, WriteError, read_volume
-from napari_sam2.io.place import on_image
+from napari_sam2.io import ReadError, WriteError, read_labels, read_volume
 from napari_sam2.segmentation import loaded
 from napari_sam2.targets import why_not
 from napari_sam2.tasks import CPU_BFLOAT16, LazyModel
@@ -112,6 +111,7 @@ def read_pairs(
 
     Args:
         images: files or folders that ``read_volume`` reads.
+        labels: what ``read_labels`` reads.
         labelled_slices_only: slices without any label have not been labelled; else they are taken
             to be empty.
 
@@ -127,7 +127,7 @@ def read_pairs(
     sources: list[Source] = []
     for image, own in zip(images, labels, strict=True):
         picture = read_volume(image)
-        truth = on_image(read_volume(own), picture, own)
+        truth, *_ = read_labels(own, picture)
         is_volume = picture.axes == "zyx" and picture.array.shape[0] > 1
         name = Path(image).name
         sources += sources_of(

@@ -137,12 +137,12 @@ class LabelWriter:
         self._alone.pop(object_id, None)
 
     def approved(self) -> NDArray[np.int32]:
-        """A new array of the masks that are approved."""
+        """A new array of the masks that are approved; in any thread."""
         output = Output(self.output.labels.shape)
-        for key, view in self._views.items():
+        for key, view in list(self._views.items()):
             entries: dict[int, list[Entry]] = defaultdict(list)
-            for object_id in self._records.objects:
-                for frame, kept in self._records.kept.at((key, object_id)).items():
+            for object_id in list(self._records.objects):
+                for frame, kept in list(self._records.kept.at((key, object_id)).items()):
                     mask = kept.prompts.mask
                     if kept.how == "approved" and mask is not None and not mask.is_empty:
                         entries[frame].append(Entry(object_id, mask, True))

@@ -8,7 +8,6 @@ it is, that goes along.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -86,14 +85,18 @@ def place(state: SessionState, session: Session, placement: Placement) -> list[s
         session.show(SequenceKey.along(axis, 3))
         taken: set[int] = set()
         lost = 0
-        for frame, said in sorted(known.prompts.items()):
+        marked = {frame: _positions(said) for frame, said in sorted(known.prompts.items())}
+        everywhere = np.concatenate([np.empty((0, 2)), *marked.values()])
+        for frame, positions in marked.items():
             moved = _Moved(placement, key.axis, axis, frame)
-            target = moved.frame(said)
-            if not 0 <= target < placement.shape[axis] or not moved.is_inside(said):
+            # A slice that is painted as empty lies where the object is on others.
+            yx = positions if len(positions) else everywhere
+            target = moved.frame(yx) if len(yx) and moved.is_inside(yx) else -1
+            if not 0 <= target < placement.shape[axis]:
                 lost += 1
             elif target not in taken:  # two slices of a finer template can meet on one
                 taken.add(target)
-                moved.give(session, object_id, target, said)
+                moved.give(session, object_id, target, known.prompts[frame])
         if known.look is not None and known.look.is_settled:
             with suppress(NothingToDo):  # clicks do not say how large the object is here
                 session.look_closely(object_id, None if known.look.area is None else CLOSE)
@@ -142,15 +145,15 @@ class _Moved:
     at: int
     """The template's slice."""
 
-    def frame(self, said: SlicePrompts) -> int:
-        """The slice nearest to the middle of the prompts; it may lie outside the image."""
-        middle = np.concatenate(list(_positions(said))).mean(0, keepdims=True)
+    def frame(self, yx: NDArray[np.float64]) -> int:
+        """The slice nearest to the middle of (N, 2) positions; it may lie outside the image."""
+        middle = yx.mean(0, keepdims=True)
         return round(float(self.placement.points(self._lifted(middle))[0, self.to_axis]))
 
-    def is_inside(self, said: SlicePrompts) -> bool:
-        """Whether all positions of the prompts lie on the image's slices."""
+    def is_inside(self, yx: NDArray[np.float64]) -> bool:
+        """Whether all of (N, 2) positions lie on the image's slices."""
         height, width = (n for a, n in enumerate(self.placement.shape) if a != self.to_axis)
-        found = self.moved(np.concatenate(list(_positions(said))))
+        found = self.moved(yx)
         return bool(((found >= -0.5) & (found <= (height - 0.5, width - 0.5))).all())
 
     def give(self, session: Session, object_id: int, frame: int, said: SlicePrompts) -> None:
@@ -196,14 +199,9 @@ class _Moved:
         return painted.reshape(plane)
 
 
-def _positions(said: SlicePrompts) -> Iterator[NDArray[np.float64]]:
-    """All positions of some prompts, each (N, 2); of a painted slice, the corners of what it is."""
-    yield np.asarray(said.points, float).reshape(-1, 2)
-    if said.box is not None:
-        yield np.array(said.box, float).reshape(2, 2)
-    yield from (line.path for line in said.scribbles)
-    yield from said.lassos
-    if said.mask is not None:
-        height, width = said.mask.logits.shape
-        top, left = said.mask.top, said.mask.left
-        yield np.array([(top, left), (top + height - 1, left + width - 1)], float)
+def _positions(said: SlicePrompts) -> NDArray[np.float64]:
+    """(N, 2) all positions of some prompts; of what is painted, its corners."""
+    found = [places for _, places in said.places]
+    if said.mask is not None and not said.mask.is_empty:
+        found.append(np.reshape(said.mask.box, (2, 2)))
+    return np.concatenate([np.empty((0, 2)), *found])

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_sam2.alignment import align
+from napari_sam2.label_ids import MAX_ID
 from napari_sam2.sequence_view import ELSEWHERE, OUTSIDE, SequenceKey, SequenceView, image_shape
 from napari_sam2.session import Session
 from napari_sam2.slice_data import Box, SlicePrompts
@@ -478,7 +479,7 @@ def _belong(layer: Points | Shapes, key: SequenceKey) -> list[bool]:
 
 
 def _objects(layer: Points | Shapes) -> list[int | None]:
-    """The object of each mark; None where what stands there is no positive whole number."""
+    """The object of each mark; None where what stands there cannot be its id."""
     return [_object_id(value) for value in _column(layer, "object", 1)]
 
 
@@ -501,7 +502,7 @@ def _object_id(value: Any) -> int | None:
         number = int(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return number if number >= 1 and number == float(value) else None
+    return number if 1 <= number <= MAX_ID and number == float(value) else None
 
 
 def _signs(layer: Points | Shapes) -> list[str]:

@@ -164,15 +164,13 @@ class SecondReading:
         settled[list(self.session.kept(object_id))] = True
         return Agreement(mine, theirs, both, settled)
 
-    def next_difference(
-        self, seen: Collection[tuple[int, int]] = (), object_id: int | None = None
-    ) -> tuple[int, int] | None:
+    def next_difference(self, seen: Collection[tuple[int, int]] = ()) -> tuple[int, int] | None:
         """The object and slice with the most pixels that differ; None where all is settled.
 
-        seen: objects and slices to leave out. object_id: look at this object alone.
+        Of objects that both have. seen: objects and slices to leave out.
         """
         most, place = 0, None
-        for mine in self.pairs if object_id is None else [object_id]:
+        for mine in self.pairs:
             if mine not in self.session.objects:
                 continue
             differing = self.agreement(mine).unsettled
@@ -187,7 +185,8 @@ class SecondReading:
         index: of a part of `labels`; by default all. Returns 0 where they agree, ONLY_MINE,
         ONLY_THEIRS, or OTHER_OBJECT where both have an object, but not the same.
         """
-        shown, theirs = np.asarray(self.session.labels[index]), np.asarray(self.labels[index])
+        shown = np.asarray(self.session.written_labels[index])
+        theirs = np.asarray(self.labels[index])
         mine = np.where(np.isin(shown, list(self.session.objects)), shown, 0)
         ids, places = np.unique(mine, return_inverse=True)
         # What has no partner differs from all that they have.
@@ -289,28 +288,27 @@ class SecondReading:
 
     def _paired(self) -> dict[int, int]:
         """Your object -> theirs: of the same name, if a person gave it; else what it lies on."""
-        mine = self.session.objects
+        with self.session.history.lock:  # another thread may be changing the session
+            mine = self.session.objects
+            masks = {object_id: self.session.masks_of(object_id) for object_id in mine}
         theirs = {name: i for i, name in self.names.items() if name != default_name(i)}
         pairs = {i: theirs[info.name] for i, info in mine.items() if info.name in theirs}
         rest = [i for i in mine if i not in pairs]
         others = [i for i in self.names if i not in pairs.values()]
         shared = np.zeros((len(rest), len(others)))
         for row, object_id in enumerate(rest):
-            for frame, mask in self.session.masks_of(object_id).items():
+            for frame, mask in masks[object_id].items():
                 if not mask.is_empty:
                     under = self._under(object_id, frame, mask)
                     shared[row] += [under.get(i, 0) for i in others]
         total = {i: sum(areas.get(i, 0) for areas in self._their_areas().values()) for i in others}
-        sizes = np.array([[self._size(i) + total[j] for j in others] for i in rest])
+        areas = {i: sum(int(mask.summary[0]) for mask in masks[i].values()) for i in rest}
+        sizes = np.array([[areas[i] + total[j] for j in others] for i in rest])
         dice = 2 * shared / np.maximum(sizes.reshape(shared.shape), 1)
         for row, column in zip(*linear_sum_assignment(-dice), strict=True):
             if dice[row, column] > 0:
                 pairs[rest[row]] = others[column]
         return pairs
-
-    def _size(self, object_id: int) -> int:
-        masks = self.session.masks_of(object_id).values()
-        return sum(int(mask.summary[0]) for mask in masks if not mask.is_empty)
 
 
 def _counts(labels: NDArray[Any]) -> dict[int, int]:

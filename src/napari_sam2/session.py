@@ -82,7 +82,8 @@ class Session(TrackEdits):
             scribbles: (path, label) each; a path is (N, 2) y, x, a label as above.
             lassos: polygons around the object or parts of it, each (N, 2) y, x with N of 3 or more.
 
-        Raises LockedError where the object is locked.
+        Raises LockedError where the object is locked, or its track does not reach to the frame;
+        ValueError: no such object or frame, marks outside of the frame, or shapes that do not fit.
         """
         self._check_unlocked(object_id)
         self._check_frame(frame)
@@ -102,6 +103,8 @@ class Session(TrackEdits):
 
         points: (N, D) positions in the image's array, (z, y, x) in a volume.
         labels: (N,) 1 on the object, 0 beside it; all 1 by default.
+
+        Raises as `set_prompts`; ValueError also for points in another sequence.
         """
         self._check_unlocked(object_id)
         frames, yx = self.view.split(points)
@@ -121,7 +124,10 @@ class Session(TrackEdits):
         return changed
 
     def add_box(self, object_id: int, frame: int, box: Sequence[float]) -> None:
-        """Draw a box, y0, x0, y1, x1, around the object on a frame; it replaces an earlier one."""
+        """Draw a box, y0, x0, y1, x1, around the object on a frame; it replaces an earlier one.
+
+        This, `add_scribble` and `add_lasso` raise as `set_prompts`.
+        """
         self._add(object_id, frame, SlicePrompts.create(box=box))
 
     def add_scribble(self, object_id: int, frame: int, path: ArrayLike, label: int = 1) -> None:
@@ -145,7 +151,9 @@ class Session(TrackEdits):
         """Give an object's mask on a frame by hand; from then on nothing else changes it.
 
         mask: (H, W), nonzero on the object; all 0 to say that it is not there.
-        Raises LockedError where the object or the frame is locked or approved.
+
+        Raises LockedError where the object is locked, the frame locked or approved, or the track
+        does not reach to it; ValueError: no such object or frame, or a mask of another shape.
         """
         self._check_unlocked(object_id, frame)
         self._check_alive(object_id, frame)
@@ -196,7 +204,10 @@ class Session(TrackEdits):
         return changed
 
     def unpaint(self, object_id: int, frame: int) -> None:
-        """Take back what was painted by hand; clicks and boxes on the frame count again."""
+        """Take back what was painted by hand; clicks and boxes on the frame count again.
+
+        Raises LockedError as `paint`.
+        """
         self._check_unlocked(object_id, frame)
         known = self._said(object_id, frame)
         if known.mask is None:
@@ -224,7 +235,8 @@ class Session(TrackEdits):
             frames: the slices of the sequence to take; by default, for each object, the one where
                 it is largest.
 
-        Raises LockedError where something locked or approved would change; nothing is taken then.
+        Raises LockedError where something locked or approved would change, ValueError where an id
+        cannot be used; nothing is taken then.
         """
         read = self._reader(labels)
         chosen = None if object_ids is None else {int(i) for i in object_ids}
@@ -249,6 +261,8 @@ class Session(TrackEdits):
             if object_id in self.objects:
                 self._check_unlocked(object_id, frame)
                 self._check_alive(object_id, frame)
+            else:
+                self._check_new_id(object_id)
         with self.history.change("Take labels"):
             for (object_id, frame), mask in taken.items():
                 if object_id not in self.objects:
@@ -278,6 +292,8 @@ class Session(TrackEdits):
         A frame without a mask is kept as one where the object is not.
 
         how: "approved" for masks that someone has looked at, "locked" for the rest.
+
+        Raises ValueError: no such object or frame.
         """
         self._check_object(object_id)
         frames = sorted(set(frames))
@@ -531,10 +547,15 @@ class Session(TrackEdits):
         Where objects overlap, what a person keeps goes first, then the larger logit.
         """
         self.write_rest()
+        return self.written_labels
+
+    @property
+    def written_labels(self) -> Any:
+        """As `labels`, without what `writing_first` has left unwritten; in any thread."""
         return self._writer.output.labels
 
     def approved_labels(self) -> NDArray[np.int32]:
-        """As `labels`, but only the masks that are approved; those of others are left out."""
+        """As `labels`, but only the masks that are approved, in a new array; in any thread."""
         return self._writer.approved()
 
     def write_to(
@@ -590,6 +611,8 @@ class Session(TrackEdits):
     def preview(self, frame: int) -> Step:
         """Compute and show the masks of objects that have prompts on a frame and are not up to
         date there. Returns them; where all are up to date, all of them.
+
+        Raises ValueError: no such frame; what `sam2_engine.load_model` raises.
         """
         while True:  # at most on whole slices, closely, and on whole slices again
             task = self.preview_task(frame)
@@ -616,7 +639,8 @@ class Session(TrackEdits):
             to: only to this slice, from the slice with prompts that is nearest to it.
             progress: called after every slice.
 
-        Raises NothingToDo without prompts; what `sam2_engine.load_model` raises.
+        Raises NothingToDo without prompts; ValueError: no such object, slice or direction; what
+        `sam2_engine.load_model` raises.
         """
         for step in self.propagation(direction, objects, start, stop, to):
             if progress is not None:
@@ -648,6 +672,7 @@ class Session(TrackEdits):
         """Compute the masks anew that are out of date, and no others.
 
         After a correction these are the slices up to the next ones with prompts, or to the end.
+        objects, progress: as for `propagate`; it raises likewise.
         """
         chosen = None if objects is None else list(objects)
         self._decide_all(chosen)

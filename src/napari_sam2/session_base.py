@@ -13,6 +13,7 @@ from psygnal import Signal
 
 from napari_sam2.areas import Area
 from napari_sam2.history import History
+from napari_sam2.label_ids import MAX_ID
 from napari_sam2.label_writer import LabelWriter
 from napari_sam2.lineage import merged
 from napari_sam2.looks import Looks
@@ -163,20 +164,15 @@ class SessionBase:
     def add_object(self, name: str = "", object_id: int | None = None) -> int:
         """A new object without prompts. Returns its id.
 
-        object_id: by default one that never was, neither here nor in the labels. With the id of
-        something that the labels hold already, its masks take the place of that, slice by slice.
+        object_id: from 1 to `MAX_ID`; by default one that never was, neither here nor in the
+            labels. With the id of something that the labels hold already, its masks take the place
+            of that, slice by slice.
+
         Raises ValueError where the id cannot be used.
         """
-        if object_id is None:
-            object_id = max(self._last_id, *self._writer.output.others, 0) + 1
-        if object_id < 1 or object_id in self.objects:
-            raise ValueError(f"An object needs a new positive id; {object_id} cannot be used.")
-        output = self._writer.output
-        if object_id > output.largest_id:
-            raise ValueError(
-                f"The labels are {output.labels.dtype}, which hold ids up to {output.largest_id}, "
-                f"not {object_id}. Write to labels of a larger type."
-            )
+        object_id = self._new_id() if object_id is None else object_id
+        self._check_new_id(object_id)
+        object_id = int(object_id)
         self._last_id = max(self._last_id, object_id)
         with self.history.change("New object"):
             self._records.set_object(object_id, ObjectInfo(name or default_name(object_id)))
@@ -184,8 +180,13 @@ class SessionBase:
         return object_id
 
     def edit_object(self, object_id: int, **changes: Any) -> None:
-        """Change an object's name, colour (RGB, 0 to 1), or whether it is hidden or locked."""
+        """Change an object's name, colour (RGB, 0 to 1), or whether it is hidden or locked.
+
+        Raises ValueError for another colour.
+        """
         self._check_object(object_id)
+        if changes.get("colour") is not None:
+            changes["colour"] = _rgb(changes["colour"])
         label = next((_EDITS[name] for name in changes if name in _EDITS), "Edit object")
         with self.history.change(label):
             self._records.set_object(object_id, replace(self.objects[object_id], **changes))
@@ -232,7 +233,8 @@ class SessionBase:
     def spend(self, object_id: int, seconds: float) -> None:
         """A person has worked on an object for some time. Undo does not give it back."""
         self._check_object(object_id)
-        self._seconds[object_id] = self._seconds.get(object_id, 0.0) + seconds
+        # Another one: another thread may be saving the present one.
+        self._seconds = self._seconds | {object_id: self._seconds.get(object_id, 0.0) + seconds}
 
     def remove_object(self, object_id: int) -> None:
         """Take away an object with its prompts and masks, in every sequence.
@@ -368,8 +370,33 @@ class SessionBase:
         if object_id not in self._records.objects:
             raise ValueError(f"There is no object {object_id}; add it with add_object first.")
 
+    def _new_id(self) -> int:
+        """The next id that never was; where the labels' type ends before, the first one below."""
+        output = self._writer.output
+        following = max(self._last_id, *output.others, 0) + 1
+        largest = min(output.largest_id, MAX_ID)
+        if following <= largest:
+            return following
+        below = range(self._last_id + 1, largest + 1)  # such as of a mask of 0 and 255
+        return next((i for i in below if i not in output.others), following)
+
+    def _check_new_id(self, object_id: int) -> None:
+        """Raises ValueError where a new object cannot have this id."""
+        is_whole = isinstance(object_id, int | np.integer)
+        if not is_whole or not 1 <= object_id <= MAX_ID or object_id in self.objects:
+            raise ValueError(
+                f"An object needs a new id, a whole number from 1 to {MAX_ID}; {object_id} cannot "
+                "be used."
+            )
+        output = self._writer.output
+        if object_id > output.largest_id:
+            raise ValueError(
+                f"The labels are {output.labels.dtype}, which hold ids up to {output.largest_id}, "
+                f"not {object_id}. Write to labels of a larger type."
+            )
+
     def _check_frame(self, frame: int) -> None:
-        if not 0 <= frame < len(self.view):
+        if not isinstance(frame, int | np.integer) or not 0 <= frame < len(self.view):
             raise ValueError(f"There is no slice {frame}; there are {len(self.view)}, from 0.")
 
     def _check_unlocked(self, object_id: int, frame: int | None = None) -> None:
@@ -400,3 +427,11 @@ class SessionBase:
 
     def _asked_source(self) -> Source:
         return Source(self.model, self.window, self.end_after, self.memory, self.memory_tokens)
+
+
+def _rgb(colour: Sequence[float]) -> tuple[float, float, float]:
+    """A colour as a session's file holds it; ValueError for what is none."""
+    parts = [float(part) for part in colour]
+    if len(parts) != 3 or not all(0 <= part <= 1 for part in parts):
+        raise ValueError(f"A colour is red, green and blue, each from 0 to 1, not {colour}.")
+    return parts[0], parts[1], parts[2]

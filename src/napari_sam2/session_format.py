@@ -1,19 +1,15 @@
 """How a session lies on disk: a zip of JSON and NumPy arrays, which other programs can read.
 
 `session.json` holds all that is said, and `masks/*.npz` the masks, each file those of one object on
-some slices of one sequence.
-docs/sessions.md describes both.
+some slices of one sequence: `session_arrays`. docs/sessions.md describes both.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import threading
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,11 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_sam2.areas import Area
 from napari_sam2.io.volume import WriteError
 from napari_sam2.lineage import has_circle
 from napari_sam2.sequence_view import Channels, SequenceKey, SequenceView, Windows
 from napari_sam2.session import Session
+from napari_sam2.session_arrays import EPOCH, Arrays, checked_area, pack
 from napari_sam2.slice_data import (
     CoarseLogits,
     Kept,
@@ -39,17 +35,15 @@ from napari_sam2.slice_data import (
     SessionState,
     SlicePrompts,
 )
+from napari_sam2.targets import why_not
+from napari_sam2.whole_file import beside
 
 if TYPE_CHECKING:
     from sam2_engine.memory import MemorySelection, MemoryTokens
 
 V = TypeVar("V")
 _FORMAT, _VERSION = "napari-sam2 session", 1
-_LARGEST_SIDE = 4096  # of coarse logits: more is damage
-_ALL = (0, 0, 0, 0)  # the area of a mask that was looked for on the whole frame
 _UNDECIDED, _BY_ITSELF, _SETTLED = "undecided", "by itself", "settled"  # closely or not
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # equal arrays make equal files
-
 _BLOCK = 16  # slices whose masks lie in one file, so that few are packed again after a change
 
 Packed = dict[tuple[Place, int], tuple[ObjectState, bytes]]
@@ -130,7 +124,7 @@ def write_session(path: str | os.PathLike[str], saved: SavedSession, packed: Pac
         for block, part in _blocks(state):
             old, content = known.get((place, block), (None, b""))
             if old is None or not _is_same(old, part):
-                content = _npz(_pack(part))
+                content = pack(part)
             packed[place, block] = part, content
             name = f"masks/{n}-{block}.npz"
             names[place].append(name)
@@ -181,28 +175,17 @@ def _plain(value: Any) -> Any:
 
 def _write_whole(path: str | os.PathLike[str], members: Mapping[str, bytes]) -> None:
     """A zip of files that appears whole or not at all, and stays whatever happens afterwards."""
-    target = Path(path)
+    target = Path(path).resolve()
+    if reason := why_not(target, overwrite=True):
+        raise WriteError(f"The session could not be saved to {path}: {reason}.")
     try:
-        if target.is_dir():
-            raise IsADirectoryError(None, "it is a folder")
-        target = target.resolve()
-        if target.exists() and not os.access(target, os.W_OK):
-            raise PermissionError(None, "it is write-protected")
-        beside = target.with_name(
-            f".{target.name[:100]}.{os.getpid()}-{threading.get_ident()}.part"
-        )
-        try:
-            with open(beside, "wb") as file:
-                with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as whole:
-                    for name, content in members.items():
-                        how = zipfile.ZIP_STORED if name.endswith(".npz") else zipfile.ZIP_DEFLATED
-                        whole.writestr(zipfile.ZipInfo(name, _EPOCH), content, how)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, target)
-        finally:
-            with suppress(OSError):
-                beside.unlink()
+        with beside(target) as temporary, open(temporary, "wb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as whole:
+                for name, content in members.items():
+                    how = zipfile.ZIP_STORED if name.endswith(".npz") else zipfile.ZIP_DEFLATED
+                    whole.writestr(zipfile.ZipInfo(name, EPOCH), content, how)
+            file.flush()
+            os.fsync(file.fileno())
         if os.name == "posix":
             folder = os.open(target.parent, os.O_RDONLY)
             try:
@@ -213,18 +196,6 @@ def _write_whole(path: str | os.PathLike[str], members: Mapping[str, bytes]) -> 
         raise WriteError(
             f"The session could not be saved to {path}: {error.strerror or error}."
         ) from error
-
-
-def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """As `numpy.savez_compressed`, but quick."""
-    whole = io.BytesIO()
-    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
-        for name, array in arrays.items():
-            content = io.BytesIO()
-            np.lib.format.write_array(content, array, allow_pickle=False)
-            member = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
-            file.writestr(member, content.getvalue(), zipfile.ZIP_DEFLATED, 1)
-    return whole.getvalue()
 
 
 def _to_json(saved: SavedSession, names: Mapping[Place, list[str]]) -> dict[str, Any]:
@@ -317,54 +288,6 @@ def _said_json(said: SlicePrompts) -> dict[str, Any]:
     }
 
 
-def _pack(known: ObjectState) -> dict[str, NDArray[Any]]:
-    """All arrays of an object in one sequence, by name; tables without entries are left out."""
-    painted = {f: said.mask for f, said in known.prompts.items() if said.mask is not None}
-    kept = {f: one.prompts.mask for f, one in known.kept.items()}
-    corrected = {f: said.corrects for f, said in known.prompts.items() if said.corrects is not None}
-    return {
-        **_pack_masks("painted", painted),
-        **_pack_masks("kept", kept),
-        **_pack_masks("found", known.found),
-        **_pack_masks("tracked", known.tracked),
-        **_pack_coarse("corrected", corrected),
-        "current_slices": np.array(sorted(known.current), np.int64),
-        "rejected_slices": np.array(sorted(known.rejected), np.int64),
-    }
-
-
-def _pack_masks(table: str, masks: Mapping[int, ObjectMask | None]) -> dict[str, NDArray[Any]]:
-    if not masks:
-        return {}
-    frames = sorted(masks)
-    seen = {frame: mask for frame in frames if (mask := masks[frame]) is not None}
-    boxes = [(mask.top, mask.left, *mask.logits.shape) for mask in seen.values()]
-    logits = [mask.logits.ravel() for mask in seen.values()]
-    coarse = {f: mask.coarse for f, mask in seen.items() if mask.coarse is not None}
-    return {
-        f"{table}_slices": np.array(list(seen), np.int64),
-        f"{table}_boxes": np.array(boxes, np.int64).reshape(-1, 4),
-        f"{table}_scores": np.array([mask.iou for mask in seen.values()], np.float64),
-        f"{table}_logits": np.concatenate([np.empty(0, np.float16), *logits]),
-        f"{table}_absent": np.array([f for f in frames if f not in seen], np.int64),
-        **_pack_coarse(f"{table}_coarse", coarse),
-    }
-
-
-def _pack_coarse(table: str, logits: Mapping[int, CoarseLogits]) -> dict[str, NDArray[Any]]:
-    if not logits:
-        return {}
-    places = [(one.side, one.top, one.left, *one.steps.shape) for one in logits.values()]
-    steps = [one.steps.ravel() for one in logits.values()]
-    areas = [one.area or _ALL for one in logits.values()]
-    return {
-        f"{table}_slices": np.array(list(logits), np.int64),
-        f"{table}_boxes": np.array(places, np.int64).reshape(-1, 5),
-        f"{table}_areas": np.array(areas, np.int64).reshape(-1, 4),
-        f"{table}_logits": np.concatenate([np.empty(0, np.int8), *steps]),
-    }
-
-
 def _blank(reference: ImageReference) -> list[NDArray[np.uint8]]:
     """Images of the right shape that take no memory."""
     return [np.broadcast_to(np.uint8(0), reference.shape)] * len(reference.names)
@@ -437,15 +360,15 @@ def _from_json(content: Mapping[str, Any], file: zipfile.ZipFile) -> SavedSessio
             if one["object"] not in objects:
                 raise ValueError("A mask belongs to no object.")
             place = view.key, one["object"]
-            blocks = [zipfile.ZipFile(io.BytesIO(file.read(name))) for name in one["masks"]]
-            sequences[place] = _state(one, [_Arrays(block, view) for block in blocks], view)
+            blocks = [Arrays(file.read(name), view) for name in one["masks"]]
+            sequences[place] = _state(one, blocks, view)
     end_after = content["end_after"]
     state = SessionState(
         objects=objects,
         sequences=sequences,
         shown=_view(reference, content["shown"]).key,
         window=_window(content["window"]),
-        end_after=None if end_after is None else _whole(end_after, 1),
+        end_after=None if end_after is None else _whole(end_after),
         memory=_memory(content.get("memory", "recent")),
         last_id=_whole(content["last_id"], max(objects, default=0)),
         parents=_parents(content.get("parents", ()), objects),
@@ -495,88 +418,7 @@ def _view(reference: ImageReference, key: Mapping[str, Any]) -> SequenceView:
     return view
 
 
-class _Arrays:
-    """The arrays of an object in one sequence, as masks."""
-
-    def __init__(self, file: zipfile.ZipFile, view: SequenceView) -> None:
-        self._file, self._view, self._names = file, view, frozenset(file.namelist())
-
-    def frames(self, name: str) -> list[int]:
-        frames = self._array(f"{name}", np.int64, 1)
-        if ((frames < 0) | (frames >= len(self._view))).any():
-            raise ValueError("A mask lies outside the image.")
-        return [int(frame) for frame in frames]
-
-    def masks(self, table: str) -> dict[int, ObjectMask]:
-        if not self._has(table):
-            return {}
-        frames = self.frames(f"{table}_slices")
-        boxes = self._array(f"{table}_boxes", np.int64, 2)
-        scores = self._array(f"{table}_scores", np.float64, 1)
-        coarse = self.coarse(f"{table}_coarse")
-        parts = _cut(self._array(f"{table}_logits", np.float16, 1), boxes)
-        found = {}
-        for frame, box, score, logits in zip(frames, boxes, scores, parts, strict=True):
-            top, left = int(box[0]), int(box[1])
-            bottom, right = top + logits.shape[0], left + logits.shape[1]
-            height, width = self._view.frame_shape
-            if top < 0 or left < 0 or bottom > height or right > width:
-                raise ValueError("A mask lies outside its slice.")
-            found[frame] = ObjectMask(top, left, logits, coarse.get(frame), float(score))
-        return found
-
-    def coarse(self, table: str) -> dict[int, CoarseLogits]:
-        if not self._has(table):
-            return {}
-        frames = self.frames(f"{table}_slices")
-        places = self._array(f"{table}_boxes", np.int64, 2)
-        parts = _cut(self._array(f"{table}_logits", np.int8, 1), places[:, 1:])
-        areas = [list(_ALL)] * len(frames)
-        if f"{table}_areas.npy" in self._names:  # older files know of none
-            areas = self._array(f"{table}_areas", np.int64, 2).tolist()
-        found = {}
-        for frame, (side, top, left, height, width), steps, area in zip(
-            frames, places.tolist(), parts, areas, strict=True
-        ):
-            if not (
-                0 <= top <= top + height <= side
-                and 0 <= left <= left + width <= side <= _LARGEST_SIDE
-            ):
-                raise ValueError("A mask lies outside its slice.")
-            seen = None if tuple(area) == _ALL else _area(area, self._view.frame_shape)
-            found[frame] = CoarseLogits(side, top, left, steps, seen)
-        return found
-
-    def absent(self, table: str) -> list[int]:
-        """The frames on which the model does not see the object."""
-        return self.frames(f"{table}_absent") if self._has(table) else []
-
-    def rejected(self) -> list[int]:
-        """The frames whose masks a person has rejected; older files do not know of any."""
-        return self.frames("rejected_slices") if self._has("rejected") else []
-
-    def _has(self, table: str) -> bool:
-        return f"{table}_slices.npy" in self._names
-
-    def _array(self, name: str, dtype: type, ndim: int) -> NDArray[Any]:
-        with self._file.open(f"{name}.npy") as member:
-            array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
-        if array.dtype != dtype or array.ndim != ndim:
-            raise ValueError(f"{name} is {array.dtype} of {array.shape}.")
-        return array
-
-
-def _cut(flat: NDArray[Any], boxes: NDArray[np.int64]) -> list[NDArray[Any]]:
-    """A flat array into (h, w) parts, one after the other, of boxes (N, 4): ..., h, w."""
-    sizes = boxes[:, 2:]
-    if boxes.shape[1] != 4 or (sizes < 0).any() or sizes.prod(axis=1).sum() != len(flat):
-        raise ValueError("Masks and their sizes do not go together.")
-    ends = np.cumsum(sizes.prod(axis=1))
-    parts = np.split(flat, ends[:-1]) if len(boxes) else []
-    return [part.reshape(size) for part, size in zip(parts, sizes, strict=True)]
-
-
-def _state(one: Mapping[str, Any], blocks: Sequence[_Arrays], view: SequenceView) -> ObjectState:
+def _state(one: Mapping[str, Any], blocks: Sequence[Arrays], view: SequenceView) -> ObjectState:
     def masks(table: str) -> dict[int, ObjectMask]:
         return {f: mask for block in blocks for f, mask in block.masks(table).items()}
 
@@ -613,14 +455,8 @@ def _look(area: Any, how: Any, shape: tuple[int, int]) -> Look | None:
         raise ValueError(f"{how!r} does not say how closely an object is looked at.")
     if how == _UNDECIDED:
         return None
-    return Look(None if area is None else _area(area, shape), how == _SETTLED)
-
-
-def _area(area: Any, shape: tuple[int, int]) -> Area:
-    top, left, bottom, right = (_whole(edge) for edge in area)
-    if not (top < bottom <= shape[0] and left < right <= shape[1]):
-        raise ValueError("What is looked at closely lies outside the image.")
-    return top, left, bottom, right
+    seen = None if area is None else checked_area([_whole(edge) for edge in area], shape)
+    return Look(seen, how == _SETTLED)
 
 
 def _life(life: Any, num_frames: int) -> Life:

@@ -207,11 +207,11 @@ class TrackEdits(SessionBase):
                 "daughters as objects of their own, and then choose them."
             )
         with self.history.change("Division"):
+            ids = [self.add_object() for _ in parts]  # first: there may be no ids left
             ends = [at for at in self.masks_of(object_id) if at < frame]
             if not {at for at in records.anchors(place) if at < frame}:
                 self._make_prompt(place, ends[-1], self.masks_of(object_id)[ends[-1]])
             changed = records.drop(place, Life(last=frame - 1))
-            ids = [self.add_object() for _ in parts]
             for new, part in zip(ids, parts, strict=True):
                 self._make_prompt((self.view.key, new), frame, ObjectMask.given(part))
                 records.set_look((self.view.key, new), Look())

@@ -6,7 +6,7 @@ import hashlib
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -79,7 +79,6 @@ class LazyModel:
                 from sam2_engine.model import say, say_nothing
                 from sam2_engine.weights import load_model
 
-                self._stopped = False
                 is_mixed = self.device == CPU_BFLOAT16
                 device, dtype = ("cpu", "mixed") if is_mixed else (self.device, "auto")
                 try:
@@ -92,7 +91,7 @@ class LazyModel:
                         tell=say_nothing if self._is_quiet else say,
                     )
                 finally:
-                    self.downloaded = None
+                    self.downloaded, self._stopped = None, False
             return self._loaded
 
     @property
@@ -106,7 +105,7 @@ class LazyModel:
         return self._checksum
 
     def stop_download(self) -> None:
-        """Have a download under way in another thread end, with an error that says so."""
+        """Have a download in another thread end, or not begin, with an error that says so."""
         self._stopped = True
 
     def _on_progress(self, done: int, total: int | None) -> None:
@@ -287,13 +286,15 @@ class Engine:
     def _prepare(self, task: Task) -> None:
         if self._is_prepared(task):
             return
-        source, known = task.source, self._key
-        pair = _make_pair(task)
-        alike = known and replace(known[1], model=source.model, window=source.window)
-        if known and known == (task.view, alike):
-            # Of the same frames, model and window.
+        pair, key = _make_pair(task), (task.view, task.source)
+        if self._key and _seen(*self._key) == _seen(*key):
             pair.tracker.features = pair.preview.features = self._pair.tracker.features
-        self._pair, self._key = pair, (task.view, source)
+        self._pair, self._key = pair, key
+
+
+def _seen(view: SequenceView, source: Source) -> tuple[object, ...]:
+    """What image features follow from."""
+    return view, source.model, source.window
 
 
 def _make_pair(task: Task) -> _Pair:

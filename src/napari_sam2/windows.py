@@ -106,8 +106,7 @@ class _Channel:
         return len(self.view)
 
     def __getitem__(self, frame: int) -> NDArray[Any]:
-        array = self.view.channel(self.number, frame)
-        return array[..., :3] if self.view.rgb else array  # alpha is no intensity
+        return self.view.channel(self.number, frame)
 
 
 def _sampled(view: SequenceView, channel: int, percentiles: tuple[float, float]) -> Window:

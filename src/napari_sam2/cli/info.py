@@ -60,7 +60,7 @@ def _text(image: ImageInfo) -> str:
     if image.unit != "pixel":
         spacing = " x ".join(f"{step:.4g}" for step in spatial)
         lines.append(f"  spacing      {spacing} {image.unit}")
-    if image.axes.startswith("t"):
+    if image.axes.startswith("t") and image.spacing[0] != 1:  # 1 may mean that none is given
         lines.append(f"  interval     {image.spacing[0]:.4g} s")
     if image.orientation:
         lines.append(f"  orientation  {image.orientation} (where x, y and z grow to)")

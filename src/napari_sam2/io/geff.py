@@ -6,13 +6,13 @@ package `geff` is not needed, which asks for an older numcodecs than others do.
 
 from __future__ import annotations
 
-import secrets
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from napari_sam2.whole_file import beside
 
 if TYPE_CHECKING:
     from napari_sam2.tracks import TrackGraph
@@ -29,20 +29,8 @@ def write_geff(path: Path, graph: TrackGraph) -> None:
 
     Raises: OSError.
     """
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
-    before = path.with_name(f"{temporary.name}.old")
-    try:
+    with beside(path) as temporary:
         _write(temporary, graph)
-        if path.exists():
-            path.rename(before)
-        temporary.rename(path)
-    except OSError:
-        if before.exists() and not path.exists():
-            before.rename(path)
-        raise
-    finally:
-        for folder in (temporary, before):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(folder: Path, graph: TrackGraph) -> None:

@@ -5,10 +5,7 @@ The formats' libraries are imported when a file of theirs turns up, so that star
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +22,7 @@ from napari_sam2.io.place import on_image
 from napari_sam2.io.volume import ReadError, Volume, WriteError
 from napari_sam2.label_ids import ids_in
 from napari_sam2.targets import why_not
+from napari_sam2.whole_file import beside
 
 Format = Literal["ctc"]
 """A format that no suffix tells: "ctc", a folder of the Cell Tracking Challenge."""
@@ -80,11 +78,10 @@ def write_labels(
     legend = make_legend(ids_in(placed.array), names or {}, colours or {}, parents)
     kind = _kind(target, format)
     assert kind is not None
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part{kind.suffix}")
     try:
-        kind.write(temporary, placed, legend)
-        check_target(target, overwrite=overwrite, format=format)
-        _replace(temporary, target)
+        with beside(target, kind.suffix) as temporary:
+            kind.write(temporary, placed, legend)
+            check_target(target, overwrite=overwrite, format=format)
         kind.finish(target)
     except ImportError as error:
         package = _PACKAGES.get((error.name or "").split(".")[0])
@@ -98,8 +95,6 @@ def write_labels(
         raise
     except OSError as error:
         raise WriteError(f"{target} could not be written: {error.strerror or error}.") from error
-    finally:
-        _remove(temporary)
 
 
 def read_labels(
@@ -342,25 +337,3 @@ def _problem(
         if kind.suffix == ".dcm" and target.is_file() and image_kind(target) == "DICOM":
             return "it is an image, not a segmentation"
     return why_not(target, overwrite, kind.is_folder, kind.parent)
-
-
-def _replace(new: Path, target: Path) -> None:
-    """Put a file or a folder in the place of an older one."""
-    if not (new.is_dir() and target.exists()):
-        os.replace(new, target)
-        return
-    old = target.with_name(f"{target.name}.old-{secrets.token_hex(4)}")  # folders cannot be swapped
-    os.replace(target, old)
-    try:
-        os.replace(new, target)
-    except OSError:
-        os.replace(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()

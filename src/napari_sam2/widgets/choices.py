@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from typing import Any
 
 from platformdirs import user_config_path
+
+from napari_sam2.whole_file import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +29,8 @@ def remember(**choices: Any) -> None:
     known = load()
     if known | choices == known:
         return
-    beside = FILE.with_name(f".{FILE.name}.{os.getpid()}")
     try:
         FILE.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(known | choices, indent=1) + "\n", encoding="utf-8")
-        beside.replace(FILE)
+        write_text(FILE, json.dumps(known | choices, indent=1) + "\n")
     except OSError:
         logger.debug("The choices could not be written to %s.", FILE, exc_info=True)

@@ -14,6 +14,7 @@ from napari_sam2.tracks import Track
 
 _ROW = 12  # pixels
 _EDGE = 6
+_HALF = 4.0  # of a diamond
 _FAINT = 60  # of 255
 _TIP = (
     "Tracks over time: a line for each object, and where it divides. Click to go there. A diamond "
@@ -172,7 +173,7 @@ def in_rows(tracks: Sequence[Track]) -> list[Track]:
     return rows
 
 
-def _diamond(middle: QPointF, size: float = 4.0) -> QPolygonF:
+def _diamond(middle: QPointF) -> QPolygonF:
     x, y = middle.x(), middle.y()
-    corners = ((x - size, y), (x, y - size), (x + size, y), (x, y + size))
+    corners = ((x - _HALF, y), (x, y - _HALF), (x + _HALF, y), (x, y + _HALF))
     return QPolygonF([QPointF(*corner) for corner in corners])

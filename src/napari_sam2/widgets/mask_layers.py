@@ -136,8 +136,7 @@ class MaskLayers:
         objects = self.session.objects
         names = [info.name for info in objects.values()]
         layer.features = {"index": [0, *objects], "name": ["", *names]}
-        if METADATA_KEY in self.image.metadata:
-            layer.metadata[METADATA_KEY] = self.image.metadata[METADATA_KEY]
+        self._name_file(layer)
         if self.layer is not None:
             layer.colormap = self.layer.colormap
         return layer
@@ -236,6 +235,9 @@ class MaskLayers:
     def _link(self, layer: Labels) -> None:
         """Let writers and measures find the image's file, and the objects' names."""
         layer.metadata[SESSION_KEY] = weakref.ref(self.session)
+        self._name_file(layer)
+
+    def _name_file(self, layer: Labels) -> None:
         if METADATA_KEY in self.image.metadata:
             layer.metadata[METADATA_KEY] = self.image.metadata[METADATA_KEY]
 

@@ -344,6 +344,7 @@ def _steps_of(
     array: Any = None
     if image is not None:
         array = image.data[0] if image.multiscale else image.data
+        array = array[..., :3] if image.rgb else array
         if not _fits(image, layer):
             raise ValueError(f"{image.name} has another shape than {layer.name}; choose its image.")
         array = array[np.newaxis] if axes == "yx" else array
@@ -362,4 +363,4 @@ def _fits(image: napari.layers.Image | None, layer: napari.layers.Labels) -> boo
 def _session(layer: napari.layers.Labels) -> Session | None:
     """The session that a layer shows all masks of."""
     session = session_of(layer.metadata)
-    return session if session is not None and session.labels is layer.data else None
+    return session if session is not None and session.written_labels is layer.data else None

@@ -78,8 +78,8 @@ _MODES = {
 class Panel(QWidget):
     """All controls, from top to bottom. It holds no state but what the person sees."""
 
-    def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
+    def __init__(self) -> None:
+        super().__init__()
         self.images = _combo("The image to segment.")
         self.models = _combo(
             "The network, its size and its licence. nano comes with the plugin and is quick; the "

@@ -32,9 +32,10 @@ from qtpy.QtWidgets import (
 
 from napari_sam2.prompt_layers import new_labels_layer, object_rgb
 from napari_sam2.second_reader import ONLY_MINE, ONLY_THEIRS, OTHER_OBJECT, SecondReading
+from napari_sam2.session import Session
 from napari_sam2.widgets.canvas import remove_layers
 from napari_sam2.widgets.context import Context
-from napari_sam2.widgets.events import call
+from napari_sam2.widgets.events import Connections, call
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.mask_layers import check_grid
 from napari_sam2.widgets.workspace import Workspace
@@ -140,6 +141,8 @@ class SecondReader(QWidget):
         self.differences: napari.layers.Labels | None = None
         """Where the two differ."""
         self._changed: dict[str, Any] = {}  # indices of slices
+        self._meanwhile: dict[str, Any] = {}  # of those that change while other masks are read
+        self._masks = Connections()
         self._seen: set[tuple[int, int]] = set()
         self._claim: tuple[str, Callable[[SecondReading], bool]] | None = None
         """What was said to be settled, and whether it still is."""
@@ -203,17 +206,17 @@ class SecondReader(QWidget):
             ):
                 self.status.setText(self._context.panel.status.text())
                 return
-            labels = np.asarray(layer.data)
-            read = partial(SecondReading, work.session, labels, reader=layer.name)
+            read = partial(_of_layer, work.session, layer)
         else:
             read = partial(SecondReading.open, work.session, other)
+        self._follow(work.session)
+        self._meanwhile.clear()
         self.status.setText("Comparing …")
         self._context.runner.request(partial(_read, read), partial(self._on_read, work))
 
     def clear(self) -> None:
         """Forget the other masks, and take their layers away."""
-        if self.reading is not None:
-            self.reading.session.masks_changed.disconnect(self._on_masks)
+        self._follow(None)
         remove_layers(self._context.viewer.layers, [self.theirs, self.differences])
         self.reading = self.theirs = self.differences = None
         self._changed.clear()
@@ -262,9 +265,8 @@ class SecondReader(QWidget):
     def shut_down(self) -> None:
         """Let go of the session; the layers stay."""
         self._timer.stop()
-        if self.reading is not None:
-            self.reading.session.masks_changed.disconnect(self._on_masks)
-            self.reading = None
+        self._follow(None)
+        self.reading = None
 
     # -- what is shown -------------------------------------------------------------------------
 
@@ -442,6 +444,8 @@ class SecondReader(QWidget):
             self.status.setText(self._context.tell(result))
             return
         self.reading, found = result
+        self._follow(work.session)
+        self._changed = dict(self._meanwhile)
         view = work.session.view
         axis = None if view.channels is None else view.channels.axis
         self.theirs = new_labels_layer(work.image, self.reading.labels, axis)
@@ -461,7 +465,6 @@ class SecondReader(QWidget):
             self._context.viewer.add_layer(layer)
             layer.editable = False
         layers.selection.active = active
-        work.session.masks_changed.connect(self._on_masks)
         count = len(self.reading.pairs)
         many = "1 object is" if count == 1 else f"{count} objects are"
         mine, other = len(self.reading.only_mine), len(self.reading.only_theirs)
@@ -471,8 +474,14 @@ class SecondReader(QWidget):
         )
         self._show()
 
+    def _follow(self, session: Session | None) -> None:
+        """Be told of the changes of a session, and of no other."""
+        self._masks.disconnect_all()
+        if session is not None:
+            self._masks.connect(session.masks_changed, self._on_masks)
+
     def _on_masks(self, index: Any) -> None:
-        self._changed[str(index)] = index
+        self._changed[str(index)] = self._meanwhile[str(index)] = index
         self._later()
 
     def _later(self) -> None:
@@ -490,6 +499,10 @@ class SecondReader(QWidget):
     def _on_slice(self, frame: int) -> None:
         self._context.go_to(frame)
         self._show_strip()
+
+
+def _of_layer(session: Session, layer: napari.layers.Labels) -> SecondReading:
+    return SecondReading(session, np.asarray(layer.data), reader=layer.name)
 
 
 def _read(

@@ -12,7 +12,7 @@ from qtpy.QtCore import QTimer
 from napari_sam2.prompt_layers import NEGATIVE, POSITIVE, PromptLayers, Reading
 from napari_sam2.recovery import Autosave
 from napari_sam2.sequence_view import Channels, SequenceKey, sequence_axes
-from napari_sam2.session import LockedError, Session
+from napari_sam2.session import Session
 from napari_sam2.widgets.events import Connections, Hooks, Keys, bind_keys, unbind_keys
 from napari_sam2.widgets.left_behind import leave
 from napari_sam2.widgets.mask_layers import MaskLayers
@@ -36,7 +36,7 @@ class Edit:
     has_leftovers: bool
     """Whether there are boxes to be removed: replaced by a later one, or too small."""
     refused: str = ""
-    """Why a change was not taken over but taken back: its object is locked."""
+    """Why a change was not taken over but taken back: its object is locked, or has no id."""
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ class Workspace:
             try:
                 if self._take_over(place, now):
                     taken.append(place)
-            except LockedError as error:
+            except ValueError as error:
                 refused = str(error)
         return taken, refused
 
