@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from napari_sam2.alignment import align
 from napari_sam2.io.readers import METADATA_KEY
 from napari_sam2.io.writers import SESSION_KEY
-from napari_sam2.output import check_labels
+from napari_sam2.output import check_writable
 from napari_sam2.prompt_layers import Follower, new_labels_layer, object_rgb
 from napari_sam2.session import Session
 from napari_sam2.widgets.canvas import remove_layers
@@ -80,7 +80,7 @@ class MaskLayers:
         to say so.
         """
         check_grid(self.image, layer, self.session.view.shape)
-        check_labels(layer.data, self.session.view.shape)
+        check_writable(layer.data, self.session.view.shape)
 
     def write_to(
         self,
