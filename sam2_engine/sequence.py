@@ -279,6 +279,8 @@ class SequencePredictor:
         )
         self._adjacent = max_prompted_frames == "adjacent"
         self._max_prompted = None if max_prompted_frames == "adjacent" else max_prompted_frames
+        if end_after is not None and end_after < 1:
+            raise ValueError(f"end_after is a number of frames, 1 or more, or None: {end_after!r}.")
         self._end_after = end_after
         if memory not in get_args(MemorySelection):
             raise ValueError(f'memory must be "recent" or "confident", not {memory!r}.')

@@ -414,7 +414,7 @@ BAD = {
     "measures of objects exist": (
         (*OUT, *POINT, "--measures", "mm.csv"),
         4,
-        "mm_objects.csv: it exists already; use --overwrite",
+        "mm_objects.csv: it exists already; --overwrite",
     ),
     "measures are a folder": (
         (*OUT, *POINT, "--measures", "dir.csv", "--overwrite"),
@@ -575,7 +575,7 @@ def test_read_only_folder(desk: Path) -> None:
         (["--tracks", "/proc/t.csv"], "/proc/t.csv: "),
         (["--tracks", "/proc/t.geff"], "/proc/t.geff: "),
         (["--tracks", "dir.csv", "--overwrite"], "dir.csv: it is a folder"),
-        (["--tracks", "old.csv"], "old.csv: it exists already; use --overwrite"),
+        (["--tracks", "old.csv"], "old.csv: it exists already; --overwrite"),
     ],
 )
 def test_tracks_are_looked_at_before_anything_is_read(

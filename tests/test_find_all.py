@@ -98,6 +98,23 @@ def test_another_labels_layer_gives_the_seeds(finder_desk):
     assert average_precision(finder.layer.data[1], truth, 0.5) > 0.7
 
 
+def test_labels_that_come_while_the_window_is_open_can_be_chosen(finder_desk):
+    d = finder_desk
+    finder, truth = d.widget.finder, nuclei()[1]
+    cells = d.viewer.add_labels(np.stack([truth] * 3), name="cells")
+    d.widget.start("include")  # the objects layer gives no seeds
+    d.settle()
+    texts = [finder.seeds.itemText(n) for n in range(finder.seeds.count())]
+    assert texts[3:] == ["labels: cells"]
+    finder.seeds.setCurrentIndex(3)
+    cells.name = "nuclei"
+    d.settle()
+    assert finder.seeds.currentText() == "labels: nuclei"
+    d.viewer.layers.remove(cells)
+    d.settle()
+    assert finder.seeds.findData(cells) < 0
+
+
 def test_nuclei_in_another_image_give_the_seeds(finder_desk):
     d, truth = finder_desk, nuclei()[1]
     layer = d.viewer.add_image(np.stack([90.0 * (truth > 0)] * 3), name="nuclei")

@@ -12,6 +12,8 @@ from lazy import Lazy
 from models import small_model
 from reference import fresh_predictor
 
+from napari_sam2.io import Volume
+from napari_sam2.measures import measure_session
 from napari_sam2.output import Output
 from napari_sam2.segmentation import segment
 from napari_sam2.sequence_view import ELSEWHERE, OUTSIDE, SequenceKey, SequenceView
@@ -370,6 +372,92 @@ def test_mistakes_are_told(session):
 
 
 # -- scribbles and lassos ----------------------------------------------------------------------
+
+
+MISTAKES = [
+    ("A slice is a whole number, not 3.5", lambda s: s.add_box(1, 3.5, (8, 8, 20, 24))),
+    ("A slice is a whole number, not True", lambda s: s.add_box(1, True, (8, 8, 20, 24))),
+    ("A slice is a whole number, not None", lambda s: s.preview(None)),
+    ("A slice is a whole number, not 1.5", lambda s: s.cut_object(1, 1.5)),
+    ("list: .3., not 3", lambda s: s.keep(1, 3)),
+    ("list: .1., not 1", lambda s: s.propagate(objects=1)),
+    ("The id of an object is a whole number, not 'liver'", lambda s: s.add_points("liver", [])),
+    ("The id of an object is a whole number, not 2.5", lambda s: s.add_object(object_id=2.5)),
+    ("The name of an object is a text, not 5", lambda s: s.add_object(5)),
+    ("An object has no color; it has name, colour", lambda s: s.edit_object(1, color=(1, 0, 0))),
+    ("three numbers from 0 to 1", lambda s: s.edit_object(1, colour=(255, 0, 0))),
+    ("three numbers from 0 to 1", lambda s: s.edit_object(1, colour="red")),
+    (r"needs 3 coordinates, \(z, y, x\); .* shape \(1, 2\)", lambda s: s.add_points(1, [(9, 9)])),
+    ("corner of a lasso needs 2", lambda s: s.add_lasso(1, 2, [(2, 9, 9), (2, 9, 20), (2, 20, 9)])),
+    ("A box is four numbers", lambda s: s.add_box(1, 2, (2, 8, 8, 2, 20, 24))),
+    ("A box is four numbers", lambda s: s.add_box(1, 2, 8)),
+    ("is empty", lambda s: s.add_box(1, 2, (8, 8, 8, 24))),
+    ("The first slice, 3, is behind the last one, 1", lambda s: s.propagate(start=3, stop=1)),
+    ('"approved" or "locked"', lambda s: s.keep(1, [2], "done")),
+    ("float64; .astype", lambda s: s.take_labels(np.ones(SHAPE))),
+    ("bool; .astype", lambda s: s.take_labels(np.ones(SHAPE, bool))),
+    ("not a list", lambda s: s.take_labels([1, 2])),
+    ("SequenceKey.along", lambda s: s.show(2)),
+    ("no axis 5", lambda s: s.show(SequenceKey.along(5, ndim=3))),
+]
+
+
+@pytest.mark.parametrize(("why", "mistake"), MISTAKES, ids=range(len(MISTAKES)))
+def test_a_mistake_in_a_script_is_told_in_a_sentence_and_changes_nothing(session, why, mistake):
+    session.add_object()
+    session.add_points(1, [(2, 15, 17)])
+    session.preview(2)
+    before, label = session.snapshot(), session.history.undo_label
+    with pytest.raises(ValueError, match=why):
+        mistake(session)
+    after = session.snapshot()
+    assert after.objects == before.objects
+    assert after.sequences.keys() == before.sequences.keys()
+    assert session.history.undo_label == label
+    session.propagate()  # and it goes on
+    assert session.masks_of(1)
+
+
+@pytest.mark.parametrize(
+    ("why", "image"),
+    [
+        ("not a str", "scan.nii.gz"),
+        ("not a NoneType", None),
+        ("not a list", [[1, 2], [3, 4]]),
+        ("numbers; these are complex", np.zeros(SHAPE, complex)),
+        ("no pixel", np.zeros((0, 8, 8))),
+    ],
+)
+def test_what_is_no_image_is_told_at_once(why, image):
+    with pytest.raises(ValueError, match=why):
+        Session(image)
+
+
+def test_a_volume_that_was_read_is_an_image_with_its_spacing(volume):
+    read = Volume(volume, (4.0, 0.5, 0.5), "um")
+    session = Session(read, small_model(), window=(0, 250))
+    assert session.view.spacing == (4.0, 0.5, 0.5)
+    session.add_points(session.add_object(), [(2, 15, 17)])
+    session.propagate()
+    np.testing.assert_array_equal(
+        session.labels, segment(read, points={1: (2, 15, 17)}, model=small_model(), window=(0, 250))
+    )
+    assert measure_session(session).frames[0].unit == "um2"
+    channels = Volume(np.stack([volume, volume], 1), (4.0, 0.5, 0.5), axes="tcyx")
+    assert Session(channels).view.spacing == (4.0, 1.0, 0.5, 0.5)
+
+
+def test_an_object_is_not_looked_for_on_less_than_a_slice(session):
+    session.add_points(session.add_object(), [(2, 15, 17)])
+    session.end_after = 0
+    with pytest.raises(ValueError, match="1 or more, or None: 0"):
+        session.propagate()
+
+
+def test_a_model_is_changed_by_its_name(session):
+    session.model = "nano"
+    assert session.model.name == "nano"
+    assert not session.model.is_loaded
 
 
 def test_a_lasso_keeps_the_object_within_it(session):

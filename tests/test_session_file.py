@@ -465,6 +465,14 @@ def test_the_image_is_read_from_the_file_that_it_came_from(path: Path, tmp_path:
         open_session(path, model=small_model())
 
 
+def test_path_and_session_in_the_wrong_order_are_told():
+    session = Session(np.zeros((2, 8, 8)))
+    with pytest.raises(ValueError, match="session first, and then the path, not a str"):
+        save_session("a.sam2session", session)
+    with pytest.raises(SessionFileError, match=r"path of the session first.* not a ndarray"):
+        open_session(np.zeros((2, 8, 8)), "a.sam2session")
+
+
 def test_a_missing_model_is_told_and_another_one_opens(
     volume: np.ndarray, path: Path, tmp_path: Path
 ) -> None:

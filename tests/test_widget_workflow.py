@@ -206,6 +206,69 @@ def test_painting_and_erasing_by_hand_is_taken_over_and_kept(desk):
     np.testing.assert_array_equal(d.labels[5], painted)
 
 
+def test_what_other_plugins_make_of_the_objects_layer_counts_as_painted(desk):
+    d = desk()
+    mark_two(d)
+    layer, before = d.widget.labels_layer, d.labels.copy()
+    layer.data = before.astype(np.uint16)  # napari's "Convert data type"
+    d.settle()
+    assert "keeps its type of numbers" in d.status
+    assert layer.data is d.labels
+    assert not d.session.prompts_for(1)[2].mask
+    new = before.copy()
+    new[3, :, :20] = 0  # a plugin that cuts and adds
+    new[5, 2:6, 2:6] = 9
+    layer.data = new
+    d.settle()
+    np.testing.assert_array_equal(layer.data, new)
+    assert layer.data is d.labels
+    assert list(d.session.objects) == [1, 2, 9]
+    assert d.session.states(9) == {5: "painted"}
+    d.press(d.panel.undo)
+    np.testing.assert_array_equal(d.labels, before)
+    layer.data = np.zeros((3, 8, 8), np.int32)  # it is of something else now
+    d.settle()
+    assert "another shape" in d.status
+    assert d.widget.labels_layer is not layer
+    assert layer in d.viewer.layers
+    np.testing.assert_array_equal(d.widget.labels_layer.data, before)
+
+
+def test_who_marks_or_paints_in_layers_of_another_image_works_on_that(desk):
+    d = desk()
+    mark_two(d)
+    first, clicks, objects = d.session, d.widget.points_layer, d.widget.labels_layer
+    other = d.viewer.add_image(blobs()[::-1], name="other")
+    d.widget.choose_image(other)
+    d.widget.start("include")
+    assert d.session is not first
+    d.go_to(3)
+    d.viewer.layers.selection.active = objects
+    objects.mode = "paint"
+    d.draw((44, 5), (44, 9), (44, 13))
+    d.settle()
+    assert d.session is first and d.panel.images.currentData() is d.image
+    assert first.states(2)[3] == "painted"
+    d.widget.choose_image(other)
+    d.viewer.layers.selection.active = clicks
+    clicks.mode = "add"
+    d.go_to(5)
+    d.click((20, 22))
+    d.settle()
+    assert d.session is first and 5 in first.prompts_for(2)
+    d.widget.choose_image(other)
+    d.viewer.layers.selection.active = clicks
+    d.key("N")
+    assert list(first.objects) == [1, 2, 3]
+    d.widget.choose_image(other)
+    assert d.session.prompts == {} and list(d.session.objects) == [1]
+    objects.data = np.zeros_like(objects.data)  # as a plugin does with any layer
+    d.settle()
+    assert d.session is first and not d.labels.any()
+    d.press(d.panel.undo)
+    assert d.labels.any()
+
+
 def test_other_labels_and_locked_masks_are_not_painted_over(desk):
     d = desk()
     mark_two(d)

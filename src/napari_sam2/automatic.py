@@ -66,8 +66,7 @@ def search_all(
     from sam2_engine.frames import sample_window
 
     view, source = task.view, task.source
-    if not 0 <= frame < len(view):
-        raise ValueError(f"There is no slice {frame}; there are {len(view)}, from 0.")
+    view.check_frame(frame)
     if hasattr(seeds, "data_to_world"):
         on_frame = layer_on(view, seeds, frame)
         is_image = hasattr(seeds, "contrast_limits")
@@ -130,6 +129,7 @@ class _OneSlice:
 
     def __init__(self, shape: tuple[int, ...], labels: NDArray[np.int64]) -> None:
         self.shape = shape
+        self.dtype = labels.dtype
         self._labels = labels
 
     def __getitem__(self, index: object) -> NDArray[np.int64]:

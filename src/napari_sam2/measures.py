@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_sam2.io.volume import Volume
 from napari_sam2.object_sums import ObjectSum, add, sums_of
 from napari_sam2.whole_file import write_text
 
 if TYPE_CHECKING:
-    from napari_sam2.io import Volume
     from napari_sam2.session import Session
 
 _TIME = ("t", "time")
@@ -207,6 +207,8 @@ def session_steps(
 ) -> Steps:
     """As `measure_session`, one frame at a time."""
     view = session.view
+    if image is None and isinstance(session.image, Volume):
+        image = session.image
     axis = view.key.axis
     layer = view.layers[0] if view.layers else None
     if is_time is None:

@@ -80,7 +80,7 @@ class Output:
         if labels is None:
             labels = np.zeros(shape, np.int32)
         else:
-            check_labels(labels, shape)
+            check_writable(labels, shape)
             self.others = frozenset(ids_in(labels) if others is None else others)
         self.labels: Any = labels
         self._views: dict[SequenceKey, SequenceView] = {}
@@ -259,10 +259,19 @@ def _rank(key: SequenceKey) -> tuple[int, ...]:
 
 
 def check_labels(labels: Any, shape: tuple[int, ...]) -> None:
-    """Raises ValueError where labels cannot hold the masks of an image of this shape."""
+    """Raises ValueError where these are no labels of an image of this shape."""
+    if not hasattr(labels, "shape"):
+        raise ValueError(f"Labels are an array or a labels layer, not a {type(labels).__name__}.")
     if tuple(labels.shape) != shape:
         raise ValueError(f"The labels have shape {tuple(labels.shape)}, the image {shape}.")
     if np.dtype(labels.dtype).kind not in "ui":
-        raise ValueError(f"Labels are whole numbers, but these are {labels.dtype}.")
+        raise ValueError(
+            f"Labels are whole numbers, but these are {labels.dtype}; .astype(int) makes them so."
+        )
+
+
+def check_writable(labels: Any, shape: tuple[int, ...]) -> None:
+    """Raises ValueError where labels cannot hold the masks of an image of this shape."""
+    check_labels(labels, shape)
     if isinstance(labels, np.ndarray) and not labels.flags.writeable:
         raise ValueError("The labels cannot be written to: their array is read-only.")

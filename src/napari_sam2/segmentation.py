@@ -101,7 +101,7 @@ def segment(
     Raises: PromptError before anything is computed; ModelError if the model cannot be loaded.
     """
     array = volume.array if isinstance(volume, Volume) else volume
-    if not hasattr(array, "ndim"):
+    if not hasattr(array, "shape"):
         raise PromptError(
             f"An array (z, y, x) or a Volume of read_volume is needed, not {type(array).__name__}."
         )
@@ -131,13 +131,11 @@ def segment(
         model = LazyModel(str(model), device)
     network = loaded(model) if isinstance(model, LazyModel) else model
     labels = np.zeros(array.shape[:3], np.min_scalar_type(max(i for i, _ in prompts)))
-    spacing = volume.spacing if isinstance(volume, Volume) else None
     session = Session(
-        array,
+        volume,
         network,
         window=window,
         rgb=array.ndim == 4,
-        spacing=spacing,
         labels=labels,
         memory=memory,
         memory_tokens=memory_tokens,

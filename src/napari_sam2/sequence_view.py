@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from napari_sam2.given import whole_number
+from napari_sam2.io.volume import Volume
+
 Window = tuple[float, float]
 Windows = Window | tuple[Window, ...]
 """The intensities shown as black and white, or these for each channel."""
@@ -48,7 +51,10 @@ class SequenceKey:
         if len(others) == 2:
             axis = None
         else:
-            axis = others[-3] if axis is None else range(ndim)[axis]
+            axis = others[-3] if axis is None else axis
+            if axis not in range(-ndim, ndim):
+                raise ValueError(f"There is no axis {axis} in an image of {ndim} axes, from 0.")
+            axis %= ndim
         free = {axis, *[other for other in others if other != axis][-2:]}
         return cls(axis, tuple(None if other in free else 0 for other in range(ndim)))
 
@@ -118,13 +124,14 @@ class SequenceView:
         """
         Args:
             image: a napari image layer (of a multiscale one, the full resolution is taken), any
-                array, or a list of up to three of either, of one shape, to be seen in colours.
-                Arrays are never read as a whole.
+                array, a `Volume` of `read_volume` or `read_image`, or a list of up to three of one
+                kind and shape, to be seen in colours. Arrays are never read as a whole.
             key: which frames; by default along the third axis from the end.
-            rgb: whether an array's last axis holds colours. A layer knows by itself.
+            rgb: whether an array's last axis holds colours. A layer and a volume know by
+                themselves.
             channels: channels of one array, to be seen in colours.
-            spacing: size of an array's element along each axis, in one unit. A layer knows by
-                itself.
+            spacing: size of an array's element along each axis, in one unit. A layer and a volume
+                know by themselves.
 
         Raises ValueError where the image has fewer than two axes, images that belong together
         differ, or the key or the channels are for another image.
@@ -138,7 +145,11 @@ class SequenceView:
         """The image layers, if they are layers."""
         self.arrays: tuple[Any, ...] = tuple(_array_of(one) for one in images)
         """Their arrays, at full resolution."""
-        self.rgb = bool(images[0].rgb) if self.layers else rgb
+        first = images[0]
+        is_volume = isinstance(first, Volume)
+        if is_volume:
+            rgb = first.array.ndim > len(first.shape)
+        self.rgb = bool(first.rgb) if self.layers else rgb
         """Whether a frame is a picture in colours as it is."""
         self.channels = channels
         full = tuple(int(size) for size in self.arrays[0].shape)
@@ -150,19 +161,23 @@ class SequenceView:
             1 if axis == channel_axis else size for axis, size in enumerate(self._extent)
         )
         """Of the image and its labels: without colours, and 1 along the channels' axis."""
-        self.key = key or SequenceKey.along(None, len(self.shape), channel_axis)
-        free = [axis for axis, index in enumerate(self.key.position) if index is None]
+        self.key = SequenceKey.along(None, len(self.shape), channel_axis) if key is None else key
+        position = self.key.position
+        free = [axis for axis, index in enumerate(position) if index is None]
         self.plane = tuple(axis for axis in free if axis != self.key.axis)
         """The axes of a frame's rows and columns."""
         if (
-            len(self.key.position) != len(self.shape)
+            len(position) != len(self.shape)
             or len(self.plane) != 2
             or channel_axis in free
+            or any(n not in range(self.shape[a]) for a, n in enumerate(position) if n is not None)
         ):
             raise ValueError(f"{self.key} is no sequence of an image of shape {self.shape}.")
         steps = np.ones(len(self.shape)) if spacing is None else spacing
         if self.layers:
-            steps = _steps(self.layers[0])
+            steps = _steps(first)
+        elif is_volume:
+            steps = _steps_of(first)
         self.spacing: tuple[float, ...] = tuple(float(step) for step in steps)
         """Size of an element along each axis, as the layer was placed then."""
         self.pixel_size = self.spacing[self.plane[0]], self.spacing[self.plane[1]]
@@ -185,6 +200,11 @@ class SequenceView:
 
     def __len__(self) -> int:
         return 1 if self.key.axis is None else self.shape[self.key.axis]
+
+    def check_frame(self, frame: int) -> None:
+        """Raises ValueError where there is no such frame."""
+        if not 0 <= whole_number(frame, "A slice") < len(self):
+            raise ValueError(f"There is no slice {frame}; there are {len(self)}, from 0.")
 
     def __getitem__(self, frame: int) -> NDArray[Any]:
         """(H, W), or (H, W, C) for colours and for channels; IndexError past the end."""
@@ -245,6 +265,11 @@ class SequenceView:
         return at
 
     def _check_images(self, images: Sequence[Any], full: tuple[int, ...]) -> None:
+        dtype = np.dtype(self.arrays[0].dtype)
+        if dtype.kind not in "buif":
+            raise ValueError(f"The pixels of an image are numbers; these are {dtype}.")
+        if 0 in full:
+            raise ValueError(f"There is no pixel in an image of shape {full}.")
         if len(self._extent) < 2:
             raise ValueError(f"An image needs two axes or more; this one has {len(self._extent)}.")
         if self.layers and len(self.layers) != len(images):
@@ -302,6 +327,13 @@ def window_of(layer: Any) -> Window | None:
 def _array_of(image: Any) -> Any:
     if is_layer(image):
         return image.data[0] if image.multiscale else image.data
+    if isinstance(image, Volume):
+        return image.array
+    if not hasattr(image, "shape") or not hasattr(image, "dtype"):
+        raise ValueError(
+            "An image is an image layer, an array, or a Volume of read_volume, not a "
+            f"{type(image).__name__}."
+        )
     return image
 
 
@@ -316,6 +348,12 @@ def _steps(layer: Any) -> NDArray[np.float64]:
     origin = np.array(layer.data_to_world(np.zeros(layer.ndim)))
     ends = [layer.data_to_world(step) for step in np.eye(layer.ndim)]
     return np.linalg.norm(np.array(ends) - origin, axis=1)
+
+
+def _steps_of(volume: Volume) -> list[float]:
+    """As `_steps`; 1 along channels."""
+    own = iter(volume.spacing)
+    return [1.0 if axis == "c" else next(own) for axis in volume.axes.rjust(3, "z")]
 
 
 def _is_in_one_place(first: Any, second: Any) -> bool:

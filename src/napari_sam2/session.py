@@ -17,15 +17,16 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from napari_sam2.alignment import layer_on
 from napari_sam2.areas import CLOSE, Area, around_boxes
+from napari_sam2.given import positions, several
 from napari_sam2.history import Change
-from napari_sam2.output import Output
+from napari_sam2.output import Output, check_labels
 from napari_sam2.sequence_view import SequenceKey
 from napari_sam2.session_base import LockedError, NothingToDo
 from napari_sam2.session_tracks import TrackEdits
@@ -107,11 +108,12 @@ class Session(TrackEdits):
         Raises as `set_prompts`; ValueError also for points in another sequence.
         """
         self._check_unlocked(object_id)
-        frames, yx = self.view.split(points)
+        at = positions(points, len(self.view.shape), "point")
+        frames, yx = self.view.split(at)
         new = SlicePrompts.create(yx, labels)
         if (frames < 0).any():
-            lost = np.asarray(points, float).reshape(len(frames), -1)[frames < 0][0]
-            raise ValueError(f"The point {lost.tolist()} lies outside the image or its sequence.")
+            lost = at[frames < 0][0].tolist()
+            raise ValueError(f"The point {lost} lies outside the image or its sequence.")
         changed = [int(frame) for frame in np.unique(frames)]
         for frame in changed:
             self._check_alive(object_id, frame)
@@ -239,12 +241,11 @@ class Session(TrackEdits):
         cannot be used; nothing is taken then.
         """
         read = self._reader(labels)
-        chosen = None if object_ids is None else {int(i) for i in object_ids}
-        wanted = None if frames is None else sorted({int(frame) for frame in frames})
+        chosen = None if object_ids is None else set(several(object_ids, "objects"))
+        wanted = None if frames is None else self._checked(frames)
         taken: dict[tuple[int, int], ObjectMask] = {}
         largest: dict[int, tuple[int, int]] = {}
         for frame in range(len(self.view)) if wanted is None else wanted:
-            self._check_frame(frame)
             here = read(frame)
             ids, counts = np.unique(here[here > 0], return_counts=True)
             for object_id, count in zip(ids.tolist(), counts.tolist(), strict=True):
@@ -278,10 +279,7 @@ class Session(TrackEdits):
         """Frame -> (H, W) of a labels layer or of an array in the shape of the image."""
         if hasattr(labels, "data_to_world"):
             return lambda frame: layer_on(self.view, labels, frame)
-        if tuple(labels.shape) != self.view.shape:
-            raise ValueError(
-                f"The labels have shape {tuple(labels.shape)}, the image {self.view.shape}."
-            )
+        check_labels(labels, self.view.shape)
         return lambda frame: np.asarray(labels[self.view.index(frame)])
 
     # -- what is kept --------------------------------------------------------------------------
@@ -296,11 +294,12 @@ class Session(TrackEdits):
         Raises ValueError: no such object or frame.
         """
         self._check_object(object_id)
-        frames = sorted(set(frames))
+        if how not in get_args(Keep):
+            raise ValueError(f'Masks are kept as "approved" or "locked", not as {how!r}.')
+        frames = self._checked(frames)
         place = self.view.key, object_id
         with self.history.change("Approve" if how == "approved" else "Lock"):
             for frame in frames:
-                self._check_frame(frame)
                 mask = self._records.shown(place, frame) or ObjectMask.given(np.zeros((1, 1)))
                 self._records.kept.set(place, frame, Kept(how, SlicePrompts(mask=mask)))
             self._writer.write(self.view, frames)
@@ -314,7 +313,7 @@ class Session(TrackEdits):
         """
         self._check_object(object_id)
         place, records = (self.view.key, object_id), self._records
-        changed = sorted(set(frames) & records.kept.at(place).keys())
+        changed = sorted(set(self._checked(frames)) & records.kept.at(place).keys())
         with self.history.change("Unlock"):
             for frame in changed:
                 mask = records.kept.at(place)[frame].prompts.mask
@@ -343,11 +342,10 @@ class Session(TrackEdits):
             NothingToDo: nothing was looked for on a slice, or no other slice shows the object.
         """
         self._check_unlocked(object_id)
-        frames = sorted(set(frames))
+        frames = self._checked(frames)
         name, states = self._records.objects[object_id].name, self.states(object_id)
         place = self.view.key, object_id
         for frame in frames:
-            self._check_frame(frame)
             state = states.get(frame)
             if state in ("painted", "approved"):
                 raise LockedError(f"{name} is {state} on slice {frame}. Take that back first.")
@@ -658,7 +656,7 @@ class Session(TrackEdits):
 
         Close the generator to stop; what has been found is kept.
         """
-        chosen = None if objects is None else list(objects)
+        chosen = None if objects is None else several(objects, "objects")
         task = self.task(chosen, direction, start, stop, to)
         if self._decide_all(chosen):
             task = self.task(chosen, direction, start, stop, to)
@@ -674,7 +672,7 @@ class Session(TrackEdits):
         After a correction these are the slices up to the next ones with prompts, or to the end.
         objects, progress: as for `propagate`; it raises likewise.
         """
-        chosen = None if objects is None else list(objects)
+        chosen = None if objects is None else several(objects, "objects")
         self._decide_all(chosen)
         for step in self._carry_out(self.task(chosen, only_stale=True)):
             if progress is not None:
@@ -727,11 +725,13 @@ class Session(TrackEdits):
         """
         if direction not in ("both", "forward", "backward"):
             raise ValueError(f"direction must be both, forward or backward, not {direction!r}.")
-        first = 0 if start is None else int(start)
-        last = len(self.view) - 1 if stop is None else int(stop)
+        first = 0 if start is None else start
+        last = len(self.view) - 1 if stop is None else stop
         for frame in (first, last, first if to is None else to):
             self._check_frame(frame)
-        chosen = set(self.objects) if objects is None else set(objects)
+        if first > last:
+            raise ValueError(f"The first slice, {first}, is behind the last one, {last}.")
+        chosen = set(self.objects if objects is None else several(objects, "objects"))
         for object_id in chosen:
             self._check_object(object_id)
         anchors, wanted, areas = {}, {}, {}
@@ -889,6 +889,13 @@ class Session(TrackEdits):
                     f"The {name} at {places.ravel().tolist()} lies outside the slice, which is "
                     f"{height} x {width} pixels."
                 )
+
+    def _checked(self, frames: Iterable[int]) -> list[int]:
+        """Each of these frames once, in order."""
+        chosen = several(frames, "slices")
+        for frame in chosen:
+            self._check_frame(frame)
+        return sorted(set(chosen))
 
     def _decide_all(self, objects: Iterable[int] | None) -> bool:
         """Decide it of all objects that begin, as far as can be; masks stay as they are.

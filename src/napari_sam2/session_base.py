@@ -12,6 +12,7 @@ import numpy as np
 from psygnal import Signal
 
 from napari_sam2.areas import Area
+from napari_sam2.given import whole_number
 from napari_sam2.history import History
 from napari_sam2.label_ids import MAX_ID
 from napari_sam2.label_writer import LabelWriter
@@ -42,6 +43,22 @@ _EDITS = {"name": "Rename", "colour": "Colour", "hidden": "Hide", "locked": "Loc
 def default_name(object_id: int) -> str:
     """Of an object that nobody has named."""
     return f"Object {object_id}"
+
+
+def _check_name(given: Any) -> None:
+    if not isinstance(given, str):
+        raise ValueError(f"The name of an object is a text, not {given!r}.")
+
+
+def _colour(given: Any) -> tuple[float, float, float]:
+    """RGB, 0 to 1; raises ValueError where it is something else."""
+    parts = () if isinstance(given, str) else tuple(given)
+    if len(parts) != 3 or not all(0 <= part <= 1 for part in parts):
+        raise ValueError(
+            f"A colour is three numbers from 0 to 1, (red, green, blue), not {given!r}."
+        )
+    red, green, blue = (float(part) for part in parts)
+    return red, green, blue
 
 
 class NothingToDo(ValueError):
@@ -81,8 +98,8 @@ class SessionBase:
     ) -> None:
         """
         Args:
-            image: a napari image layer, an array (..., y, x), or a list of up to three of either
-                that are seen in colours; read frame by frame.
+            image: a napari image layer, an array (..., y, x), a `Volume` of `read_volume`, or a
+                list of up to three of one kind that are seen in colours; read frame by frame.
             model: a name, a checkpoint's path, or a loaded model.
             device: "auto", "cpu", "cuda" or "mps", for a model that is yet to be loaded; or
                 "cpu-bfloat16", quicker on processors that multiply in half precision.
@@ -115,8 +132,8 @@ class SessionBase:
         has_windows = self.view.layers or self.view.num_channels > 1
         self.window = window_for(self.view) if window is None and has_windows else window
         """Change it at any time; masks that follow from another one are out of date."""
-        self.model = model if isinstance(model, LazyModel) else LazyModel(model, device)
-        """Change it at any time; masks that follow from another one are out of date."""
+        self._device = device
+        self.model = model  # type: ignore[assignment]
         self.end_after = end_after
         """Change it at any time, as `model`."""
         self.memory: MemorySelection = memory
@@ -138,6 +155,15 @@ class SessionBase:
         self._other_sides: WeakKeyDictionary[Found, OtherSide] = WeakKeyDictionary()
         self._last_source = self._asked_source()
         self._engine = Engine()
+
+    @property
+    def model(self) -> LazyModel:
+        """Change it at any time; masks that follow from another one are out of date."""
+        return self._model
+
+    @model.setter
+    def model(self, model: LazyModel | SAM2 | str) -> None:
+        self._model = model if isinstance(model, LazyModel) else LazyModel(model, self._device)
 
     # -- objects -------------------------------------------------------------------------------
 
@@ -170,6 +196,7 @@ class SessionBase:
 
         Raises ValueError where the id cannot be used.
         """
+        _check_name(name)
         object_id = self._new_id() if object_id is None else object_id
         self._check_new_id(object_id)
         object_id = int(object_id)
@@ -185,9 +212,12 @@ class SessionBase:
         Raises ValueError for another colour.
         """
         self._check_object(object_id)
+        if unknown := sorted(changes.keys() - _EDITS.keys()):
+            raise ValueError(f"An object has no {unknown[0]}; it has {', '.join(_EDITS)}.")
+        _check_name(changes.get("name", ""))
         if changes.get("colour") is not None:
-            changes["colour"] = _rgb(changes["colour"])
-        label = next((_EDITS[name] for name in changes if name in _EDITS), "Edit object")
+            changes["colour"] = _colour(changes["colour"])
+        label = next((_EDITS[name] for name in changes), "Edit object")
         with self.history.change(label):
             self._records.set_object(object_id, replace(self.objects[object_id], **changes))
         if "locked" in changes:  # a locked mask goes first where masks overlap
@@ -287,6 +317,11 @@ class SessionBase:
 
     def view_of(self, key: SequenceKey) -> SequenceView:
         """A sequence of the image, as frames."""
+        if not isinstance(key, SequenceKey):
+            raise ValueError(
+                f"Slices are chosen by SequenceKey.along(axis, ndim={len(self.view.shape)}), not "
+                f"by {key!r}."
+            )
         if key not in self._views:
             self._views[key] = self._make_view(key)
         return self._views[key]
@@ -367,7 +402,7 @@ class SessionBase:
     # -- helpers -------------------------------------------------------------------------------
 
     def _check_object(self, object_id: int) -> None:
-        if object_id not in self._records.objects:
+        if whole_number(object_id, "The id of an object") not in self._records.objects:
             raise ValueError(f"There is no object {object_id}; add it with add_object first.")
 
     def _new_id(self) -> int:
@@ -382,8 +417,8 @@ class SessionBase:
 
     def _check_new_id(self, object_id: int) -> None:
         """Raises ValueError where a new object cannot have this id."""
-        is_whole = isinstance(object_id, int | np.integer)
-        if not is_whole or not 1 <= object_id <= MAX_ID or object_id in self.objects:
+        number = whole_number(object_id, "The id of an object")
+        if not 1 <= number <= MAX_ID or number in self.objects:
             raise ValueError(
                 f"An object needs a new id, a whole number from 1 to {MAX_ID}; {object_id} cannot "
                 "be used."
@@ -396,8 +431,7 @@ class SessionBase:
             )
 
     def _check_frame(self, frame: int) -> None:
-        if not isinstance(frame, int | np.integer) or not 0 <= frame < len(self.view):
-            raise ValueError(f"There is no slice {frame}; there are {len(self.view)}, from 0.")
+        self.view.check_frame(frame)
 
     def _check_unlocked(self, object_id: int, frame: int | None = None) -> None:
         self._check_object(object_id)
@@ -427,11 +461,3 @@ class SessionBase:
 
     def _asked_source(self) -> Source:
         return Source(self.model, self.window, self.end_after, self.memory, self.memory_tokens)
-
-
-def _rgb(colour: Sequence[float]) -> tuple[float, float, float]:
-    """A colour as a session's file holds it; ValueError for what is none."""
-    parts = [float(part) for part in colour]
-    if len(parts) != 3 or not all(0 <= part <= 1 for part in parts):
-        raise ValueError(f"A colour is red, green and blue, each from 0 to 1, not {colour}.")
-    return parts[0], parts[1], parts[2]

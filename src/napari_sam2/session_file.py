@@ -70,6 +70,10 @@ def save_session(session: Session, path: str | os.PathLike[str]) -> None:
 
     Raises WriteError, which says why the file cannot be written.
     """
+    if not isinstance(session, Session):
+        raise ValueError(
+            f"Give the session first, and then the path, not a {type(session).__name__}."
+        )
     SessionWriter(session).write(path)
 
 

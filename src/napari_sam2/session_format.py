@@ -302,6 +302,10 @@ def read_session(path: str | os.PathLike[str]) -> SavedSession:
     Raises SessionFileError: there is no such file, it is none of a session or damaged, or a newer
     napari-sam2 has written it.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise SessionFileError(
+            f"Give the path of the session first, and then the image, not a {type(path).__name__}."
+        )
     try:
         with zipfile.ZipFile(path) as file:
             content = _json_of(file, path)

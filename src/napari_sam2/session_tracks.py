@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from napari_sam2.given import several
 from napari_sam2.lineage import LineageError, ancestors, divisions, split_mask
 from napari_sam2.session_base import SessionBase
 from napari_sam2.slice_data import Found, Life, Look, ObjectMask, Place
@@ -35,7 +36,7 @@ class TrackEdits(SessionBase):
         Raises LineageError: fewer than two daughters, one that begins too early, has no mask, or is
         an ancestor of the parent. LockedError where one of them is locked.
         """
-        wanted = sorted(set(daughters))
+        wanted = sorted(set(several(daughters, "daughters")))
         if len(wanted) < 2:
             raise LineageError(
                 "A division has two daughters or more. To say that one object comes from another, "
@@ -99,7 +100,12 @@ class TrackEdits(SessionBase):
         LockedError where the object is locked.
         """
         self._check_unlocked(object_id)
+        self._check_frame(frame)
         first, last = self._span(object_id)
+        if first == last:
+            raise LineageError(
+                f"{self._name(object_id)} is on slice {first} alone, so it cannot be cut."
+            )
         if not first < frame <= last:
             raise LineageError(
                 f"{self._name(object_id)} is on slices {first} to {last}, so it can be cut on "
@@ -187,6 +193,7 @@ class TrackEdits(SessionBase):
         approved or locked slices from the frame on.
         """
         self._check_unlocked(object_id)
+        self._check_frame(frame)
         first, _ = self._span(object_id)
         records, place = self._records, (self.view.key, object_id)
         if first >= frame:

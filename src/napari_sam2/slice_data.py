@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from napari_sam2.areas import Area, Box, joined
+from napari_sam2.given import positions
 from napari_sam2.lineage import split_mask
 from napari_sam2.sequence_view import SequenceKey, Windows
 
@@ -242,21 +243,27 @@ class SlicePrompts:
         lassos: Iterable[ArrayLike] = (),
     ) -> SlicePrompts:
         """Check and convert what is given as to `Session.set_prompts`; raises ValueError."""
-        yx = np.array(points, float).reshape(-1, 2)
+        yx = positions(points, 2, "point")
         signs = np.ones(len(yx), np.int64) if labels is None else np.array(labels, np.int64)
         if signs.shape != (len(yx),):
             raise ValueError(f"{len(yx)} points have {signs.size} labels; give each point one.")
-        lines = tuple(Scribble(np.array(p, float).reshape(-1, 2), int(i)) for p, i in scribbles)
+        lines = tuple(Scribble(positions(p, 2, "position"), int(i)) for p, i in scribbles)
         if not np.isin([*signs, *(line.label for line in lines)], (0, 1)).all():
             raise ValueError("The label of a click or scribble is 1 (on the object) or 0 (beside).")
         if not all(len(line.path) for line in lines):
             raise ValueError("A scribble needs a position at least.")
-        polygons = tuple(np.array(polygon, float).reshape(-1, 2) for polygon in lassos)
+        polygons = tuple(positions(polygon, 2, "corner of a lasso") for polygon in lassos)
         for polygon in polygons:
             if len(polygon) < 3:
                 raise ValueError(f"A lasso needs three corners or more, not {len(polygon)}.")
         if box is not None:
-            y0, x0, y1, x1 = np.sort(np.array(box, float).reshape(2, 2), axis=0).ravel().tolist()
+            corners = np.ravel(box)
+            if len(corners) != 4:
+                raise ValueError(f"A box is four numbers, (y0, x0, y1, x1), not {box!r}.")
+            corners = np.sort(positions(corners.reshape(2, 2), 2, "corner of a box"), axis=0)
+            y0, x0, y1, x1 = corners.ravel().tolist()
+            if y0 == y1 or x0 == x1:
+                raise ValueError(f"The box {box!r} is empty: its corners lie on one line.")
             box = y0, x0, y1, x1
         said = cls(yx, signs, box, lines, polygons)
         for name, places in said.places:

@@ -25,7 +25,7 @@ def why_not(
         if path.exists() and path.is_dir() != is_folder:
             return "it is a file, and a folder is needed" if is_folder else "it is a folder"
         if path.exists() and not overwrite:
-            return "it exists already; use --overwrite to replace it"
+            return "it exists already; --overwrite (overwrite=True in a script) replaces it"
         if path.exists() and not os.access(path, os.W_OK):
             return "it is write-protected"
         return why_not_in(folder)

@@ -44,6 +44,13 @@ class Context(QObject):
         self._rest.setInterval(_PAUSE_MS)
         self._rest.timeout.connect(self._write_rest)
 
+    def choose(self, image: napari.layers.Image) -> None:
+        """Work on an image layer of the viewer. Raises ValueError for any other."""
+        index = self.panel.images.findData(image)
+        if index < 0:
+            raise ValueError(f"{image.name} is no image layer of this viewer.")
+        self.panel.images.setCurrentIndex(index)
+
     @property
     def session(self) -> Session | None:
         return self.work.session if self.work else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import napari.layers
 import numpy as np
-from qtpy.QtCore import QSize, Qt
+from qtpy.QtCore import QSize, Qt, QTimer
 from qtpy.QtWidgets import (
     QComboBox,
     QFormLayout,
@@ -28,6 +28,7 @@ from napari_sam2.session import Session
 from napari_sam2.tasks import Task
 from napari_sam2.throughout import throughout_steps
 from napari_sam2.widgets.context import Context
+from napari_sam2.widgets.events import Connections
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.worker import Worker
 
@@ -121,6 +122,11 @@ class FindAll(QWidget):
         context.changed.connect(self._show_state)
         for slider in self.values:
             slider.valueChanged.connect(self.show_chosen)
+        self._listing = QTimer(self)  # later, when it is known which layer holds the objects
+        self._listing.setSingleShot(True)
+        self._listing.timeout.connect(self._list_seeds)
+        self._events = Connections()
+        self._events.connect_list(context.viewer.layers, self._on_layers)
         # Qt may destroy the window without closing it.
         self.destroyed.connect(partial(_end, self._worker))
         self._show_sliders()
@@ -152,7 +158,6 @@ class FindAll(QWidget):
     def open(self) -> None:
         """Show the window, with the labels layers that there are now."""
         self._list_seeds()
-        self._show_state()
         self.show()
         self.raise_()
 
@@ -235,6 +240,8 @@ class FindAll(QWidget):
 
     def shut_down(self) -> None:
         """End the thread after the step under way."""
+        self._events.disconnect_all()
+        self._listing.stop()
         self._worker.close()
 
     # -- what is shown -------------------------------------------------------------------------
@@ -300,6 +307,9 @@ class FindAll(QWidget):
             slider.setEnabled(bool(self.candidates))
             slider.blockSignals(False)
 
+    def _on_layers(self, *_: object) -> None:
+        self._listing.start()
+
     def _list_seeds(self) -> None:
         before = self.seeds.currentData()
         self.seeds.blockSignals(True)
@@ -316,6 +326,7 @@ class FindAll(QWidget):
                 self.seeds.addItem(f"nuclei in: {layer.name}", layer)
         self.seeds.setCurrentIndex(max(0, self.seeds.findData(before)))
         self.seeds.blockSignals(False)
+        self._show_state()
 
     def _lay_out(self) -> None:
         form = QFormLayout()

@@ -48,13 +48,6 @@ class Images(QObject):
         panel.by_itself.clicked.connect(self._on_closely)
         context.models.changed.connect(self._on_model_changed)
 
-    def choose(self, image: napari.layers.Image) -> None:
-        """Work on an image layer of the viewer. Raises ValueError for any other."""
-        index = self._context.panel.images.findData(image)
-        if index < 0:
-            raise ValueError(f"{image.name} is no image layer of this viewer.")
-        self._context.panel.images.setCurrentIndex(index)
-
     def fill(self, *_: object) -> None:
         """List the images of the viewer."""
         layers, combo = self._context.viewer.layers, self._context.panel.images
@@ -131,7 +124,9 @@ class Images(QObject):
                 problem = str(error)
             self.follow_viewer()
         self._options.fill()
+        selected = 0 if context.work is None else context.work.object_id
         context.changed.emit()
+        context.panel.object_id = selected
         self._marking.show_mode()
         context.say_what_next()
         if problem:

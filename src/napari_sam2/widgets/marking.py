@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from qtpy.QtCore import QTimer
 
+from napari_sam2.label_ids import ids_in
 from napari_sam2.prompt_layers import PromptLayers
 from napari_sam2.session import Session, Step
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.events import Hooks, Keys
 from napari_sam2.widgets.panel import BOX, EXCLUDE, INCLUDE, LASSO, PAINT, SCRIBBLE
+from napari_sam2.widgets.workspace import Workspace
 
 _AHEAD_MS = 250
 _SURE = 0.5
@@ -48,15 +51,44 @@ class Marking:
     def __init__(self, context: Context, keys: Keys) -> None:
         self._context = context
         self._panel = context.panel
-        self.hooks = Hooks(
-            self.take_over_edits, self._on_stroke, self._on_label_selected, self.show_mode, keys
-        )
+        self._keys = keys
         self.ahead = QTimer(context)
         self.ahead.setInterval(_AHEAD_MS)
         self.ahead.setSingleShot(True)
         self.ahead.timeout.connect(self._look_ahead)
         context.runner.previewed.connect(self._on_preview)
         context.panel.objects.chosen.connect(self._on_chosen)
+
+    @property
+    def hooks(self) -> Hooks:
+        """Of the layers of the image that is chosen; who marks or paints in them later, while
+        another image is chosen, chooses it again.
+        """
+        work = self._context.work
+        assert work is not None
+
+        def here(action: Callable[..., None]) -> Callable[..., None]:
+            def act(*_: object) -> None:
+                self._choose(work)
+                action()
+
+            return act
+
+        return Hooks(
+            here(self.take_over_edits),
+            here(self._on_stroke),
+            self._on_label_selected,
+            self.show_mode,
+            {key: here(action) for key, action in self._keys.items()},
+        )
+
+    def _choose(self, work: Workspace) -> None:
+        """Work on the image of the layer that a person works in."""
+        now, active = self._context.work, self._context.viewer.layers.selection.active
+        is_shared = now is not None and work.labels is now.labels
+        is_meant = active in (*work.layers, work.labels) or work.masks.is_replaced
+        if now is not work and is_meant and not is_shared:
+            self._context.choose(work.image)
 
     def start(self, mode: str) -> None:
         """Let the person mark the selected object in one of the panel's ways."""
@@ -215,7 +247,7 @@ class Marking:
         self.ahead.start()
 
     def _on_stroke(self, *_: object) -> None:
-        """napari tells of some strokes just before it paints them."""
+        """napari tells of some strokes just before it paints them; a plugin gives a new array."""
         if self._context.work is not None:
             self._context.work.masks.has_strokes = True
             QTimer.singleShot(0, self.take_over_strokes)
@@ -228,12 +260,17 @@ class Marking:
         work.masks.has_strokes = False
         session, labels = work.session, work.labels
         is_flat = context.viewer.dims.ndisplay == 2 and labels.n_edit_dimensions == 2
-        frames = [context.frame] if is_flat else range(len(session.view))
+        frames: Sequence[int] = [context.frame] if is_flat else range(len(session.view))
+        painted = {int(labels.selected_label)} if labels.mode != "erase" else set()
+        if work.masks.is_replaced:
+            frames = self._take_array(work)
+            if not frames:
+                return
+            painted.update(*(ids_in(labels.data[session.view.index(n)]) for n in frames))
         with session.history.change("Paint"):
-            painted = int(labels.selected_label)
-            is_new = work.masks.is_own and painted > 0 and labels.mode != "erase"
-            if is_new and painted not in session.objects:
-                session.add_object(object_id=painted)
+            if work.masks.is_own:
+                for object_id in sorted(painted - {0} - session.objects.keys()):
+                    session.add_object(object_id=object_id)
             changed = {i for frame in frames for i in session.take_painting(frame)}
         context.changed.emit()
         if changed:
@@ -241,6 +278,22 @@ class Marking:
             self._panel.say(f"{names}: painted by hand, and kept so. Update carries it on.")
         else:
             self._panel.fail("Locked and approved masks are not painted over. Unlock them first.")
+
+    def _take_array(self, work: Workspace) -> list[int]:
+        """The frames that are others in the array that the labels layer was given; says if none."""
+        name = work.masks.layer.name if work.masks.layer is not None else ""
+        try:
+            frames = work.masks.take_array()
+        except ValueError as error:
+            self.add_layers()
+            self._panel.fail(str(error))
+            return []
+        if not frames:
+            self._panel.say(
+                f"{name} keeps its type of numbers, in which it shows the masks. Files are written "
+                "in the smallest type that holds them."
+            )
+        return frames
 
     def _on_label_selected(self, *_: object) -> None:
         if self._context.labels is not None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from napari_sam2.alignment import align
 from napari_sam2.io.readers import METADATA_KEY
 from napari_sam2.io.writers import SESSION_KEY
-from napari_sam2.output import check_labels
+from napari_sam2.output import check_writable
 from napari_sam2.prompt_layers import Follower, new_labels_layer, object_rgb
 from napari_sam2.session import Session
 from napari_sam2.widgets.canvas import remove_layers
@@ -48,6 +48,7 @@ class MaskLayers:
         self.has_strokes = False
         """Whether strokes have ended that the session has not taken over yet."""
         self.selected = 1
+        self._array: Any = None  # what the layer shows, the session's labels
         self._layers: LayerList | None = None
         self._events = Connections()
         self._keys: Keys = {}
@@ -81,7 +82,7 @@ class MaskLayers:
         to say so.
         """
         check_grid(self.image, layer, self.session.view.shape)
-        check_labels(layer.data, self.session.view.shape)
+        check_writable(layer.data, self.session.view.shape)
 
     def write_to(
         self,
@@ -167,6 +168,36 @@ class MaskLayers:
         self.each.clear()
         self._follow()
 
+    @property
+    def is_replaced(self) -> bool:
+        """Whether the layer was given another array than the session's."""
+        return self.layer is not None and self.layer.data is not self._array
+
+    def take_array(self) -> list[int]:
+        """Put the session's array back into the layer, with what is in the one that it was given.
+
+        Returns the frames of the sequence that is shown on which that is something else. Raises
+        ValueError where it has another shape; the layer is let go of then.
+        """
+        assert self.layer is not None
+        layer, own, view = self.layer, self._array, self.session.view
+        new = layer.data
+        if tuple(np.shape(new)) != view.shape:
+            self.given = None
+            self.forget()
+            raise ValueError(
+                f"{layer.name} has another shape now, so the masks are shown in a layer of their "
+                "own."
+            )
+        changed = []
+        for frame in range(len(view)):
+            index = view.index(frame)
+            if not np.array_equal(own[index], new[index]):
+                own[index] = new[index]
+                changed.append(frame)
+        layer.data = own
+        return changed
+
     def refresh(self) -> None:
         """Show what has changed in the masks."""
         for layer in (self.layer, *self.each.values()):
@@ -202,11 +233,13 @@ class MaskLayers:
 
     def _take(self, layer: Labels, hooks: Hooks) -> None:
         self.layer = layer
+        self._array = layer.data
         self._link(layer)
         self._colormap = layer.colormap
         layer.selected_label = self.selected
         self._keys = {key: act for key, act in hooks.keys.items() if key not in NAPARI_KEYS}
         self._events.connect(layer.events.paint, hooks.painted)
+        self._events.connect(layer.events.data, hooks.painted)
         self._events.connect(layer.events.selected_label, hooks.label_selected)
         self._events.connect(layer.events.mode, hooks.mode_changed)
         layer.mouse_drag_callbacks.insert(0, self._while_held)

@@ -166,7 +166,7 @@ class SAM2Widget(Docked):
 
     def choose_image(self, image: napari.layers.Image) -> None:
         """Work on an image layer of the viewer."""
-        self._images.choose(image)
+        self._context.choose(image)
 
     def start(self, mode: str) -> None:
         """Let the person mark the selected object: "include", "exclude", "box", "scribble",

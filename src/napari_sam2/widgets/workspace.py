@@ -87,9 +87,10 @@ class Workspace:
         self._ndisplay = 2
         self._is_late = False  # the layers show less than the session knows
         self._keys: Keys = {}
-        self._object_id = next(iter(session.objects))
+        self.object_id = next(iter(session.objects))
+        """The object that new marks belong to."""
         self._excludes = False
-        self.masks.selected = self._object_id
+        self.masks.selected = self.object_id
         self.events.connect(session.prompts_replaced, self.refill)
         self.events.connect(session.objects_changed, self._on_objects)
         for signal in (session.objects_changed, session.masks_changed):
@@ -165,7 +166,7 @@ class Workspace:
             self._is_filling = False
         self._readings = {v.key: prompts.read(v) for v in self.session.prompted_sequences}
         self._count = len(prompts.points.data) + len(prompts.boxes.data)
-        self.prepare(self._object_id, self._excludes)
+        self.prepare(self.object_id, self._excludes)
         self.colour_prompts()
 
     def follow_display(self, ndisplay: int) -> None:
@@ -241,7 +242,7 @@ class Workspace:
 
     def prepare(self, object_id: int, excludes: bool) -> None:
         """What new prompts belong to."""
-        self._object_id, self._excludes = object_id, excludes
+        self.object_id, self._excludes = object_id, excludes
         self.masks.selected = object_id
         self._set_defaults(NEGATIVE if excludes else POSITIVE)
 
@@ -267,7 +268,7 @@ class Workspace:
             self.refill()
         elif now.prompts != before.prompts:
             self.colour_prompts()
-        self.prepare(self._object_id, self._excludes)
+        self.prepare(self.object_id, self._excludes)
         is_outside = now.outside > before.outside
         return Edit(tuple(taken), is_outside, bool(now.replaced), refused)
 
@@ -329,8 +330,8 @@ class Workspace:
 
     def _set_defaults(self, label: str) -> None:
         if self.prompts is not None:
-            colour = self.masks.colour_of(self._object_id)
-            self.prompts.prepare(self.session.view.key, self._object_id, label, colour)
+            colour = self.masks.colour_of(self.object_id)
+            self.prompts.prepare(self.session.view.key, self.object_id, label, colour)
 
     def _while_clicking(self, layer: Points, event: Any) -> Iterator[None]:
         if layer.mode == "add":
