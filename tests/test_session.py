@@ -359,13 +359,15 @@ def test_mistakes_are_told(session):
         session.add_points(one, [(2, 99, 1)])
     with pytest.raises(ValueError, match="2 points have 1 labels"):
         session.set_prompts(one, 1, points=[(1, 1), (2, 2)], labels=[1])
-    with pytest.raises(ValueError, match=r"no slice 2\.0"):
+    with pytest.raises(ValueError, match=r"whole number, not 2\.0"):
         session.add_box(one, 2.0, (5, 5, 9, 9))
-    for taken_or_none in (one, 0, 2**31, 3.0):
+    for taken_or_none in (one, 0, 2**31):
         with pytest.raises(ValueError, match="needs a new id"):
             session.add_object(object_id=taken_or_none)
+    with pytest.raises(ValueError, match=r"a whole number, not 3\.0"):
+        session.add_object(object_id=3.0)
     for colour in ((1, 0, 0, 1), (255, 0, 0), (0.5, 0.5)):
-        with pytest.raises(ValueError, match="red, green and blue, each from 0 to 1"):
+        with pytest.raises(ValueError, match="three numbers from 0 to 1"):
             session.edit_object(one, colour=colour)
     assert session.prompts == {}
     assert session.objects[one].colour is None

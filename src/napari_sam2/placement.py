@@ -19,7 +19,7 @@ from napari_sam2.io.place import world_affine
 from napari_sam2.io.volume import Volume
 from napari_sam2.sequence_view import SequenceKey
 from napari_sam2.session import NothingToDo, Session
-from napari_sam2.slice_data import Life, ObjectMask, ObjectState, SessionState, SlicePrompts
+from napari_sam2.slice_data import Life, ObjectMask, SessionState, SlicePrompts
 
 
 class PlacementError(ValueError):
@@ -101,7 +101,8 @@ def place(state: SessionState, session: Session, placement: Placement) -> list[s
             with suppress(NothingToDo):  # clicks do not say how large the object is here
                 session.look_closely(object_id, None if known.look.area is None else CLOSE)
         if taken and known.life != Life():
-            session.set_life(object_id, *_placed_life(known, placement, key.axis, axis, taken))
+            life = _placed_life(known.life, everywhere, placement, key.axis, axis, taken)
+            session.set_life(object_id, *life)
         count += len(taken)
         if lost:
             name = state.objects[object_id].name
@@ -114,18 +115,21 @@ def place(state: SessionState, session: Session, placement: Placement) -> list[s
 
 
 def _placed_life(
-    known: ObjectState, placement: Placement, axis: int, to_axis: int, marked: set[int]
+    life: Life,
+    yx: NDArray[np.float64],
+    placement: Placement,
+    axis: int,
+    to_axis: int,
+    marked: set[int],
 ) -> Life:
     """Between which slices of the image an object is: those nearest to where it ends about its
-    marks in the template, and all that are marked."""
-    positions = [place for said in known.prompts.values() for place in _positions(said)]
-    middle = np.insert(np.concatenate(positions).mean(0), axis, 0.0)
-    ends = []
-    for frame in (known.life.first or None, known.life.last):
-        middle[axis] = frame or 0
-        at = round(float(placement.points(middle[None])[0, to_axis]))
-        ends.append(None if frame is None else at)
-    first, last = ends if placement.matrix[to_axis, axis] > 0 else ends[::-1]
+    marks (N, 2) in the template, and all that are marked."""
+    first, last = (
+        None if frame is None else _Moved(placement, axis, to_axis, frame).frame(yx)
+        for frame in (life.first or None, life.last)
+    )
+    if placement.matrix[to_axis, axis] < 0:
+        first, last = last, first
     end = placement.shape[to_axis] - 1
     return Life(
         0 if first is None else min(max(first, 0), *marked),
