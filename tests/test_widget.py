@@ -155,7 +155,7 @@ def test_every_key_that_is_listed_works_in_the_layers_of_the_image_only(desk):
     d = desk()
     d.widget.start("include")
     listed = {part.strip() for row in KEYS for part in row.split(",")}
-    listed |= {"Shift+O", "Ctrl+Shift+Z"}  # named in the texts of O and Ctrl+Z
+    listed |= {"Shift+O", "Shift+T", "Ctrl+Shift+Z"}  # named in the texts of O, T and Ctrl+Z
     listed -= {"Shift+click", "S", "A", "Delete"}  # by the mouse, and napari's own
     in_widget = {shortcut.key().toString() for shortcut in d.widget.findChildren(QShortcut)}
     assert in_widget == listed
@@ -164,7 +164,7 @@ def test_every_key_that_is_listed_works_in_the_layers_of_the_image_only(desk):
         return {str(key).replace("Meta", "Ctrl") for key in layer.keymap}
 
     assert bound(d.widget.points_layer) == bound(d.widget.shapes_layer) == listed
-    assert bound(d.widget.labels_layer) == listed - {"B", "E", "F", "L", "P"}
+    assert bound(d.widget.labels_layer) == listed - {"B", "E", "L", "P"}
     assert bound(d.image) == set()
     assert not {str(key) for key in d.viewer.keymap} & listed
 

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from napari.components import LayerList
     from napari.layers import Image, Labels, Layer
 
-NAPARI_KEYS = frozenset("BEFLP")
-"""In a labels layer, people know these keys for something else: preserve, erase, fill, pick,
-paint."""
+NAPARI_KEYS = frozenset("BELP")
+"""In a labels layer, people know these keys for something else: preserve, erase, pick, paint."""
 
 _TRANSPARENT = np.zeros(4)
 _OTHERS = np.array((0.7, 0.7, 0.7, 1.0))

@@ -165,8 +165,8 @@ class Panel(QWidget):
         self.slice.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
         self.approve = _button("Approve", "The mask is right here: keep it, follow it.  Key: Y")
         self.lock = _button("Lock", "Keep the mask on this slice as it is.  Key: K")
-        self.begins = _button("Begins here", "The object is not on the slices before.  Key: F")
-        self.ends = _button("Ends here", "The object is not on the slices behind.  Key: T")
+        self.begins = _button("Begins here", "The object is on no slice before.  Key: Shift+T")
+        self.ends = _button("Ends here", "The object is on no slice behind.  Key: T")
         for button in (self.approve, self.lock, self.begins, self.ends):
             button.setCheckable(True)
         self.reject = _button(
