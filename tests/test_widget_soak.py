@@ -33,9 +33,10 @@ ANYTHING_GOES: dict[str, Any] = {
 }
 """What a model of random weights finds must not be judged."""
 KEYS = [
-    *((key, NONE) for key in "IEBDLPNOYKRQGUSA12"),
+    *((key, NONE) for key in "IEBDLPNOYKTRQGUSA12"),
     *((key, modifiers) for key in "Z" * 3 for modifiers in (CONTROL, CONTROL | SHIFT)),
     ("O", SHIFT),
+    ("T", SHIFT),
     (Qt.Key.Key_Delete, NONE),
     (Qt.Key.Key_Left, NONE),
     (Qt.Key.Key_Right, NONE),
@@ -250,6 +251,10 @@ class Hands:
     def do_keep(self) -> None:
         self.on_a_slice()
         self.press(self.d.panel.approve, self.d.panel.lock, self.d.panel.unpaint)
+
+    def do_end(self) -> None:
+        self.on_a_slice()
+        self.press(self.d.panel.begins, self.d.panel.ends)
 
     def do_reject(self) -> None:
         self.on_a_slice()
