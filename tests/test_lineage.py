@@ -419,3 +419,34 @@ def test_an_object_that_is_deleted_meanwhile_stays_so(session):
     assert session.take_branch(branch, "Work") == []
     assert 3 not in session.objects and session.parents == {2: 1}
     assert not (session.labels == 3).any()
+
+
+def test_new_objects_of_a_branch_leave_the_labels_of_others_alone(session):
+    labels = np.zeros(IMAGES.shape, np.uint8)
+    labels[0, :9, :9] = 5  # 1 to 4 are the session's
+    session.write_to(labels)
+    branch = session.branch()
+    new = branch.add_object()
+    branch.paint(new, 0, np.ones(SIZE))
+    assert session.take_branch(branch, "Work") == [6]
+    assert (labels[0, :9, :9] == 5).all() and (labels[0] == 5).sum() == 81
+    assert (labels[0] == 6).sum() > 81
+
+
+def test_new_objects_of_a_branch_get_ids_that_the_labels_hold_by_now(session):
+    branch = session.branch()
+    branch.paint(branch.add_object(object_id=300), 0, np.ones(SIZE))
+    session.write_to(np.zeros(IMAGES.shape, np.uint8))
+    assert session.take_branch(branch, "Work") == [5]
+
+    branch = session.branch()
+    branch.paint(branch.add_object(object_id=254), 0, np.ones(SIZE))
+    branch.paint(branch.add_object(), 1, np.ones(SIZE))
+    session.add_object(object_id=255)
+    before, objects = session.labels.copy(), list(session.objects)
+    with pytest.raises(ValueError, match="uint8, which hold ids up to 255"):
+        session.take_branch(branch, "Work")
+    assert list(session.objects) == objects
+    np.testing.assert_array_equal(session.labels, before)
+    session.write_to(np.zeros(IMAGES.shape, np.uint16))
+    assert session.take_branch(branch, "Work") == [254, 256]
