@@ -250,6 +250,24 @@ def test_a_track_is_ended_only_where_a_mask_is_left_and_nothing_is_kept(session)
     assert session.life(4) == (0, 6)
 
 
+@pytest.mark.parametrize("edit", ["cut_object", "end_object"])
+def test_the_end_of_a_track_goes_first_where_masks_overlap(edit):
+    """It becomes a prompt there, as if painted, where the track has no other one."""
+    session = Session(IMAGES, small_model(), window=(0, 200))
+    ids = session.add_object(), session.add_object()
+    for object_id, x in zip(ids, (30, 40), strict=True):
+        session.add_points(object_id, [(FRAMES - 1, 25, x)])
+    session.propagate()
+    one, two = (session.masks_of(i)[2].on_frame(SIZE) for i in ids)
+    loser = min(ids, key=lambda i: (session.labels[2][one & two] == i).sum())
+    assert (session.labels[2][one & two] != loser).any(), "the test needs an overlap"
+    getattr(session, edit)(loser, 3)
+    assert (session.labels[2][one & two] == loser).all()
+    fresh = Session(IMAGES, small_model(), window=(0, 200))
+    fresh.restore(session.snapshot())
+    np.testing.assert_array_equal(session.labels, fresh.labels)
+
+
 def test_the_later_part_of_a_cut_track_has_the_daughters(session):
     session.set_division(1, [2, 3])
     new = session.cut_object(1, 2)

@@ -299,10 +299,11 @@ class TrackEdits(SessionBase):
         self._records.set_life(place, self._records.life(place)._replace(last=last))
 
     def _make_prompt(self, place: Place, frame: int, mask: ObjectMask) -> None:
-        """Let a mask be a prompt, as if it was painted."""
+        """Let a mask be a prompt, as if it was painted; it goes first where masks overlap then."""
         self._records.prompts.set(
             place, frame, replace(self._records.said(place, frame), mask=mask)
         )
+        self._writer.write(self.view_of(place[0]), [frame])
 
     def _pieces(self, mask: ObjectMask | None) -> list[NDArray[np.bool_]]:
         """The pieces of a mask, (H, W) each, the largest first."""
