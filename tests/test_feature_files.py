@@ -84,8 +84,11 @@ def test_files_go_by_age_and_then_by_size(model: SAM2, tmp_path: Path) -> None:
         used = time.time() - age * 24 * 3600
         os.utime(path, (used, used))
     newest, middle, _ = files(tmp_path)
+    killed = tmp_path / ".abc.safetensors.0123.part"
+    killed.write_bytes(b"half of it")
+    os.utime(killed, (0, 0))
     FeatureFiles("sum", 1 << 30, tmp_path, max_days=1.5)
-    assert files(tmp_path) == [newest, middle]
+    assert files(tmp_path) == [newest, middle] and not killed.exists()
     FeatureFiles("sum", newest.stat().st_size, tmp_path)
     assert files(tmp_path) == [newest]
 

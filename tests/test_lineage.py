@@ -279,6 +279,12 @@ def test_an_object_is_only_where_a_person_says_that_it_can_be():
         session.set_life(1, first=6)
     with pytest.raises(ValueError, match="cannot begin on slice 5 and end on slice 2"):
         session.set_life(1, first=5, last=2)
+    session.add_object()
+    session.add_box(2, 5, (35, 60, 55, 80))  # no mask yet
+    with pytest.raises(LineageError, match="on slices 5 to 5, so it cannot end on slice 3"):
+        session.set_life(2, last=3)
+    session.set_life(2, last=5)
+    assert list(session.prompts[2]) == [5]
 
 
 def test_the_nearest_mask_leads_on_where_no_mark_is_left():
@@ -305,6 +311,28 @@ def test_a_parent_is_not_there_along_with_its_daughters(session):
     session.set_life(1, last=2)
     session.set_life(2, first=5)
     assert session.parents == {2: 1, 3: 1}
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [lambda s, i: s.cut_object(i, 3), lambda s, i: s.set_life(i, last=2)],
+    ids=["cut", "end"],
+)
+def test_the_end_of_a_track_goes_first_where_masks_overlap(edit):
+    """It becomes a prompt there, as if painted, where the track has no other one."""
+    session = Session(IMAGES, small_model(), window=(0, 200))
+    ids = session.add_object(), session.add_object()
+    for object_id, x in zip(ids, (30, 40), strict=True):
+        session.add_points(object_id, [(FRAMES - 1, 25, x)])
+    session.propagate()
+    one, two = (session.masks_of(i)[2].on_frame(SIZE) for i in ids)
+    loser = min(ids, key=lambda i: (session.labels[2][one & two] == i).sum())
+    assert (session.labels[2][one & two] != loser).any(), "the test needs an overlap"
+    edit(session, loser)
+    assert (session.labels[2][one & two] == loser).all()
+    fresh = Session(IMAGES, small_model(), window=(0, 200))
+    fresh.restore(session.snapshot())
+    np.testing.assert_array_equal(session.labels, fresh.labels)
 
 
 def test_the_later_part_of_a_cut_track_has_the_daughters(session):
@@ -476,3 +504,34 @@ def test_an_object_that_is_deleted_meanwhile_stays_so(session):
     assert session.take_branch(branch, "Work") == []
     assert 3 not in session.objects and session.parents == {2: 1}
     assert not (session.labels == 3).any()
+
+
+def test_new_objects_of_a_branch_leave_the_labels_of_others_alone(session):
+    labels = np.zeros(IMAGES.shape, np.uint8)
+    labels[0, :9, :9] = 5  # 1 to 4 are the session's
+    session.write_to(labels)
+    branch = session.branch()
+    new = branch.add_object()
+    branch.paint(new, 0, np.ones(SIZE))
+    assert session.take_branch(branch, "Work") == [6]
+    assert (labels[0, :9, :9] == 5).all() and (labels[0] == 5).sum() == 81
+    assert (labels[0] == 6).sum() > 81
+
+
+def test_new_objects_of_a_branch_get_ids_that_the_labels_hold_by_now(session):
+    branch = session.branch()
+    branch.paint(branch.add_object(object_id=300), 0, np.ones(SIZE))
+    session.write_to(np.zeros(IMAGES.shape, np.uint8))
+    assert session.take_branch(branch, "Work") == [5]
+
+    branch = session.branch()
+    branch.paint(branch.add_object(object_id=254), 0, np.ones(SIZE))
+    branch.paint(branch.add_object(), 1, np.ones(SIZE))
+    session.add_object(object_id=255)
+    before, objects = session.labels.copy(), list(session.objects)
+    with pytest.raises(ValueError, match="uint8, which hold ids up to 255"):
+        session.take_branch(branch, "Work")
+    assert list(session.objects) == objects
+    np.testing.assert_array_equal(session.labels, before)
+    session.write_to(np.zeros(IMAGES.shape, np.uint16))
+    assert session.take_branch(branch, "Work") == [254, 256]

@@ -88,7 +88,8 @@ class FeatureFiles:
     def clean(self) -> int:
         """Remove what is too old, then what is too much; returns the bytes that remain."""
         found = []
-        for path in self._folder.glob("*.safetensors"):
+        unfinished = self._folder.glob(".*.part")  # of processes that were killed
+        for path in (*self._folder.glob("*.safetensors"), *unfinished):
             try:
                 stat = path.stat()
             except OSError:  # another session cleans, too

@@ -486,6 +486,8 @@ class Session(TrackEdits):
             closely=self.closely,
             **self._how,
         )
+        labels = np.zeros(self.view.shape, self._writer.output.labels.dtype)
+        other.write_to(labels, others=self._writer.output.others)  # so that new ids fit in here
         with self.history.lock:
             self._branched[other] = self._records.cells()
         for (number, place, frame), value in self._branched[other].items():
@@ -500,19 +502,23 @@ class Session(TrackEdits):
         """Take over what has changed in a branch, in one step of undo. Returns its new objects.
 
         What has changed here meanwhile is kept, also an object that is gone there. A new object
-        whose id is taken gets another one.
+        whose id is taken, here or by others in the labels, gets another one.
         label: of the step, for people.
+
+        Raises ValueError where the labels' type has no id left; nothing is taken over then.
         """
-        before = self._branched.pop(branch)
+        before, output = self._branched[branch], self._writer.output
         after, now, records = branch._records.cells(), self._records.cells(), self._records
         known, here = {records.object_of(cell) for cell in before}, self.objects.keys()
         changed_here = [c for c in before.keys() | now.keys() if now.get(c) is not before.get(c)]
         kept = {records.object_of(cell) for cell in changed_here} - branch.objects.keys()
         own = {new: new for new in branch.objects if new not in known}
-        self._last_id = max(self._last_id, branch._last_id)
-        for new in own.keys() & here:
-            self._last_id += 1
-            own[new] = self._last_id
+        fit = {new for new in own.keys() - here - output.others if new <= output.largest_id}
+        last_id = max(self._last_id, *fit, 0)
+        for new in sorted(own.keys() - fit):
+            own[new] = last_id = self._new_id(last_id)
+            self._check_new_id(last_id)
+        self._last_id = last_id
         frames: dict[SequenceKey, set[int]] = defaultdict(set)
         with self.history.change(label):
             for old in before.keys() | after.keys():
@@ -532,6 +538,7 @@ class Session(TrackEdits):
             records.set_parents({d: p for d, p in links if {d, p} <= self.objects.keys()})
             for key, changed in frames.items():
                 self._writer.write(self.view_of(key), sorted(changed))
+        del self._branched[branch]
         self.objects_changed.emit()
         self.prompts_replaced.emit()
         return sorted(set(own.values()) & self.objects.keys())

@@ -197,7 +197,7 @@ class SessionBase:
         Raises ValueError where the id cannot be used.
         """
         _check_name(name)
-        object_id = self._new_id() if object_id is None else object_id
+        object_id = self._new_id(self._last_id) if object_id is None else object_id
         self._check_new_id(object_id)
         object_id = int(object_id)
         self._last_id = max(self._last_id, object_id)
@@ -405,15 +405,17 @@ class SessionBase:
         if whole_number(object_id, "The id of an object") not in self._records.objects:
             raise ValueError(f"There is no object {object_id}; add it with add_object first.")
 
-    def _new_id(self) -> int:
-        """The next id that never was; where the labels' type ends before, the first one below."""
+    def _new_id(self, last_id: int) -> int:
+        """The next id after the last one that is in no labels of others either; where the labels'
+        type ends before, the first one between these.
+        """
         output = self._writer.output
-        following = max(self._last_id, *output.others, 0) + 1
+        following = max(last_id, *output.others, 0) + 1
         largest = min(output.largest_id, MAX_ID)
         if following <= largest:
             return following
-        below = range(self._last_id + 1, largest + 1)  # such as of a mask of 0 and 255
-        return next((i for i in below if i not in output.others), following)
+        between = range(last_id + 1, largest + 1)  # such as beside a mask of 0 and 255
+        return next((i for i in between if i not in output.others), following)
 
     def _check_new_id(self, object_id: int) -> None:
         """Raises ValueError where a new object cannot have this id."""

@@ -155,11 +155,12 @@ class TrackEdits(SessionBase):
         if life == self.life(object_id):
             return
         records, place = self._records, (self.view.key, object_id)
-        masks, marked = self.masks_of(object_id), records.anchors(place)
-        if masks and not any(life.has(at) for at in masks):
+        marked = records.anchors(place)
+        there = {*self.masks_of(object_id), *marked}
+        if there and not any(life.has(at) for at in there):
             raise LineageError(
-                f"{name} is on slices {min(masks)} to {max(masks)}, so it cannot "
-                + (f"end on slice {last}." if min(masks) > first else f"begin on slice {first}.")
+                f"{name} is on slices {min(there)} to {max(there)}, so it cannot "
+                + (f"end on slice {last}." if min(there) > first else f"begin on slice {first}.")
             )
         self._check_kin(object_id, life)
         for at in sorted(records.kept.at(place)):
@@ -333,10 +334,11 @@ class TrackEdits(SessionBase):
         self._records.set_life(place, self._records.life(place)._replace(last=last))
 
     def _make_prompt(self, place: Place, frame: int, mask: ObjectMask) -> None:
-        """Let a mask be a prompt, as if it was painted."""
+        """Let a mask be a prompt, as if it was painted; it goes first where masks overlap then."""
         self._records.prompts.set(
             place, frame, replace(self._records.said(place, frame), mask=mask)
         )
+        self._writer.write(self.view_of(place[0]), [frame])
 
     def _pieces(self, mask: ObjectMask | None) -> list[NDArray[np.bool_]]:
         """The pieces of a mask, (H, W) each, the largest first."""

@@ -22,10 +22,8 @@ class Docked(QWidget):
         """body: what is in it."""
         super().__init__()
         self.body = body or QWidget()
-        area = QScrollArea()
-        area.setWidgetResizable(True)
+        area = scrolling(self.body)
         area.setFrameShape(QFrame.Shape.NoFrame)
-        area.setWidget(self.body)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(area)
@@ -58,3 +56,11 @@ class Docked(QWidget):
                 window.tabifyDockWidget(other, dock)
                 dock.raise_()
                 return
+
+
+def scrolling(body: QWidget) -> QScrollArea:
+    """A widget that scrolls where it has too little room."""
+    area = QScrollArea()
+    area.setWidgetResizable(True)
+    area.setWidget(body)
+    return area

@@ -381,8 +381,15 @@ class FindAll(QWidget):
             self._show_state()
             self.status.setText("Another image is shown by now, so nothing was added to the first.")
             return
+        ids: list[int] = []
         with self._context.in_portions():
-            ids = session.take_branch(branch, "Find throughout")
+            is_taken = self._context.attempt(
+                lambda: ids.extend(session.take_branch(branch, "Find throughout"))
+            )
+        if not is_taken:
+            self._show_state()
+            self.status.setText(self._context.panel.status.text())
+            return
         if ids:
             self._show_marks(ids)
             self._context.panel.object_id = ids[0]

@@ -125,9 +125,10 @@ class LineageView(QWidget):
         end = self.position(track.object_id, track.last + 0.4)
         painter.setPen(QPen(colour, 3))
         painter.drawLine(start, end)
-        parent = next((t for t in self._tracks if t.object_id == track.parent), None)
-        if parent is None:
+        row = self._rows.get(track.parent or 0)
+        if row is None:
             return
+        parent = self._tracks[row]
         branch = self.position(parent.object_id, parent.last + 0.4)
         painter.setPen(QPen(self._ink, 1))
         painter.drawLine(branch, QPointF(branch.x(), start.y()))

@@ -18,7 +18,6 @@ from qtpy.QtWidgets import (
     QLabel,
     QMenu,
     QPushButton,
-    QScrollArea,
     QVBoxLayout,
     QWidget,
 )
@@ -36,6 +35,7 @@ from napari_sam2.io.writers import write_ctc
 from napari_sam2.session import Session
 from napari_sam2.tracks import tracks_of, write_tracks
 from napari_sam2.widgets.context import Context
+from napari_sam2.widgets.docking import scrolling
 from napari_sam2.widgets.events import Connections, call
 from napari_sam2.widgets.lineage_view import LineageView
 from napari_sam2.widgets.marking import Marking
@@ -419,11 +419,8 @@ class TracksWindow(QWidget):
         return menu
 
     def _lay_out(self) -> None:
-        area = QScrollArea()
-        area.setWidgetResizable(True)
-        area.setWidget(self.view)
         layout = QVBoxLayout(self)
-        layout.addWidget(area, 1)
+        layout.addWidget(scrolling(self.view), 1)
         for widgets in (
             (self.next, self.accept, self.reject),
             (self.divide, self.link, self.unlink, self.cut, self.join),
