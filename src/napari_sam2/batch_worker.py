@@ -340,7 +340,7 @@ def _place_of_template(run: str, session: Path, image: Path) -> Volume:
 
 def _template_image(saved: SavedSession, settings: Settings) -> Path | None:
     """The image that a template was made on, as far as it is known."""
-    return settings.template_image or next(map(Path, saved.image.paths), None)
+    return settings.template_image or next(map(Path, filter(None, saved.image.paths)), None)
 
 
 def _legend(objects: Mapping[int, Any]) -> tuple[dict[int, str], dict[int, Any]]:
