@@ -57,6 +57,16 @@ def test_a_division_is_found_looked_at_and_accepted(work):
     assert d.session.parents == {} and set(np.unique(d.session.labels[5])) == {0, 1, 2}
 
 
+def test_what_is_said_of_one_image_does_not_stay_with_another(work):
+    d = work
+    d.press(d.window.next)
+    d.settle()
+    assert "may divide on slice 4" in d.window.status.text()
+    d.widget.choose_image(d.viewer.add_image(IMAGES, name="other"))
+    shown(d)
+    assert "Next division goes where" in d.window.status.text()
+
+
 def test_a_division_is_rejected(work):
     d = work
     d.press(d.window.next)

@@ -241,7 +241,11 @@ def test_who_marks_or_paints_in_layers_of_another_image_works_on_that(desk):
     other = d.viewer.add_image(blobs()[::-1], name="other")
     d.widget.choose_image(other)
     d.widget.start("include")
-    assert d.session is not first
+    d.widget.choose_image(d.image)  # and not by a click in the clicks of the other one
+    d.click((20, 22))
+    assert d.session is first
+    d.widget.choose_image(other)
+    assert d.session is not first and not d.session.prompts
     d.go_to(3)
     d.viewer.layers.selection.active = objects
     objects.mode = "paint"

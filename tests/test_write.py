@@ -20,7 +20,14 @@ from ome_zarr.format import FormatV04, FormatV05
 from ome_zarr.writer import write_image
 from pydicom.uid import generate_uid
 
-from napari_sam2.io import Volume, WriteError, check_target, read_labels, write_labels
+from napari_sam2.io import (
+    Volume,
+    WriteError,
+    check_target,
+    read_labels,
+    read_volume,
+    write_labels,
+)
 from napari_sam2.io.volume import spacing_of
 
 NAMES = {1: "liver", 2: "left kidney", 7: "Nr. 7 – Gefäß"}
@@ -436,7 +443,20 @@ def test_a_cell_tracking_challenge_folder_of_volumes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, labels)
 
 
+def test_a_plain_stack_is_written_as_frames_and_comes_back_as_a_movie(tmp_path: Path) -> None:
+    labels = blobs((5, 9, 12))
+    tifffile.imwrite(tmp_path / "movie.tif", np.zeros(labels.shape, np.float32))
+    movie = read_volume(tmp_path / "movie.tif")  # nothing in it says that the slices are frames
+    assert check_target(tmp_path / "01_RES", like=movie) == (tmp_path / "01_RES").resolve()
+    write_labels(tmp_path / "01_RES", labels, movie)
+    tracked = read_labels(tmp_path / "01_RES")[0]
+    assert tracked.axes == "tyx"
+    np.testing.assert_array_equal(tracked.array, labels)
+
+
 def test_what_a_cell_tracking_challenge_folder_cannot_hold(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="no time"):
+        check_target(tmp_path / "01_RES", like=volume())  # before anything is computed
     with pytest.raises(WriteError, match="no time"):
         write_labels(tmp_path / "01_RES", blobs((4, 9, 12)), volume())
     movie = Volume(np.zeros((4, 9, 12), np.uint8), axes="tyx")

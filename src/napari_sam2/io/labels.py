@@ -204,7 +204,13 @@ def _kind(target: Path, format: Format | None) -> _Kind | None:
     if format == "ctc" or name.endswith("_res"):
         from napari_sam2.io import labels_ctc
 
-        return _Kind("_RES", labels_ctc.write_ctc, True, labels_ctc.check_replaceable)
+        return _Kind(
+            "_RES",
+            labels_ctc.write_ctc,
+            True,
+            labels_ctc.check_replaceable,
+            labels_ctc.check_time,
+        )
     if name.endswith(".zarr") or target.parent.name == "labels":
         kind = _zarr_kind(target)
         if kind is not None:

@@ -15,6 +15,19 @@ _FILE = re.compile(r"mask\d{3,}\.tif|res_track\.txt")
 _LARGEST = 2**16 - 1  # the files are 16 bit
 
 
+def check_time(labels: Volume) -> None:
+    """Raises WriteError for a volume. Slices of which nothing says what they are, as in a plain
+    TIFF, may be frames.
+    """
+    is_unsaid = labels.axes.replace("c", "") == "zyx" and labels.unit == "pixel"
+    if labels.axes.startswith("t") or (is_unsaid and labels.affine is None):
+        return
+    raise WriteError(
+        "A Cell Tracking Challenge folder holds a time-lapse, and these labels have no time; "
+        "write them as .nii.gz, .ome.tif or .seg.nrrd."
+    )
+
+
 def write_ctc(folder: Path, labels: Volume, legend: Legend) -> None:
     """Write a time-lapse, a file per frame, and a line "L B E P" per track: its label, first and
     last frame, and the label of the track that it comes from, or 0.
@@ -27,11 +40,7 @@ def write_ctc(folder: Path, labels: Volume, legend: Legend) -> None:
     """
     parents = {entry.id: entry.parent for entry in legend if entry.parent is not None}
     names = {entry.id: entry.name for entry in legend}
-    if not labels.axes.startswith("t"):
-        raise WriteError(
-            "A Cell Tracking Challenge folder holds a time-lapse, and these labels have no time; "
-            "write them as .nii.gz, .ome.tif or .seg.nrrd."
-        )
+    check_time(labels)
     tracks: list[list[int]] = []  # label, first frame, last frame, parent
     open_tracks: dict[int, list[int]] = {}  # by the object's id
     divided: set[int] = set()  # objects whose daughters have begun

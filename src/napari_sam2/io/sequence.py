@@ -15,13 +15,17 @@ from napari_sam2.io.kinds import SUFFIXES, pages_of
 from napari_sam2.io.tiff import read_tiff, tiff_form
 from napari_sam2.io.volume import ReadError, Volume
 
+_TRACKS = ("res_track.txt", "man_track.txt")
+"""Of the Cell Tracking Challenge, beside the masks of each frame."""
+
 
 def read_sequence(source: Path | Sequence[Path]) -> Volume:
     """Read numbered files as one image, in the order of their numbers (2 before 10).
 
     source: a folder, or the files. A number after t, time or frame counts time points, one after c,
     ch or channel channels, another slices; files of stacks are time points. So `t000.tif`... is a
-    time-lapse, `cell_t1_z5_c0.tif`... all of it.
+    time-lapse, `cell_t1_z5_c0.tif`... all of it. A folder of the Cell Tracking Challenge with
+    tracks is one, too.
 
     Raises: ReadError if the files are not numbered alike, or differ in size or type.
     """
@@ -36,6 +40,8 @@ def read_sequence(source: Path | Sequence[Path]) -> Volume:
     first = _read(files[0])
     _check_alike(files)
     leading, counts = _numbering(place, files, first.axes)
+    if any((place / name).exists() for name in _TRACKS):
+        leading = leading.replace("z", "t")
     if set(leading) & set(first.axes.replace("yx", "", 1)):
         raise ReadError(f"{place} holds numbered files that do not make one image; give one file.")
 

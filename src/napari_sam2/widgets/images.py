@@ -127,10 +127,19 @@ class Images(QObject):
         selected = 0 if context.work is None else context.work.object_id
         context.changed.emit()
         context.panel.object_id = selected
+        self._put_tool_away()
         self._marking.show_mode()
         context.say_what_next()
         if problem:
             context.panel.fail(problem)
+
+    def _put_tool_away(self) -> None:
+        """A click must not mark another image than the one that is chosen now."""
+        active: Any = self._context.viewer.layers.selection.active
+        now = self._context.work
+        is_own = now is not None and now.shows_in(active)
+        if not is_own and any(work.shows_in(active) for work in self.known.values()):
+            active.mode = "pan_zoom"
 
     def new_session(self, image: napari.layers.Image, look: Look | None = None) -> Session:
         """A session of an image, by itself or with what is seen together with it."""

@@ -85,8 +85,8 @@ class Marking:
     def _choose(self, work: Workspace) -> None:
         """Work on the image of the layer that a person works in."""
         now, active = self._context.work, self._context.viewer.layers.selection.active
-        is_shared = now is not None and work.labels is now.labels
-        is_meant = active in (*work.layers, work.labels) or work.masks.is_replaced
+        is_shared = now is not None and work.labels is not None and work.labels is now.labels
+        is_meant = work.shows_in(active) or work.masks.is_replaced
         if now is not work and is_meant and not is_shared:
             self._context.choose(work.image)
 

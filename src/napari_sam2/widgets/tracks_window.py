@@ -44,6 +44,7 @@ from napari_sam2.widgets.tracks_layer import TracksLayer
 _REFRESH_MS = 200
 _REFRESH_SHARE = 0.1  # of the time may go into showing tracks
 _SELECT = "Select objects in the table: hold Ctrl and click on each."
+_WELCOME = f"Next division goes where a cell may divide. {_SELECT}"
 
 
 class TracksWindow(QWidget):
@@ -101,7 +102,7 @@ class TracksWindow(QWidget):
     def open(self) -> None:
         """Show the window, with the tracks that there are now."""
         self.show_tracks()
-        self._say("Next division goes where a cell may divide. " + _SELECT)
+        self._say(_WELCOME)
         self.show()
         self.raise_()
 
@@ -348,6 +349,7 @@ class TracksWindow(QWidget):
         self._session_events.disconnect_all()
         self._session, self.proposal = session, None
         self.view.show_proposals([])
+        self._say(_WELCOME)
         if session is not None:
             for signal in (session.objects_changed, session.masks_changed):
                 self._session_events.connect(signal, self._on_changed)

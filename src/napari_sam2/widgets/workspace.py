@@ -111,6 +111,10 @@ class Workspace:
             made += [self.prompts.points, self.prompts.boxes]
         return made
 
+    def shows_in(self, layer: Layer | None) -> bool:
+        """Whether a layer holds marks or masks of this image."""
+        return layer is not None and layer in (*self.layers, self.labels)
+
     def key_shown(self, order: Sequence[int], point: Sequence[float]) -> SequenceKey:
         """The sequence of the image that a viewer with these dims shows."""
         return SequenceKey.of_viewer(self.image, order, point, self.axis, self._channel_axis)
