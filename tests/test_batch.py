@@ -31,7 +31,7 @@ from napari_sam2.batch import (
     jobs_of,
     run_batch,
 )
-from napari_sam2.batch_worker import check_outputs, run_job
+from napari_sam2.batch_worker import run_job
 from napari_sam2.cli import main
 from napari_sam2.io import WriteError, read_labels, read_volume, write_labels
 from napari_sam2.segmentation import ModelError, segment
@@ -327,16 +327,6 @@ def test_a_template_and_its_image_are_not_replaced(scans, tmp_path, monkeypatch)
     for out, message in ((scans, "the image of the template"), (tmp_path, "the template")):
         with pytest.raises(WriteError, match=f"would replace {message} "):
             run_batch([job], Settings(out=out, overwrite=True))
-
-
-def test_a_template_made_on_an_array_does_not_say_that_its_image_is_here(
-    scans, tmp_path, monkeypatch
-):
-    image = SimpleNamespace(paths=("",))
-    monkeypatch.setattr(session_file, "read_session", lambda path: SimpleNamespace(image=image))
-    monkeypatch.chdir(tmp_path)
-    job = Job("p0", scans / "p1.nii.gz", template=tmp_path / "template.sam2session")
-    check_outputs([job], Settings(out=tmp_path / "out"))
 
 
 @pytest.mark.parametrize(

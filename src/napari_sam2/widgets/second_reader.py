@@ -232,8 +232,10 @@ class SecondReader(QWidget):
             self._seen.clear()
             place = self.reading.next_difference()
         if place is None:
+            mine, other = len(self.reading.only_mine), len(self.reading.only_theirs)
+            rest = f" {mine} only you have, {other} only they." if mine or other else ""
             self._say_settled(
-                "All is settled: yours and theirs agree, or you have decided.",
+                f"All that both have is settled: you agree, or you have decided.{rest}",
                 lambda reading: reading.next_difference() is None,
             )
             return
