@@ -53,7 +53,7 @@ class Reviewing:
         why = reasons(evidence(session, object_id), frame)
         self._said = (
             f"{self._context.name(object_id)}, slice {frame}: {why}. Approve it (Y), correct it, "
-            "reject it (R), or go to where the object begins or ends and say so (Shift+T, T)."
+            "or reject it (R); if the object has ended before, press T on its last slice."
         )
         self._asked = session, object_id, frame, self._said
         self._panel.say(self._said)
