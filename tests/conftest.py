@@ -10,19 +10,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First files with viewers, for whose layers napari looks through all that the process has got
-    by then; the random work before all others. Then slow ones, so that two processes end at about
-    the same time."""
-    viewers = {item.path for item in items if "make_napari_viewer" in item.fixturenames}  # type: ignore[attr-defined]
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-
-    def rank(item: pytest.Item) -> tuple[bool, ...]:
-        return "soak" not in item.path.name, item.path not in viewers, item.path not in slow
-
-    items.sort(key=rank)
-
-
 @pytest.fixture(autouse=True)
 def own_models(monkeypatch, tmp_path):
     """The list of one's own models, empty: not that of whoever runs the tests."""
