@@ -101,8 +101,8 @@ def place(state: SessionState, session: Session, placement: Placement) -> list[s
             with suppress(NothingToDo):  # clicks do not say how large the object is here
                 session.look_closely(object_id, None if known.look.area is None else CLOSE)
         if taken and known.life != Life():
-            life = _placed_life(known.life, everywhere, placement, key.axis, axis, taken)
-            session.set_life(object_id, *life)
+            life = _placed_life(known.life, everywhere, placement, key.axis, axis)
+            session.set_life(object_id, *life.widened(taken))
         count += len(taken)
         if lost:
             name = state.objects[object_id].name
@@ -115,15 +115,10 @@ def place(state: SessionState, session: Session, placement: Placement) -> list[s
 
 
 def _placed_life(
-    life: Life,
-    yx: NDArray[np.float64],
-    placement: Placement,
-    axis: int,
-    to_axis: int,
-    marked: set[int],
+    life: Life, yx: NDArray[np.float64], placement: Placement, axis: int, to_axis: int
 ) -> Life:
     """Between which slices of the image an object is: those nearest to where it ends about its
-    marks (N, 2) in the template, and all that are marked."""
+    marks (N, 2) in the template."""
     first, last = (
         None if frame is None else _Moved(placement, axis, to_axis, frame).frame(yx)
         for frame in (life.first or None, life.last)
@@ -132,8 +127,8 @@ def _placed_life(
         first, last = last, first
     end = placement.shape[to_axis] - 1
     return Life(
-        0 if first is None else min(max(first, 0), *marked),
-        None if last is None else max(min(last, end), *marked),
+        0 if first is None else max(first, 0),
+        None if last is None else min(last, end),
     )
 
 

@@ -218,9 +218,7 @@ class SecondReading:
             where = "" if info.locked else f" {locked[0]}"
             raise LockedError(f"{info.name} is locked{where}. Unlock it first.")
         with session.objects_changed.blocked(), session.history.change("Accept theirs"):
-            first, last = session.life(object_id)
-            last = None if last is None else max([last, *chosen])
-            session.set_life(object_id, min([first, *chosen]), last)
+            session.set_life(object_id, *session.life(object_id).widened(chosen))
             session.release(object_id, chosen)
             for frame in chosen:
                 session.paint(object_id, frame, self._mask(their_id, frame))

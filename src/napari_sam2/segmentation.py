@@ -120,7 +120,7 @@ def segment(
         )
     length = array.shape[axis]
     start, stop = (0, length - 1) if slices is None else slices
-    if not (0 <= start <= stop < length and start == int(start) and stop == int(stop)):
+    if not _are_slices(start, stop, length):
         raise PromptError(
             f"There are no slices {start:g} to {stop:g}: the image has {length}, from 0."
         )
@@ -306,7 +306,7 @@ def _lives(
             )
         first, last = given
         text = f"Object {object_id} cannot be on slices {first:g} to {last:g}"
-        if not (0 <= first <= last < length and first == int(first) and last == int(last)):
+        if not _are_slices(first, last, length):
             raise PromptError(f"{text}: the image has {length}, from 0.")
         own = sorted(frame for number, frame in prompted if number == object_id)
         if not own:
@@ -316,6 +316,11 @@ def _lives(
             raise PromptError(f"{text} alone: it is marked on slice {outside[0]}.")
         lives[object_id] = int(first), int(last)
     return lives
+
+
+def _are_slices(first: float, last: float, length: int) -> bool:
+    """Whether they are two slices of so many, in this order."""
+    return 0 <= first <= last < length and first == int(first) and last == int(last)
 
 
 def _each(what: str, given: Mapping[int, Any] | None, as_in: str) -> Iterator[tuple[int, Any]]:

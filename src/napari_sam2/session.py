@@ -944,12 +944,12 @@ class Session(TrackEdits):
             yield step
 
     def _check_alive(self, object_id: int, frame: int) -> None:
-        first, last = self._records.life((self.view.key, object_id))
-        end = len(self.view) - 1 if last is None else last
-        if not first <= frame <= end:
+        life = self._records.life((self.view.key, object_id))
+        if not life.has(frame):
+            end = len(self.view) - 1 if life.last is None else life.last
             raise LockedError(
-                f"{self._name(object_id)} is on slices {first} to {end} and not on {frame}: its "
-                "ends were given, it divides or was cut. Mark the object that is here, or take "
+                f"{self._name(object_id)} is on slices {life.first} to {end} and not on {frame}: "
+                "its ends were given, it divides or was cut. Mark the object that is here, or take "
                 "that back first."
             )
 

@@ -163,9 +163,7 @@ class TrackEdits(SessionBase):
                 + (f"end on slice {last}." if min(there) > first else f"begin on slice {first}.")
             )
         self._check_kin(object_id, life)
-        for at in sorted(records.kept.at(place)):
-            if not life.has(at):
-                self._check_unlocked(object_id, at)
+        self._check_kept(object_id, life)
         with self.history.change("First and last slice"):
             changed = records.drop(place, life)
             if marked and not records.anchors(place):
@@ -203,9 +201,8 @@ class TrackEdits(SessionBase):
             )
         if object_id in self._records.parents.values():
             raise LineageError(f"{self._name(object_id)} divides already; take that back first.")
-        for at in sorted(records.kept.at(place)):
-            if at >= frame:
-                self._check_unlocked(object_id, at)
+        before = Life(last=frame - 1)
+        self._check_kept(object_id, before)
         masks = {at: mask for at, mask in self.masks_of(object_id).items() if at >= frame}
         given = self._pieces(masks.get(frame))[:2] if pieces is None else pieces
         parts = [np.asarray(piece) != 0 for piece in given]
@@ -219,7 +216,7 @@ class TrackEdits(SessionBase):
             ends = [at for at in self.masks_of(object_id) if at < frame]
             if not {at for at in records.anchors(place) if at < frame}:
                 self._make_prompt(place, ends[-1], self.masks_of(object_id)[ends[-1]])
-            changed = records.drop(place, Life(last=frame - 1))
+            changed = records.drop(place, before)
             for new, part in zip(ids, parts, strict=True):
                 self._make_prompt((self.view.key, new), frame, ObjectMask.given(part))
                 records.set_look((self.view.key, new), Look())
@@ -297,6 +294,12 @@ class TrackEdits(SessionBase):
                 f"still there on slice {end}: a daughter begins when its parent has ended. Cut "
                 f"{self._name(parent)} on slice {begin} first."
             )
+
+    def _check_kept(self, object_id: int, life: Life) -> None:
+        """Whether nothing is approved or locked outside a life."""
+        for frame in sorted(self._records.kept.at((self.view.key, object_id))):
+            if not life.has(frame):
+                self._check_unlocked(object_id, frame)
 
     def _check_kin(self, object_id: int, life: Life) -> None:
         """Whether an object that is there in a life is not there along with its kin."""

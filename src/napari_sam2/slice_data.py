@@ -371,6 +371,12 @@ class Life(NamedTuple):
         """Whether the object can be on a frame."""
         return self.first <= frame and (self.last is None or frame <= self.last)
 
+    def widened(self, frames: Iterable[int]) -> Life:
+        """Made longer where it takes that to have all of some frames."""
+        frames = list(frames)
+        last = None if self.last is None else max([self.last, *frames])
+        return Life(min([self.first, *frames]), last)
+
 
 class Look(NamedTuple):
     """How closely the model looks at an object; there is none where that is yet to be decided."""

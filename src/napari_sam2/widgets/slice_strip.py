@@ -53,7 +53,7 @@ class SliceStates:
     def text(self, frame: int) -> str:
         """In words, for people."""
         if self.has(frame, OUTSIDE):
-            is_before = not (self.flags[:frame] & OUTSIDE == 0).any()
+            is_before = (self.flags[:frame] & OUTSIDE).all()
             return "before its first slice" if is_before else "behind its last slice"
         words = [word for flag, word in _WORDS.items() if self.has(frame, flag)]
         if not self.has(frame, MASK):
