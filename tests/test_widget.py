@@ -550,6 +550,56 @@ def test_a_run_tells_of_its_own_slices_whatever_the_viewer_shows(slow_desk):
     assert f"is on {there} of 7 slices" in d.status
 
 
+def test_a_correction_during_a_run_counts_at_once(slow_desk):
+    d = slow_desk
+    begin_a_run(d)
+    d.widget.points_layer.add([5, 17, 22])
+    SlowFrames.gate.set()
+    d.settle()
+    assert d.status.startswith("Done: ")
+    assert not d.session.stale(1)
+    assert_same(d.labels, d.expected())
+
+
+def test_what_was_cut_off_during_a_run_is_not_looked_for(slow_desk):
+    d = slow_desk
+    begin_a_run(d)
+    d.go_to(2)
+    d.widget.end_here("first")
+    d.go_to(3)
+    SlowFrames.gate.set()
+    d.settle()
+    assert d.status.startswith("Done: ")
+    assert d.session.looked_at(1) == {2, 3, 4, 5, 6}
+    assert not d.session.is_encoded(0)
+
+
+def test_a_run_ends_when_what_it_follows_is_removed(slow_desk):
+    d = slow_desk
+    begin_a_run(d)
+    d.session.remove_object(1)
+    SlowFrames.gate.set()
+    d.settle()
+    assert d.status == "Stopped: what was followed is gone or locked."
+    assert not d.labels.any()
+    assert not d.session.is_encoded(0)
+
+
+def test_approving_does_not_hold_up_a_run(slow_desk):
+    d = slow_desk
+    begin_a_run(d)
+    d.go_to(3)
+    d.widget.keep_slice("approved", True)
+    SlowFrames.gate.set()
+    d.settle()
+    assert d.session.looked_at(1) == set(range(7))
+    assert "masks were approved" in d.status
+    assert d.session.stale(1)
+    d.press(d.panel.update_masks)
+    d.settle()
+    assert not d.session.stale(1)
+
+
 def test_a_run_says_what_is_out_of_date_at_its_end(slow_desk):
     d = slow_desk
     begin_a_run(d)
@@ -558,7 +608,8 @@ def test_a_run_says_what_is_out_of_date_at_its_end(slow_desk):
     SlowFrames.gate.set()
     d.settle()
     assert d.session.window == (0, 300)
-    assert "have changed: press Update" in d.status
+    assert "intensities have changed" in d.status
+    assert "press Update" in d.status
     d.widget.update_masks()
     d.settle()
     assert "out of date" not in d.status

@@ -767,6 +767,25 @@ class Session(TrackEdits):
             )
         return Task(self.view, self._source, anchors, wanted, areas)
 
+    def has_changed_since(self, task: Task) -> bool:
+        """Whether what a person said of the objects of a task is not what it was: marks, painted
+        masks, ends or locks. Approved masks do not count, nor do intensities.
+
+        What is still to come of such a task is better asked for anew.
+        """
+        for object_id, wanted in task.wanted.items():
+            place, info = (task.view.key, object_id), self.objects.get(object_id)
+            if info is None or info.locked:
+                return True
+            asked, now = task.anchors[object_id], self._records.anchors(place)
+            changed = {f for f in asked.keys() | now.keys() if asked.get(f) is not now.get(f)}
+            if changed - self._records.kept.at(place).keys():
+                return True
+            life = self._records.life(place)
+            if wanted and not (life.has(min(wanted)) and life.has(max(wanted))):
+                return True
+        return False
+
     def preview_task(self, frame: int) -> Task:
         """What there is to compute for `compute_preview` on a frame: objects that are up to date
         there are left out, unless all are.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from napari_sam2.session import Session, Step, Task
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.panel import SELECTED_OBJECTS
-from napari_sam2.widgets.reach import chosen_task
+from napari_sam2.widgets.reach import chosen_reach
 
 _NAMED = 3  # objects in a message
 _LOOKS = 2  # at a slice, until it is known how closely to look
@@ -16,12 +18,19 @@ _ALIKE = 0.8  # IoU of masks that are as good as the same
 
 
 class Propagation:
-    """One at a time, in the background."""
+    """One at a time, in the background.
+
+    What a person marks, paints or ends meanwhile counts at once: the Runner ends the run, which
+    begins again with what is left to do.
+    """
 
     def __init__(self, context: Context, marking: Marking) -> None:
         self._context = context
         self._marking = marking
         self._panel = context.panel
+        self._again: Callable[[], None] | None = None
+        """Asks for what is left to do of the run that is under way."""
+        self._is_stopped = False
         context.runner.stepped.connect(self._on_step)
         context.runner.ended.connect(self._on_ended)
 
@@ -35,11 +44,11 @@ class Propagation:
 
         def go() -> None:
             try:
-                task = chosen_task(session, reach, ids, here, limits)
+                chosen = chosen_reach(session, reach, ids, here, limits)
             except ValueError as error:
                 panel.fail(str(error))
             else:
-                self._run(session, task, "Everything there is already up to date.")
+                self._follow(session, ids, "Everything there is already up to date.", **chosen)
 
         self._when_decided(session, ids, go)
 
@@ -49,12 +58,24 @@ class Propagation:
         if session is None or self._context.is_running:
             return
         ids = self._ids(session)
-
-        def go() -> None:
-            task = session.task(ids, only_stale=True)
-            self._run(session, task, "Nothing is out of date.")
-
+        go = partial(self._follow, session, ids, "Nothing is out of date.", only_stale=True)
         self._when_decided(session, ids, go)
+
+    def _follow(self, session: Session, ids: list[int], nothing: str, **reach: Any) -> None:
+        """reach: as for `Session.task`."""
+
+        def again() -> None:
+            there = [i for i in ids if i in session.objects]
+            left = session.task(there, **reach)
+            if not left.wanted:
+                self._panel.say("Stopped: what was followed is gone or locked.")
+            elif not any(left.wanted.values()):
+                self._say_done(session, left)
+            else:
+                follow = partial(self._follow, session, there, nothing, **reach)
+                self._when_decided(session, there, follow)
+
+        self._run(session, session.task(ids, **reach), nothing, again)
 
     def check_both_sides(self) -> None:
         """Follow all objects between marked slices from the farther ones, too, and compare."""
@@ -66,11 +87,13 @@ class Propagation:
         except ValueError as error:
             self._panel.fail(str(error))
         else:
-            self._run(session, task, "All masks between marked slices are compared already.")
+            nothing = "All masks between marked slices are compared already."
+            self._run(session, task, nothing, self.check_both_sides)
 
     def stop(self) -> None:
         """End after the slice under way; what is done is kept."""
         if self._context.is_running:
+            self._is_stopped = True
             self._context.runner.stop()
             self._panel.stop.setEnabled(False)
             self._panel.say("Stopping after this slice …")
@@ -102,8 +125,11 @@ class Propagation:
             lambda: [session.compute_preview(task, frame) for frame, task in tasks.items()], done
         )
 
-    def _run(self, session: Session, task: Task, nothing: str) -> None:
-        """nothing: what to say where there is nothing to do."""
+    def _run(self, session: Session, task: Task, nothing: str, again: Callable[[], None]) -> None:
+        """
+        nothing: what to say where there is nothing to do.
+        again: asks for what is left to do then.
+        """
         if not task.wanted:
             self._panel.fail(self._why_nothing(session))
             return
@@ -111,6 +137,7 @@ class Propagation:
         if not any(task.wanted.values()):
             self._panel.say(nothing)
             return
+        self._again, self._is_stopped = again, False
         self._panel.show_progress(0, 0)
         is_loaded = session.model.is_loaded
         self._panel.say("Following the objects …" if is_loaded else self._context.loading())
@@ -132,9 +159,8 @@ class Propagation:
 
     def _on_step(self, done: int, total: int, seconds_left: float | None) -> None:
         self._panel.show_progress(done, total, seconds_left)
-        if self._context.runner.running is not self._context.session:
-            return
-        if done == 1 and self._panel.stop.isEnabled():
+        session = self._context.session
+        if self._context.runner.running is session and done == 1 and not self._is_stopped:
             self._panel.say(
                 "Following the objects; results appear slice by slice. You can look at them "
                 "meanwhile, and mark other objects."
@@ -144,12 +170,19 @@ class Propagation:
         self._context.changed.emit()
         if session is not self._context.session or self._context.runner.is_dropped:
             return
+        is_here = task.view is session.view and not self._is_stopped
+        if is_here and session.has_changed_since(task) and self._again is not None:
+            self._again()
+            return
         if stopped:
             self._panel.say("Stopped. The slices done so far are kept.")
             return
         if task.is_check:
             self._say_compared(session, task)
             return
+        self._say_done(session, task)
+
+    def _say_done(self, session: Session, task: Task) -> None:
         key, there = task.view.key, [i for i in task.wanted if i in session.objects]
         found = [
             f"{self._context.name(i)} is on {len(session.masks_of(i, key))} of {len(task.view)} "
@@ -160,8 +193,8 @@ class Propagation:
         self._panel.say(
             f"Done: {'; '.join(found[:_NAMED])}{'; …' if len(found) > _NAMED else ''}. "
             + (
-                f"Meanwhile marks or intensities have changed: press Update, for {late} masks are "
-                "out of date."
+                "Meanwhile intensities have changed or masks were approved: press Update, for "
+                f"{late} masks are out of date."
                 if late
                 else "Where a slice is wrong, mark it there or paint, then Update; where an object "
                 "goes on too far, press Ends here (T) on its last slice."

@@ -1,19 +1,19 @@
-"""What a propagation is to compute, from what the person chose."""
+"""How far a propagation is to go, from what the person chose."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from napari_sam2.session import Direction, NothingToDo, Session, Task
+from napari_sam2.session import NothingToDo, Session
 from napari_sam2.widgets.panel import BETWEEN, HERE, RANGE
 
-_DIRECTIONS: dict[str, Direction] = {"both": "both", "forward": "forward", "backward": "backward"}
 
-
-def chosen_task(
+def chosen_reach(
     session: Session, reach: str, object_ids: Sequence[int], here: int, limits: tuple[int, int]
-) -> Task:
-    """
+) -> dict[str, Any]:
+    """Arguments for `Session.task`, which stay as they are whatever is marked from now on.
+
     Args:
         reach: one of the panel's choices.
         here: the slice that the viewer shows.
@@ -22,14 +22,13 @@ def chosen_task(
     Raises NothingToDo, with a message for people, where there are no such slices.
     """
     if reach == RANGE:
-        last = len(session.view) - 1
-        return session.task(object_ids, start=min(limits), stop=min(max(limits), last))
+        return {"start": min(limits), "stop": min(max(limits), len(session.view) - 1)}
     if reach == HERE:
-        return session.task(object_ids, to=here)
+        return {"to": here}
     if reach == BETWEEN:
         before, behind = _marked_around(session, object_ids, here)
-        return session.task(object_ids, start=before, stop=behind)
-    return session.task(object_ids, _DIRECTIONS[reach])
+        return {"start": before, "stop": behind}
+    return {"direction": reach}
 
 
 def _marked_around(session: Session, object_ids: Sequence[int], here: int) -> tuple[int, int]:

@@ -89,7 +89,10 @@ class Runner(QObject):
         self.worker.request(work, done, self.failed.emit)
 
     def run(self, session: Session, task: Task, text: str) -> None:
-        """Follow objects through slices. text: what it is called in napari's list of activities."""
+        """Follow objects through slices, until the end or something else is said of them.
+
+        text: what it is called in napari's list of activities.
+        """
         self.running = session
         self.is_dropped = False
         self._began = 0.0
@@ -145,6 +148,8 @@ class Runner(QObject):
         if self.is_dropped:
             return
         session.accept(task, step)
+        if session.has_changed_since(task):
+            self.stop()
         now = time.monotonic()
         if not self._began:
             self._began = now
