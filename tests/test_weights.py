@@ -27,9 +27,11 @@ from sam2_engine.weights import (
     WeightsError,
     fetch,
     find,
+    find_file,
     list_models,
     load_model,
     loading,
+    model_info,
     save_model,
 )
 from sam2_engine.weights.registry import MODELS
@@ -320,6 +322,30 @@ def test_an_official_file_loads_by_path_and_medsam2_by_its_name_at_512(tmp_path)
     assert load_model(path, device="cpu").image_size == 512
     medsam2 = load_model("medsam2", device="cpu", dtype="bfloat16", folder=tmp_path)
     assert (medsam2.image_size, medsam2.dtype) == (512, torch.bfloat16)
+
+
+def test_a_name_or_a_path_may_say_the_size_of_the_input(tmp_path, monkeypatch):
+    assert load_model("nano", device="cpu").image_size == 256
+    assert load_model("nano@128", device="cpu").image_size == 128
+    info = model_info("sam2.1-tiny@512")
+    assert (info.name, info.image_size, info.file) == (
+        "sam2.1-tiny@512",
+        512,
+        MODELS["sam2.1-tiny"].file,
+    )
+    assert info.sha256 == MODELS["sam2.1-tiny"].sha256
+    assert model_info("sam3@512") is None
+
+    path = tmp_path / "mine.safetensors"
+    save_model(small_model(), path)
+    assert load_model(f"{path}@96", device="cpu").image_size == 96
+    assert load_model(f"{path}@96", device="cpu", image_size=64).image_size == 64
+    assert find_file(f"{path}@96") == path
+    whole = path.rename(tmp_path / "mine@96")
+    assert find_file(whole) == whole, "a file that is called so"
+    with pytest.raises(ValueError, match="multiple of 32"):
+        load_model("nano@100", device="cpu")
+    assert "sam3@512" in error_of("sam3@512")
 
 
 def test_a_convolutional_trunk_is_recognised_without_metadata(tmp_path):

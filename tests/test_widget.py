@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 import weakref
+from dataclasses import replace
 
 import napari.layers
 import numpy as np
 import pytest
 from desk import SHAPE, TIMEOUT, assert_same, blobs, worker_threads
-from models import small_model
+from models import SMALL, small_model
 from napari.utils import progress
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtGui import QShortcut
@@ -33,6 +34,7 @@ from qtpy.QtWidgets import (
 from napari_sam2.session import Session
 from napari_sam2.widgets import SAM2Widget, choices
 from napari_sam2.widgets.sam2_widget import KEYS
+from sam2_engine.model import SAM2
 from sam2_engine.weights import save_model
 
 pytestmark = pytest.mark.usefixtures("own_choices")
@@ -898,6 +900,47 @@ def test_a_checkpoint_is_chosen_as_a_file_and_remembered(desk, monkeypatch, tmp_
     assert str(good) in listed, "it is at hand as long as it is there"
     good.unlink()
     assert str(good) not in next_day()[1]
+
+
+def test_a_model_looks_in_fewer_pixels_where_one_chooses_so(desk, tmp_path):
+    path = str(tmp_path / "mine.safetensors")
+    save_model(SAM2(replace(SMALL, image_size=1024)), path)
+    d = desk()
+    models, sizes = d.panel.models, d.panel.sizes
+
+    def choose(combo, value):
+        combo.setCurrentIndex(combo.findData(value))
+        combo.activated.emit(combo.currentIndex())
+        d.settle()
+
+    assert not sizes.isVisibleTo(d.panel)
+    models.addItem("mine", path)
+    choose(models, path)
+    d.press(d.panel.more)
+    assert sizes.isVisible()
+    texts = [sizes.itemText(i) for i in range(sizes.count())]
+    assert texts == ["1024 pixels, as trained", "768 pixels", "512 pixels"]
+    assert d.session.model.get().image_size == 1024
+
+    choose(sizes, 512)
+    assert (d.session.model.name, d.session.model.get().image_size) == (f"{path}@512", 512)
+    assert (models.currentData(), sizes.currentData()) == (path, 512)
+    d.go_to(2)
+    d.press(d.panel.modes["include"])
+    d.click((16, 20))
+    d.settle()
+    assert d.status.startswith("Slice 2 is marked") or "Nothing found" in d.status
+
+    widget = SAM2Widget(d.viewer)  # another day
+    d.qtbot.addWidget(widget)
+    d.qtbot.waitUntil(lambda: not widget.is_busy, timeout=TIMEOUT)
+    widget.shut_down()
+    assert (widget.panel.models.currentData(), widget.panel.sizes.currentData()) == (path, 512)
+    assert widget._models.model.name == f"{path}@512"
+
+    choose(models, "nano")
+    assert d.session.model.name == "nano"
+    assert not sizes.isVisible()
 
 
 def test_it_fits_a_narrow_dock(desk):

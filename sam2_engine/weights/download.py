@@ -20,7 +20,8 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, Repositor
 from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
-from sam2_engine.weights.registry import ModelInfo, WeightsError
+from sam2_engine.names import split_size
+from sam2_engine.weights.registry import ModelInfo, WeightsError, model_info
 
 MODELS_FOLDER_VARIABLE = "SAM2_MODELS"
 """Environment variable with a folder of model files, for machines without a network."""
@@ -48,6 +49,17 @@ def find(info: ModelInfo, folder: str | Path | None = None) -> Path | None:
             return local
     cached = try_to_load_from_cache(info.repository, info.file)
     return Path(cached) if isinstance(cached, str) else None
+
+
+def find_file(
+    name_or_path: str | os.PathLike[str], folder: str | Path | None = None
+) -> Path | None:
+    """As `find`, by a name or a path, both also with a size: "sam2.1-tiny@512"."""
+    info = model_info(str(name_or_path))
+    if info is not None:
+        return find(info, folder)
+    paths = (Path(one).expanduser() for one in (name_or_path, split_size(name_or_path)[0]))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def fetch(

@@ -23,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 from sam2_engine.model import SAM2, VARIANTS, ModelConfig, compile_model
 from sam2_engine.model.compiled import Tell, say
 from sam2_engine.model.config import ConvStage, ConvTrunkConfig, HieraConfig
-from sam2_engine.weights.download import Progress, fetch, first_line
+from sam2_engine.names import split_size
+from sam2_engine.weights.download import Progress, fetch, find_file, first_line
 from sam2_engine.weights.registry import MODELS, WeightsError, list_models, model_info
 
 State = dict[str, Tensor]
@@ -48,7 +49,8 @@ def load_model(
     Args:
         name_or_path: a name of list_models(), which is downloaded where it is not here yet, or
             the path of a checkpoint: an official .pt file or a fine-tuned one with the same
-            names, or a .safetensors file that save_model wrote.
+            names, or a .safetensors file that save_model wrote. Behind an @ may follow the
+            image_size, as in "sam2.1-tiny@512".
         device: "auto" takes CUDA, else MPS, else the CPU.
         dtype: "auto" is half precision on CUDA devices that compute with it, bfloat16 for a Hiera
             trunk, as published, and float16 for a convolutional one; else float32. "mixed" is for
@@ -71,12 +73,13 @@ def load_model(
     if info is not None:
         path = fetch(info, Path(folder) if folder else None, progress)
     else:
-        path = Path(name_or_path).expanduser()
-        if not path.is_file():
+        found = find_file(name_or_path)
+        if found is None:
             raise WeightsError(
                 f"There is no model and no file called {name_or_path}. Give the path of a "
                 f"checkpoint, or one of: {', '.join(one.name for one in list_models())}."
             )
+        path = found
         info = next((model for model in MODELS.values() if model.file == path.name), None)
 
     state, config = read_checkpoint(path)
@@ -84,8 +87,9 @@ def load_model(
         config = recognise(state, path)
         if info is not None:
             config = config.resized(info.image_size)
-    if image_size is not None:
-        config = config.resized(image_size)
+    size = split_size(name_or_path)[1] if image_size is None else image_size
+    if size is not None:
+        config = config.resized(size)
 
     with _NoInit():  # the weights come from the file
         model = SAM2(config)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from platformdirs import user_data_path
 
 from sam2_engine.model.config import VARIANTS
+from sam2_engine.names import split_size
 
 OWN_MODELS_VARIABLE = "SAM2_OWN_MODELS"
 """Environment variable with the JSON file that lists one's own models, name -> facts."""
@@ -34,7 +35,7 @@ class ModelInfo:
     config: str
     """The variant in sam2_engine.model.VARIANTS; of one's own model, what it was trained from."""
     image_size: int
-    """Side of the square input that the weights were trained for, in pixels."""
+    """Side of the square input, in pixels: what the weights were trained for, or was asked for."""
     repository: str | None = None
     """On the Hugging Face hub; None for the bundled model and one's own."""
     size: int | None = None
@@ -113,8 +114,18 @@ def list_models() -> list[ModelInfo]:
 
 
 def model_info(name: str) -> ModelInfo | None:
-    """What is known of a model by its name; None where there is none of that name."""
-    return MODELS.get(name) or _own_models().get(name)
+    """What is known of a model by its name; None where there is none of that name.
+
+    name: also with a size, as `split_size` takes it.
+    """
+    known = MODELS | _own_models()
+    if name in known:
+        return known[name]
+    name_alone, size = split_size(name)
+    info = known.get(name_alone)
+    if info is None or size is None:
+        return info
+    return replace(info, name=name, title=f"{info.title} at {size} pixels", image_size=size)
 
 
 def add_own_model(

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -303,9 +302,9 @@ def fitted(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
 
 def _is_available(model: str) -> bool:
     """Whether a model can be loaded or downloaded."""
-    from sam2_engine.weights import model_info
+    from sam2_engine.weights import find_file, model_info
 
-    return model_info(model) is not None or Path(model).expanduser().is_file()
+    return model_info(model) is not None or find_file(model) is not None
 
 
 def _shapes(view: SequenceView) -> tuple[int, tuple[int, ...]]:

@@ -7,7 +7,6 @@ import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -51,7 +50,8 @@ class LazyModel:
     ) -> None:
         """
         Args:
-            model: a name of `sam2_engine.list_models()`, a checkpoint's path, or a loaded model.
+            model: a name of `sam2_engine.list_models()`, a checkpoint's path, or a loaded model;
+                names and paths as `sam2_engine.load_model` takes them, also with a size.
             device: "auto", "cpu", "cpu-bfloat16", "cuda" or "mps".
             compile: as for `sam2_engine.load_model`, for a model that is yet to be loaded.
             is_quiet: whether nothing is printed of how long that takes.
@@ -98,7 +98,8 @@ class LazyModel:
     def checksum(self) -> str:
         """The sha256 of the model's file, known before it is loaded; empty where it is not here.
 
-        Of a model that came loaded, a sum over its weights.
+        Behind it is the size, where the name asks for one. Of a model that came loaded, a sum over
+        its weights.
         """
         if not self._checksum:
             self._checksum = _sum_of_file(self.name) if self._is_named else _sum_of(self.get())
@@ -339,16 +340,17 @@ def _far_passes(task: Task) -> dict[Direction, Wanted]:
 
 def _sum_of_file(name: str) -> str:
     """Of a model by name or path."""
-    from sam2_engine.weights import find, model_info
+    from sam2_engine.names import split_size, with_size
+    from sam2_engine.weights import find_file, model_info
 
-    info = model_info(name)
+    size, info = split_size(name)[1], model_info(name)
     if info is not None and info.sha256 is not None:
-        return info.sha256
-    path = Path(name).expanduser() if info is None else find(info)
-    if path is None or not path.is_file():
+        return with_size(info.sha256, size)
+    path = find_file(name)
+    if path is None:
         return ""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return with_size(hashlib.file_digest(file, "sha256").hexdigest(), size)
 
 
 def _sum_of(model: SAM2) -> str:

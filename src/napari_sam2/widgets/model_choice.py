@@ -13,12 +13,14 @@ from napari_sam2.tasks import CPU_BFLOAT16, LazyModel
 from napari_sam2.widgets import choices
 from napari_sam2.widgets.panel import Panel, size_text
 from napari_sam2.widgets.worker import Worker
+from sam2_engine.names import split_size, with_size
 
 if TYPE_CHECKING:
     from sam2_engine.model import SAM2
 
 _FILE = "file …"
 _FILTER = "Checkpoints (*.pt *.pth *.safetensors);;All files (*)"
+_SIZES = (768, 512)  # pixels, besides the size that a model was trained in
 
 
 _CHOICES: WeakSet[ModelChoice] = WeakSet()
@@ -60,6 +62,8 @@ class ModelChoice(QObject):
         self._takes_last = model is None
         self._names: set[str] = set()
         """Those of the models that everybody can have."""
+        self._trained: dict[str, int] = {}
+        """In which size models were trained, by name or path, as far as that is known."""
         self._loading: LazyModel | None = None
         panel.models.addItem("File …", _FILE)
         tip = "A checkpoint on this computer, such as one that you have trained."
@@ -67,6 +71,7 @@ class ModelChoice(QObject):
         panel.devices.setCurrentIndex(panel.devices.findData(device))
         panel.models.activated.connect(self._on_chosen)
         panel.devices.activated.connect(self._on_chosen)
+        panel.sizes.activated.connect(self._on_chosen)
         panel.stop_download.clicked.connect(lambda: self.stop_download())
         self._show_chosen(self.model.name, device)
         self.worker.request(_look, self._show, self.failed.emit)
@@ -83,7 +88,7 @@ class ModelChoice(QObject):
         return self._panel.models.currentText()
 
     def choose(self, name: str, device: str) -> None:
-        """Use another model, as soon as it is loaded."""
+        """Use another model, as soon as it is loaded. name: as for `LazyModel`."""
         self._show_chosen(name, device)
         if (name, device) == (self.model.name, self.model.device):
             if self._loading is not self.model:
@@ -121,9 +126,21 @@ class ModelChoice(QObject):
 
     def _show_chosen(self, name: str, device: str) -> None:
         models, devices = self._panel.models, self._panel.devices
-        self._list(name)
-        models.setCurrentIndex(models.findData(name))
+        model, size = split_size(name)
+        self._list(model)
+        models.setCurrentIndex(models.findData(model))
         devices.setCurrentIndex(devices.findData(device))
+        self._show_sizes(model, size)
+
+    def _show_sizes(self, model: str, chosen: int | None) -> None:
+        trained, smaller = self._trained.get(model), []
+        if model in self._names or Path(model).is_file():
+            smaller = [one for one in _SIZES if trained is None or one < trained]
+        if chosen is not None and chosen not in smaller:
+            smaller.append(chosen)
+        own = "as trained" if trained is None else f"{trained} pixels, as trained"
+        sizes = [(own, None), *((f"{one} pixels", one) for one in smaller)]
+        self._panel.show_sizes(sizes, chosen)
 
     def _list(self, name: str, text: str = "", tip: str = "") -> None:
         """Show a model in the list, above the choice of a file."""
@@ -140,22 +157,26 @@ class ModelChoice(QObject):
     def _load(self, model: LazyModel) -> None:
         self.stop_download()
         self._loading = model
+        file, size = split_size(model.name)
 
-        def loaded(_: object) -> None:
+        def loaded(network: SAM2) -> None:
+            if size is None:
+                self._trained[file] = network.image_size
             if model is self._loading:
                 if model is not self.model:
                     choices.remember(model=model.name, device=model.device)
-                    if self._is_file(model.name):
-                        choices.remember(model_file=model.name)
+                    if self._is_file(file):
+                        choices.remember(model_file=file)
                 self._loading, self.model = None, model
+                self._show_sizes(file, size)
                 self.changed.emit()
 
         def failed(error: Exception) -> None:
             if model is self._loading:
                 self._loading = None
                 self._show_chosen(self.model.name, self.model.device)
-                if self._is_file(model.name):
-                    self._panel.models.removeItem(self._panel.models.findData(model.name))
+                if self._is_file(file) and file != split_size(self.model.name)[0]:
+                    self._panel.models.removeItem(self._panel.models.findData(file))
                 self.failed.emit(error)
 
         self.worker.request(model.get, loaded, failed)
@@ -168,15 +189,19 @@ class ModelChoice(QObject):
         self._panel.show_download(self._loading.downloaded if self._loading else None)
 
     def _on_chosen(self, *_: object) -> None:
-        name = self._panel.models.currentData()
+        name, panel = self._panel.models.currentData(), self._panel
         if name == _FILE:
             self.choose_file()
         else:
-            self.choose(name, self._panel.devices.currentData())
+            size, trained = panel.sizes.currentData(), self._trained.get(name)
+            if size is not None and trained is not None and size >= trained:
+                size = None
+            self.choose(with_size(name, size), panel.devices.currentData())
 
     def _show(self, found: tuple[list[Any], set[str], set[str]]) -> None:
         models, local, devices = found
         self._names = {info.name for info in models}
+        self._trained |= {info.name: info.image_size for info in models}
         for info in models:
             is_bundled = info.repository is None and not info.is_own
             size = "bundled" if is_bundled else size_text(info.size)
@@ -189,7 +214,8 @@ class ModelChoice(QObject):
         if Path(file).is_file():
             local.add(file)
             self._list(file)
-        if self._takes_last and name in local:
+        self._show_sizes(*split_size((self._loading or self.model).name))
+        if self._takes_last and split_size(name)[0] in local:
             self.choose(name, device if device in devices else self.model.device)
 
 

@@ -99,6 +99,11 @@ class Panel(QWidget):
         self.options = QWidget()
         self._along_text = QLabel("Slices along")
         self.devices = _combo("Where the network runs.", _DEVICES)
+        self._sizes_text = QLabel("Input")
+        self.sizes = _combo(
+            "In how many pixels along its longer side the model sees a slice. Fewer are quicker "
+            "and show less detail; models see best in the size that they were trained in."
+        )
         self.along = _combo("The slider along whose slices objects are followed.")
         self.windows = _combo("The intensities that SAM 2 sees as black and white.")
         self.channels = _combo("What SAM 2 sees as red, green and blue.")
@@ -209,7 +214,9 @@ class Panel(QWidget):
         self.status.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.MinimumExpanding)
         self.status.setMinimumHeight(4 * self.fontMetrics().lineSpacing())
         self.status.setToolTip("What to do next, and what went wrong.")
-        self.sources = [self.images, self.models, self.devices, self.windows, self.channels]
+        self.sources = [
+            *(self.images, self.models, self.devices, self.sizes, self.windows, self.channels)
+        ]
         self.tools = [self.new, self.from_labels, self.find_all, self.session, *self.modes.values()]
         self.changers = [self.delete, self.merge, self.targets, self.closely]
         self.keepers = [
@@ -243,7 +250,8 @@ class Panel(QWidget):
         form = _form(rows)
         form.addRow("Small objects", self.by_itself)
         form.addRow("Selected", self.closely)
-        form.insertRow(1, self._along_text, self.along)
+        form.insertRow(1, self._sizes_text, self.sizes)
+        form.insertRow(2, self._along_text, self.along)
         self.options.setLayout(form)
         layout.addWidget(self.options)
         layout.addWidget(_heading("1. Objects"))
@@ -387,6 +395,12 @@ class Panel(QWidget):
         self.show_choices(self.along, axes, chosen)
         for part in (self._along_text, self.along):
             part.setVisible(self.along.count() > 1)
+
+    def show_sizes(self, sizes: Iterable[tuple[str, int | None]], chosen: int | None) -> None:
+        """The sizes in which the model can look at slices; hidden unless there are two."""
+        self.show_choices(self.sizes, sizes, chosen)
+        for part in (self._sizes_text, self.sizes):
+            part.setVisible(self.sizes.count() > 1)
 
     def show_devices(self, present: set[str]) -> None:
         """Take away the devices that this computer lacks."""

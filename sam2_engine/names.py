@@ -1,0 +1,20 @@
+"""Models' names with the size of their input: "sam2.1-tiny@512". Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import re
+
+
+def split_size(name_or_path: str | os.PathLike[str]) -> tuple[str, int | None]:
+    """A model's name or path, and the side of its input in pixels that follows behind an @.
+
+    Without one, that is None: the model looks at images as it was trained to.
+    """
+    found = re.fullmatch(r"(.+)@([0-9]+)", str(name_or_path))
+    return (found[1], int(found[2])) if found else (str(name_or_path), None)
+
+
+def with_size(name: str, size: int | None) -> str:
+    """The reverse of `split_size`."""
+    return name if size is None else f"{name}@{size}"
