@@ -113,7 +113,9 @@ def test_names_come_from_features_and_colours_from_the_colormap(tmp_path: Path) 
     assert (names, colours) == ({1: "liver", 2: "spleen"}, {1: (1.0, 0.0, 0.0)})
 
 
-@pytest.mark.parametrize("name", ["l.seg.nrrd", "l.nii.gz", "l.ome.zarr", "l.dcm"])
+@pytest.mark.parametrize(
+    "name", ["l.seg.nrrd", "l.nii.gz", "l.ome.zarr", "l.dcm", "l.rtstruct.dcm"]
+)
 def test_labels_that_are_opened_again_keep_names_colours_and_place(
     make_napari_viewer, tmp_path: Path, name: str
 ) -> None:

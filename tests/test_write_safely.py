@@ -17,7 +17,10 @@ from pydicom.uid import generate_uid
 
 from napari_sam2.io import Volume, WriteError, check_target, read_labels, read_volume, write_labels
 
-NAMES = ["l.nii.gz", "l.nii", "l.tif", "l.ome.tif", "l.nrrd", "l.seg.nrrd", "l.ome.zarr", "l.dcm"]
+NAMES = [
+    *("l.nii.gz", "l.nii", "l.tif", "l.ome.tif", "l.nrrd", "l.seg.nrrd", "l.ome.zarr", "l.dcm"),
+    "l.rtstruct.dcm",
+]
 SHAPE = (6, 8, 7)
 
 _START = """\

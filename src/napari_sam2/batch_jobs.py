@@ -193,7 +193,7 @@ def _folder(path: Path) -> list[dict[str, str]]:
             continue
         if kind == "DICOM" and entry.is_file() and entry.suffix.lower() != ".zip":
             slices.append(entry)
-        elif kind == "DICOM SEG":
+        elif kind in ("DICOM SEG", "RTSTRUCT"):
             continue
         elif kind == "picture":
             pictures.append({"image": str(entry)})

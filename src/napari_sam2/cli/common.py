@@ -128,7 +128,8 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     add("image", metavar="IMAGE", help=help_)
     help_ = (
         "labels to write: .nii, .nii.gz, .tif, .ome.tif, .ome.zarr, .nrrd, .seg.nrrd, .dcm (DICOM "
-        "SEG), or a name that ends in _RES (Cell Tracking Challenge)"
+        "SEG), .rtstruct.dcm (DICOM contours), or a name that ends in _RES (Cell Tracking "
+        "Challenge)"
     )
     add("-o", "--output", required=True, metavar="OUT", help=help_)
     add_device(parser)

@@ -21,15 +21,16 @@ def add_convert(commands: Any) -> None:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("labels", metavar="LABELS", help="a labels file, or a DICOM segmentation")
+    add("labels", metavar="LABELS", help="a labels file, DICOM SEG and RTSTRUCT too")
     help_ = (
         "file or folder to write: .nii.gz, .nii, .ome.tif, .tif, .ome.zarr, IMAGE.zarr/labels/NAME,"
-        " .seg.nrrd, .nrrd, .dcm (DICOM SEG), NAME_RES (Cell Tracking Challenge)"
+        " .seg.nrrd, .nrrd, .dcm (DICOM SEG), .rtstruct.dcm (DICOM contours), NAME_RES (Cell "
+        "Tracking Challenge)"
     )
     add("out", metavar="OUT", help=help_)
     help_ = (
         "the image that the labels were made on; gives place and spacing where LABELS has none, "
-        "and the series that a DICOM SEG refers to"
+        "and the series that DICOM SEG and RTSTRUCT refer to"
     )
     add("--like", metavar="IMAGE", help=help_)
     add("--format", choices=("ctc",), help="write OUT as a Cell Tracking Challenge folder")

@@ -54,7 +54,7 @@ def read_image(path: str | os.PathLike[str], series: str | None = None) -> Volum
     """Read everything in an image file: all time points and channels, as the file has them.
 
     path: NIfTI, TIFF, PNG, JPEG, OME-Zarr, NRRD, MHA; any file of a DICOM series, a folder of them,
-        a DICOMDIR or a zip; a DICOM segmentation; a folder of numbered TIFFs, PNGs or JPEGs.
+        a DICOMDIR or a zip; a DICOM SEG or RTSTRUCT; a folder of numbered TIFFs, PNGs or JPEGs.
     series: which, where there are several; as for `read_volume`.
 
     The array is read slice by slice when it is used, unless the file is compressed as a whole.
@@ -157,7 +157,7 @@ def _index(path: Path, image: Volume, axis: str, index: int | None) -> int:
     return index
 
 
-_SINGLE = ("NIfTI", "picture", "sequence", "NRRD", "MetaImage", "DICOM SEG")
+_SINGLE = ("NIfTI", "picture", "sequence", "NRRD", "MetaImage", "DICOM SEG", "RTSTRUCT")
 """Kinds of files that hold one image."""
 
 
@@ -198,6 +198,10 @@ def _read(path: Path, series: str | None, pixels: bool) -> Volume:
         from napari_sam2.io.labels_dicom import read_seg
 
         image = replace(read_seg(path)[0], is_labels=True)
+    elif kind == "RTSTRUCT":
+        from napari_sam2.io.labels_rtstruct import read_rtstruct
+
+        image = replace(read_rtstruct(path, pixels=pixels)[0], is_labels=True)
     else:
         from napari_sam2.io.dicom import read_dicom_image
 

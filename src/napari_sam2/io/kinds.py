@@ -28,7 +28,8 @@ def image_kind(path: Path) -> str:
     """The format of a file or folder, judged by its name and its first bytes.
 
     Returns "NIfTI", "TIFF", "picture" (PNG, JPEG), "sequence" (a folder of numbered ones of these),
-    "OME-Zarr", "NRRD", "MetaImage", "DICOM" or "DICOM SEG" (a file with a segmentation).
+    "OME-Zarr", "NRRD", "MetaImage", "DICOM", "DICOM SEG" (a file with a segmentation) or
+    "RTSTRUCT" (one with contours).
     Raises: ReadError for what is none of them, is empty or does not exist.
     """
     if not path.exists():
@@ -43,9 +44,9 @@ def image_kind(path: Path) -> str:
     if kind == "NIfTI" and path.suffix.lower() in (".hdr", ".img"):
         kind = kind if _is_pair(path) else None  # other programs use these endings, too
     if kind == "DICOM" or path.name.lower() == "dicomdir" or is_dicom(path):
-        from napari_sam2.io.labels_dicom import is_seg
+        from napari_sam2.io.labels_dicom import labels_kind
 
-        return "DICOM SEG" if is_seg(path) else "DICOM"
+        return labels_kind(path) or "DICOM"
     if kind is not None:
         return kind
     raise ReadError(f"{path} is not an image that can be read: {_READABLE}.")

@@ -31,11 +31,11 @@ _SUFFIXES = (
     *(".nii.gz", ".nii"),
     *(".ome.tif", ".ome.tiff", ".tif", ".tiff"),
     *(".seg.nrrd", ".nrrd"),
-    ".dcm",
+    *(".rtstruct.dcm", ".dcm"),
 )
 _WRITABLE = (
-    ".nii, .nii.gz, .tif, .ome.tif, .ome.zarr, .nrrd, .seg.nrrd, .dcm, or _RES for a folder of the "
-    "Cell Tracking Challenge"
+    ".nii, .nii.gz, .tif, .ome.tif, .ome.zarr, .nrrd, .seg.nrrd, .dcm, .rtstruct.dcm, or _RES for "
+    "a folder of the Cell Tracking Challenge"
 )
 _FEW_IDS = 32
 _PACKAGES = {"nrrd": "pynrrd", "ome_zarr": "ome-zarr", "zarr": "ome-zarr", "highdicom": "highdicom"}
@@ -55,15 +55,16 @@ def write_labels(
     """Write a labels array so that it overlays the image it was made on.
 
     path: its suffix chooses the format: .nii and .nii.gz (NIfTI), .tif and .tiff (ImageJ),
-        .ome.tif, .nrrd and .seg.nrrd (3D Slicer), .dcm (DICOM SEG; the image must come from DICOM
-        files), a folder .ome.zarr, or one that ends in _RES (Cell Tracking Challenge). A path
-        IMAGE.ome.zarr/labels/NAME adds labels to an OME-Zarr image.
+        .ome.tif, .nrrd and .seg.nrrd (3D Slicer), .dcm (DICOM SEG) and .rtstruct.dcm (RTSTRUCT; for
+        both, the image must come from DICOM files), a folder .ome.zarr, or one that ends in _RES
+        (Cell Tracking Challenge). A path IMAGE.ome.zarr/labels/NAME adds labels to an OME-Zarr
+        image.
     labels: integers from 0 along the image's axes without channels: (z, y, x), (t, y, x) or
         (t, z, y, x), and (1, y, x) for one picture; stored in the smallest unsigned type that
         holds the ids.
     like: the volume that `labels` belong to; gives affine, spacing, units, axes and DICOM files.
     names, colours: of the objects by id, colours as red, green and blue from 0 to 1. Kept by NIfTI,
-        OME-TIFF, OME-Zarr, NRRD and DICOM SEG.
+        OME-TIFF, OME-Zarr, NRRD, DICOM SEG and RTSTRUCT.
     parents: of objects that come from a division, by id. Kept by the Cell Tracking Challenge's.
     format: "ctc" for a folder of another name.
 
@@ -102,8 +103,8 @@ def read_labels(
 ) -> tuple[Volume, dict[int, str], dict[int, RGB]]:
     """Read a labels file: the labels in their place, and names and colours by id where it has them.
 
-    path: whatever `read_image` reads with whole numbers in it, or a DICOM segmentation.
-    like: the image that the labels belong to. A DICOM segmentation is put on all of its slices;
+    path: whatever `read_image` reads with whole numbers in it, DICOM SEG and RTSTRUCT too.
+    like: the image that the labels belong to. A DICOM SEG or RTSTRUCT is put on all of its slices;
         labels of the same grid that are stored with their axes in another order or direction are
         put in that of the image.
 
@@ -111,11 +112,16 @@ def read_labels(
     elsewhere in space.
     """
     path = Path(path)
-    from napari_sam2.io.labels_dicom import is_seg, read_seg
+    from napari_sam2.io.labels_dicom import labels_kind, read_seg
 
     with clear_errors(path):
-        if is_seg(path):
+        kind = labels_kind(path)
+        if kind == "DICOM SEG":
             labels, legend = read_seg(path, like)
+        elif kind == "RTSTRUCT":
+            from napari_sam2.io.labels_rtstruct import read_rtstruct
+
+            labels, legend = read_rtstruct(path, like)
         else:
             labels, legend = read_image(path), read_legend(path)
         array = np.asarray(labels.array)
@@ -222,6 +228,10 @@ def _kind(target: Path, format: Format | None) -> _Kind | None:
         from napari_sam2.io import labels_dicom
 
         return _Kind(suffix, labels_dicom.write_seg, check_image=labels_dicom.sources_of)
+    if suffix == ".rtstruct.dcm":
+        from napari_sam2.io.labels_rtstruct import check_image, write_rtstruct
+
+        return _Kind(suffix, write_rtstruct, check_image=check_image)
     return _Kind(suffix, _file_writer(suffix))
 
 
@@ -260,10 +270,15 @@ def _zarr_kind(target: Path) -> _Kind | None:
 def read_legend(path: Path) -> Legend:
     """What a labels file says of its objects; nothing where its format has no place for that."""
     name = path.name.lower()
-    if image_kind(path) == "DICOM SEG":
+    kind = image_kind(path)
+    if kind == "DICOM SEG":
         from napari_sam2.io.labels_dicom import seg_legend
 
         return seg_legend(path)
+    if kind == "RTSTRUCT":
+        from napari_sam2.io.labels_rtstruct import rtstruct_legend
+
+        return rtstruct_legend(path)
     if name.endswith((".nii", ".nii.gz")):
         from napari_sam2.io.labels_nifti import nifti_legend
 
@@ -340,6 +355,6 @@ def _problem(
             return "it is the input itself; give another name"
         if kind.is_folder and target.is_dir():
             kind.check_replaceable(target)
-        if kind.suffix == ".dcm" and target.is_file() and image_kind(target) == "DICOM":
+        if kind.suffix.endswith(".dcm") and target.is_file() and image_kind(target) == "DICOM":
             return "it is an image, not a segmentation"
     return why_not(target, overwrite, kind.is_folder, kind.parent)

@@ -14,17 +14,19 @@ import pydicom
 from napari_sam2.io.legend import Legend, LegendEntry, colour_of_bytes
 from napari_sam2.io.volume import ReadError, Volume, WriteError, spacing_of
 
-_RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""(4, 4) from millimetres as DICOM counts them (left, posterior, superior) to RAS, and back."""
 _TRACKING_ID = "napari-sam2 object {}"  # keeps the ids, for segments are numbered without gaps
 _MOST_SEGMENTS = 65535
 _MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
 )
-_SEGMENTATIONS = (
-    pydicom.uid.SegmentationStorage,
-    pydicom.uid.UID("1.2.840.10008.5.1.4.1.1.66.7"),  # Label Map Segmentation
-)
+_KINDS = {
+    pydicom.uid.SegmentationStorage: "DICOM SEG",
+    pydicom.uid.UID("1.2.840.10008.5.1.4.1.1.66.7"): "DICOM SEG",  # Label Map Segmentation
+    pydicom.uid.RTStructureSetStorage: "RTSTRUCT",
+}
 _TOLERANCE = 0.1  # of a voxel
 
 
@@ -78,7 +80,7 @@ def write_seg(path: Path, labels: Volume, legend: Legend) -> None:
             segmentation_type="BINARY",
             segment_descriptions=segments,
             series_instance_uid=highdicom.UID(),
-            series_number=_series_number(sources[0]),
+            series_number=series_number(sources[0]),
             sop_instance_uid=highdicom.UID(),
             instance_number=1,
             manufacturer="napari-sam2",
@@ -119,7 +121,7 @@ def read_seg(path: Path, like: Volume | None = None) -> tuple[Volume, Legend]:
             f"{path} cannot be read as labels ({reason}); segments that overlap, or that lie on "
             "unevenly spaced slices, do not fit into one array."
         ) from error
-    numbers, affine = volume.array, _RAS_OF_LPS @ volume.affine[:, [2, 1, 0, 3]]
+    numbers, affine = volume.array, RAS_OF_LPS @ volume.affine[:, [2, 1, 0, 3]]
     if np.linalg.det(affine[:3, :3]) < 0:  # z grows along the normal, as in images
         affine[:3, 3] += affine[:3, 2] * (len(numbers) - 1)
         affine[:3, 2] *= -1
@@ -140,15 +142,15 @@ def seg_legend(path: Path) -> Legend:
     return _segments(highdicom.seg.segread(path, lazy_frame_retrieval=True))[1]
 
 
-def is_seg(path: Path) -> bool:
-    """Whether a file is a DICOM segmentation."""
+def labels_kind(path: Path) -> str | None:
+    """ "DICOM SEG" or "RTSTRUCT"; None where a file is neither."""
     if not path.is_file():
-        return False
+        return None
     try:  # of the head alone, for the rest may be a bomb
         head = pydicom.filereader.read_file_meta_info(path)
     except Exception:  # anything but DICOM
-        return False
-    return head.get("MediaStorageSOPClassUID") in _SEGMENTATIONS
+        return None
+    return _KINDS.get(head.get("MediaStorageSOPClassUID"))
 
 
 def sources_of(image: Volume) -> list[pydicom.Dataset]:
@@ -208,13 +210,14 @@ def _placed(numbers: np.ndarray, labels: Volume, source: pydicom.Dataset) -> Any
         raise ValueError("it gives no positions")
     return highdicom.Volume(
         array=numbers,
-        affine=(_RAS_OF_LPS @ labels.affine)[:, [2, 1, 0, 3]],
+        affine=(RAS_OF_LPS @ labels.affine)[:, [2, 1, 0, 3]],
         coordinate_system="PATIENT",
         frame_of_reference_uid=source.FrameOfReferenceUID,
     )
 
 
-def _series_number(source: pydicom.Dataset) -> int:
+def series_number(source: pydicom.Dataset) -> int:
+    """Of a series that is made from another one."""
     return int(source.get("SeriesNumber") or 0) + 1000
 
 

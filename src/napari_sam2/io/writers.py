@@ -61,6 +61,7 @@ write_nifti = partial(write_layer, suffix=".nii.gz")
 write_tiff = partial(write_layer, suffix=".ome.tif")
 write_nrrd = partial(write_layer, suffix=".seg.nrrd")
 write_seg = partial(write_layer, suffix=".dcm")
+write_rtstruct = partial(write_layer, suffix=".rtstruct.dcm")
 write_zarr = partial(write_layer, suffix=".ome.zarr")
 write_ctc = partial(write_layer, suffix="_RES")
 
