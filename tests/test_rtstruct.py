@@ -198,6 +198,22 @@ def test_without_its_series_it_says_what_is_missing(scan, tmp_path):
     np.testing.assert_array_equal(read_labels(lonely, read_volume(scan))[0].array, blots())
 
 
+def test_a_file_that_was_cut_off_or_damaged_is_not_read_in_part(scan, tmp_path):
+    path = tmp_path / "organs.rtstruct.dcm"
+    write_labels(path, blots(), read_volume(scan))
+    content = path.read_bytes()
+    for length in (150, 1000, len(content) // 3, len(content) // 2, len(content) - 200):
+        path.write_bytes(content[:length])
+        with pytest.raises(ReadError):
+            read_labels(path)
+    path.write_bytes(content)
+    structures = pydicom.dcmread(path)
+    del structures.ROIContourSequence[0].ContourSequence[0].ContourData[-1]
+    structures.save_as(path)
+    with pytest.raises(ReadError, match="damaged"):
+        read_labels(path)
+
+
 def test_what_cannot_be_written_is_told_at_once(scan, tmp_path):
     target, image = tmp_path / "l.rtstruct.dcm", read_volume(scan)
     with pytest.raises(WriteError, match="not read from a DICOM folder"):

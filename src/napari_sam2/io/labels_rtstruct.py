@@ -85,7 +85,7 @@ def read_rtstruct(
 
     Raises: ReadError where that series is not there, or contours lie between its slices.
     """
-    header = pydicom.dcmread(path)
+    header = _read(path)
     like = _series_of(header, path) if like is None else like
     if like.affine is None or like.axes not in ("zyx", "yx"):
         raise ReadError(f"{path} lies in a patient, and the image does not; give the DICOM series.")
@@ -118,7 +118,7 @@ def read_rtstruct(
 
 def rtstruct_legend(path: Path) -> Legend:
     """Names and colours of the regions, by the ids that `read_rtstruct` gives."""
-    return _legend_of(pydicom.dcmread(path))
+    return _legend_of(_read(path))
 
 
 # ---- out
@@ -216,6 +216,14 @@ def _item(**fields: Any) -> Dataset:
 
 
 # ---- in
+
+
+def _read(path: Path) -> Dataset:
+    """All of a file; pydicom says nothing of one that was cut off."""
+    header = pydicom.dcmread(path)
+    if "RTROIObservationsSequence" not in header:  # the last that must be there
+        raise ReadError(f"{path} is not complete: it was cut off, or its program left parts out.")
+    return header
 
 
 def _series_of(header: Dataset, path: Path) -> Volume:
