@@ -9,6 +9,7 @@ import highdicom
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 from dicom_series import write_series
 from images import OBLIQUE, mirrored
 from nibabel.orientations import apply_orientation, inv_ornt_aff
@@ -66,12 +67,15 @@ def test_what_convert_refuses(
     values = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), image)
     (tmp_path / "old.tif").write_bytes(b"old")
+    channels = str(tmp_path / "c.ome.tif")
+    tifffile.imwrite(channels, np.ones((3, 2, 4, 5), np.uint8), metadata={"axes": "TCYX"})
     for arguments, code, message in [
         ([good, str(tmp_path / "l.xyz")], 4, "must end in"),
         ([good, str(tmp_path / "old.tif")], 4, "--overwrite"),
         ([good, good, "--overwrite"], 4, "it is the input itself; give another name."),
         ([good, str(tmp_path / "l.dcm")], 4, "not read from a DICOM folder"),
         ([good, str(tmp_path / "l_RES")], 4, "no time"),
+        ([channels, str(tmp_path / "l_RES")], 3, "has 2 channels, and labels have none"),
         ([image, str(tmp_path / "l.tif")], 3, "holds an image, not labels"),
         ([good, str(tmp_path / "l.tif"), "--like", str(scan)], 3, "shape"),
         ([str(tmp_path / "none.nii"), str(tmp_path / "l.tif")], 3, "no file"),
@@ -80,7 +84,7 @@ def test_what_convert_refuses(
         complaint = capsys.readouterr().err
         assert message in complaint and complaint.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "ct", "image.nii.gz", "l.nii.gz", "old.tif"
+        "c.ome.tif", "ct", "image.nii.gz", "l.nii.gz", "old.tif"
     ]  # fmt: skip
     assert main(["convert", good, str(tmp_path / "old.tif"), "--overwrite"]) == 0
     np.testing.assert_array_equal(read_labels(tmp_path / "old.tif")[0].array, labels)
