@@ -56,6 +56,26 @@ def test_labels_go_round_all_formats_and_come_back(tmp_path: Path, scan: Path) -
     assert [seg.get_segment_description(n).segment_label for n in (1, 2)] == ["liver", "spleen"]
 
 
+@pytest.mark.parametrize("table", ["man_track.txt", "res_track.txt"])
+def test_parents_of_tracks_go_from_one_folder_to_another(
+    tmp_path: Path, table: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = np.zeros((5, 9, 12), np.uint8)
+    labels[:2, 1:4, 1:4] = 1
+    labels[2:, 1:4, 1:4], labels[2:, 5:8, 1:4] = 2, 3
+    labels[[0, 1, 3, 4], 5:8, 6:9] = 4  # gone for a frame
+    movie = Volume(labels, axes="tyx")
+    write_labels(tmp_path / "1_RES", labels, movie, parents={2: 1, 3: 1})
+    (tmp_path / "1_RES" / "res_track.txt").rename(tmp_path / "1_RES" / table)
+    assert main(["convert", str(tmp_path / "1_RES"), str(tmp_path / "2_RES")]) == 0
+    before, after = tmp_path / "1_RES" / table, tmp_path / "2_RES" / "res_track.txt"
+    assert after.read_text() == "1 0 1 0\n2 2 4 1\n3 2 4 1\n4 0 1 0\n5 3 4 4\n"
+    assert after.read_text() == before.read_text()
+    before.write_text("1 0 1\n")
+    assert main(["convert", str(tmp_path / "1_RES"), str(tmp_path / "3_RES")]) == 3
+    assert f"{table} is no table of tracks" in capsys.readouterr().err
+
+
 def test_what_convert_refuses(
     tmp_path: Path, scan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
