@@ -411,7 +411,8 @@ class SequencePredictor:
         Args:
             objects: ids, by default all that have prompts.
             start, stop: first and last frame wanted, both included; by default all.
-            only: the frames wanted of each object; by default all of `start` to `stop`.
+            only: the frames wanted of each object, of those from `start` to `stop`; an object that
+                is not named is left out. By default all frames of all objects.
 
         Yields:
             A FrameResult with the objects that the frame belongs to.
@@ -453,6 +454,9 @@ class SequencePredictor:
         self._check_frame(start)
         self._check_frame(stop)
         ids = self._chosen(objects)
+        if only is not None:
+            named = self._chosen(only)
+            ids = tuple(i for i in ids if i in named)
         between = range(start, stop + 1)
         wanted = {i: frozenset(between if only is None else {*between} & {*only[i]}) for i in ids}
         tracked = {i: frames - self._prompts[i].keys() for i, frames in wanted.items()}

@@ -9,6 +9,7 @@ import highdicom
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 from dicom_series import write_series
 from images import OBLIQUE, mirrored
 from nibabel.orientations import apply_orientation, inv_ornt_aff
@@ -55,6 +56,26 @@ def test_labels_go_round_all_formats_and_come_back(tmp_path: Path, scan: Path) -
     assert [seg.get_segment_description(n).segment_label for n in (1, 2)] == ["liver", "spleen"]
 
 
+@pytest.mark.parametrize("table", ["man_track.txt", "res_track.txt"])
+def test_parents_of_tracks_go_from_one_folder_to_another(
+    tmp_path: Path, table: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = np.zeros((5, 9, 12), np.uint8)
+    labels[:2, 1:4, 1:4] = 1
+    labels[2:, 1:4, 1:4], labels[2:, 5:8, 1:4] = 2, 3
+    labels[[0, 1, 3, 4], 5:8, 6:9] = 4  # gone for a frame
+    movie = Volume(labels, axes="tyx")
+    write_labels(tmp_path / "1_RES", labels, movie, parents={2: 1, 3: 1})
+    (tmp_path / "1_RES" / "res_track.txt").rename(tmp_path / "1_RES" / table)
+    assert main(["convert", str(tmp_path / "1_RES"), str(tmp_path / "2_RES")]) == 0
+    before, after = tmp_path / "1_RES" / table, tmp_path / "2_RES" / "res_track.txt"
+    assert after.read_text() == "1 0 1 0\n2 2 4 1\n3 2 4 1\n4 0 1 0\n5 3 4 4\n"
+    assert after.read_text() == before.read_text()
+    before.write_text("1 0 1\n")
+    assert main(["convert", str(tmp_path / "1_RES"), str(tmp_path / "3_RES")]) == 3
+    assert f"{table} is no table of tracks" in capsys.readouterr().err
+
+
 def test_what_convert_refuses(
     tmp_path: Path, scan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,12 +87,15 @@ def test_what_convert_refuses(
     values = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), image)
     (tmp_path / "old.tif").write_bytes(b"old")
+    channels = str(tmp_path / "c.ome.tif")
+    tifffile.imwrite(channels, np.ones((3, 2, 4, 5), np.uint8), metadata={"axes": "TCYX"})
     for arguments, code, message in [
         ([good, str(tmp_path / "l.xyz")], 4, "must end in"),
         ([good, str(tmp_path / "old.tif")], 4, "--overwrite"),
         ([good, good, "--overwrite"], 4, "it is the input itself; give another name."),
         ([good, str(tmp_path / "l.dcm")], 4, "not read from a DICOM folder"),
         ([good, str(tmp_path / "l_RES")], 4, "no time"),
+        ([channels, str(tmp_path / "l_RES")], 3, "has 2 channels, and labels have none"),
         ([image, str(tmp_path / "l.tif")], 3, "holds an image, not labels"),
         ([good, str(tmp_path / "l.tif"), "--like", str(scan)], 3, "shape"),
         ([str(tmp_path / "none.nii"), str(tmp_path / "l.tif")], 3, "no file"),
@@ -80,7 +104,7 @@ def test_what_convert_refuses(
         complaint = capsys.readouterr().err
         assert message in complaint and complaint.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "ct", "image.nii.gz", "l.nii.gz", "old.tif"
+        "c.ome.tif", "ct", "image.nii.gz", "l.nii.gz", "old.tif"
     ]  # fmt: skip
     assert main(["convert", good, str(tmp_path / "old.tif"), "--overwrite"]) == 0
     np.testing.assert_array_equal(read_labels(tmp_path / "old.tif")[0].array, labels)

@@ -104,6 +104,34 @@ def test_a_division_is_set_undone_and_taken_back(session):
     assert session.parents == {2: 1, 3: 1} and session.life(1).last == 3
 
 
+def test_without_kin_an_object_begins_and_ends_where_a_person_said(session, tmp_path: Path):
+    session.set_life(1, last=5)
+    session.set_life(2, first=3)
+    session.set_division(1, [2, 3])
+    assert session.life(1) == (0, 3) and session.life(2) == (4, None)
+    session.set_life(2, first=4, last=7)
+    path = tmp_path / "tracks.sam2session"
+    save_session(session, path)
+    for one in (session, open_session(path, IMAGES, model=small_model())):
+        one.remove_division(1)
+        assert one.life(1) == (0, 5) and one.life(2) == (3, 7) and one.life(3) == (0, None)
+        one.undo()
+        assert one.life(1) == (0, 3) and one.life(2) == (4, 7)
+    session.set_life(1, last=2)
+    session.remove_division(1)
+    assert session.life(1) == (0, 2)
+
+
+def test_a_part_of_a_track_that_was_cut_still_ends_there_without_its_parent(session):
+    new = session.cut_object(4, 5)
+    session.set_parent(new, 4)
+    session.set_parent(new, None)
+    assert session.life(4) == (0, 4) and session.life(new) == (5, None)
+    session.set_parent(new, 4)
+    session.join_objects(4, new)
+    assert session.life(4) == (0, None)
+
+
 @pytest.mark.parametrize(
     ("parent", "daughters", "what"),
     [

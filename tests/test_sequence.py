@@ -146,6 +146,11 @@ def test_only_the_wanted_frames_of_each_object_are_tracked(
     one, seven = 2, 5 + 3  # up to the last wanted frame on each side of the prompted ones
     assert sum(count for _, count in tracked) == nine + one + seven
     assert p.num_steps(only=only) == len(list(p.propagate(only=only)))
+    left_out = {1: {3}, 9: {0}}
+    assert collect(p.propagate(only=left_out)).keys() == {(3, 1), (0, 9)}
+    assert p.num_steps([1, 2], only=left_out) == 1
+    with pytest.raises(ValueError, match="Object 77 has no prompts"):
+        p.propagate(only={77: {1}})
 
 
 def test_clicks_of_one_stroke_are_placed_at_once() -> None:

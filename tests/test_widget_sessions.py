@@ -446,3 +446,27 @@ def test_the_manifest_is_valid_and_its_samples_open(make_napari_viewer):
     viewer = make_napari_viewer()
     (layer,) = viewer.open_sample("napari-sam2", "moving_cells")
     assert layer.data.shape == (40, 256, 320)
+
+
+def test_work_on_an_image_that_gets_another_shape_comes_back_with_its_old_one(desk):
+    d = desk()
+    mark_and_paint(d)
+    labels, pixels = d.labels.copy(), d.image.data
+    d.image.data = pixels[:, 4:]
+    d.settle()
+    kept = find_recovery(pixels)
+    assert kept is not None and str(kept) in d.status
+    d.image.data = pixels
+    d.settle()
+    d.qtbot.waitUntil(d.panel.recovery.isVisible, timeout=TIMEOUT)
+    d.press(d.panel.recover)
+    d.settle()
+    np.testing.assert_array_equal(d.labels, labels)
+
+
+def test_work_on_an_image_that_changed_is_kept_for_the_image_as_it_is_now(desk):
+    d = desk()
+    mark_and_paint(d)
+    d.image.data = d.image.data + 1
+    d.widget.shut_down()
+    assert find_recovery(d.image) is not None

@@ -102,6 +102,14 @@ def test_labels_that_reach_through_channels_lose_that_axis(tmp_path: Path) -> No
     np.testing.assert_array_equal(back.array, layer.data[:, 0])
 
 
+@pytest.mark.parametrize("name", ["cells_RES", "l.nii.gz"])
+def test_labels_of_several_channels_are_not_taken_for_a_volume(tmp_path: Path, name: str) -> None:
+    layer = Labels(blobs((3, 2, 6, 7)), axis_labels=("t", "c", "y", "x"), name="cells")
+    with pytest.raises(OSError, match="cells has an axis of 2 channels"):
+        save(layer, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_names_come_from_features_and_colours_from_the_colormap(tmp_path: Path) -> None:
     layer = Labels(
         blobs((3, 6, 7)),

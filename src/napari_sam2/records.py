@@ -55,6 +55,7 @@ class Records:
         self._tracked: Cells[Found] = Cells(history)
         """What was found on frames that got prompts afterwards: what these correct."""
         self._lives: Cells[Life] = Cells(history)  # all at frame 0
+        self._own_lives: Cells[Life] = Cells(history)  # all at frame 0
         self._parents: Cells[int] = Cells(history)
         self._no_divisions: Cells[frozenset[int]] = Cells(history)
         self._looks: Cells[Look] = Cells(history)  # all at frame 0
@@ -63,7 +64,7 @@ class Records:
     def tables(self) -> tuple[Cells[Any], ...]:
         """All there is, in one order."""
         said = self._objects, self.prompts, self.kept, self.found, self._tracked
-        return *said, self._lives, self._parents, self._no_divisions, self._looks
+        return *said, self._lives, self._parents, self._no_divisions, self._looks, self._own_lives
 
     def cells(self) -> dict[Cell, Any]:
         """The value of every cell that has one."""
@@ -164,14 +165,23 @@ class Records:
             for frame in [frame for frame in table.at(place) if not life.has(frame)]:
                 table.set(place, frame, None)
 
+    def own_life(self, place: Place) -> Life:
+        """The life of an object as it is without its parent and its daughters."""
+        life, own, object_id = self.life(place), self._own_lives.get(place, 0) or Life(), place[1]
+        first = own.first if object_id in self.parents else life.first
+        return Life(first, own.last if object_id in self.parents.values() else life.last)
+
+    def set_own_life(self, place: Place, life: Life) -> None:
+        """Say what it goes back to without them."""
+        self._own_lives.set(place, 0, None if life == Life() else life)
+
     def join_lives(self, into: Place, other: Place) -> None:
         """Of one object that was two: from the earlier beginning to the later end."""
         if not (self.masks(other) or self.prompts.at(other)):
             return
-        one, two = self.life(into), self.life(other)
-        ends = (one.last, two.last)
-        last = None if None in ends else max(end for end in ends if end is not None)
-        self.set_life(into, Life(min(one.first, two.first), last))
+        own = self.own_life(into).joined(self.own_life(other))
+        self.set_life(into, self.life(into).joined(self.life(other)))
+        self.set_own_life(into, own)
 
     @property
     def parents(self) -> Mapping[int, int]:
@@ -279,6 +289,7 @@ class Records:
     def clear(self, place: Place) -> list[int]:
         """Forget all of an object in a sequence. Returns the frames that had something."""
         self.set_life(place, Life())
+        self.set_own_life(place, Life())
         self.set_look(place, None)
         return self._clear(place, self.found, self._tracked, self.kept, self.prompts)
 
@@ -396,6 +407,7 @@ class Records:
                 rejected=frozenset(f for f, one in found.items() if one.basis == REJECTED),
                 tracked={frame: one.mask for frame, one in self._tracked.at(place).items()},
                 life=self.life(place),
+                own_life=self.own_life(place),
                 look=self.look(place),
             )
         return states
@@ -413,10 +425,7 @@ class Records:
 
         trust: whether masks that were up to date are up to date now.
         """
-        tables: tuple[Cells[Any], ...] = (self._objects, self.prompts, self.kept, self.found)
-        tables = (*tables, self._tracked, self._lives, self._parents, self._no_divisions)
-        tables = (*tables, self._looks)
-        for table in tables:
+        for table in self.tables:
             table.clear()
         for daughter, parent in parents.items():
             self._parents.put(_ALL, daughter, parent)
@@ -427,6 +436,8 @@ class Records:
         for place, state in states.items():
             if state.life != Life():
                 self._lives.put(place, 0, state.life)
+            if state.own_life != Life():
+                self._own_lives.put(place, 0, state.own_life)
             if state.look is not None:
                 self._looks.put(place, 0, state.look)
             for frame, said in state.prompts.items():

@@ -357,7 +357,7 @@ def _refer(session: Session) -> ImageReference:
         rgb=view.rgb,
         channels=view.channels,
         spacing=view.spacing,
-        fingerprint=fingerprint(session.image),
+        fingerprint=fingerprint(view.arrays),  # a layer may have other data by now
     )
 
 

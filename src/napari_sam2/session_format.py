@@ -213,6 +213,7 @@ def _to_json(saved: SavedSession, names: Mapping[Place, list[str]]) -> dict[str,
                 {"slice": frame, "how": kept.how} for frame, kept in sorted(known.kept.items())
             ],
             "life": list(known.life),
+            "own_life": list(known.own_life),
             "area": None if known.look is None else known.look.area,
             "look": _look_json(known.look),
         }
@@ -450,6 +451,7 @@ def _state(one: Mapping[str, Any], blocks: Sequence[Arrays], view: SequenceView)
         rejected=frozenset(f for block in blocks for f in block.rejected()),
         tracked={**tracked, **dict.fromkeys(absent("tracked"))},
         life=_life(one.get("life", [0, None]), len(view)),
+        own_life=_life(one.get("own_life", [0, None]), len(view)),
         look=_look(one.get("area"), one.get("look", _SETTLED), view.frame_shape),
     )
 

@@ -66,7 +66,7 @@ class TrackEdits(SessionBase):
         self.objects_changed.emit()
 
     def set_parent(self, daughter: int, parent: int | None) -> None:
-        """Give an object another parent, or none.
+        """Give an object another parent, or none. Without its kin, it is there as it was before.
 
         Raises LineageError: the parent has a mask where the daughter begins or later, one of them
         has no mask, or the parent descends from the daughter. LockedError where one is locked.
@@ -77,13 +77,18 @@ class TrackEdits(SessionBase):
         else:
             self._check_link(daughter, parent)
         with self.history.change("Parent"):
-            links = {**self._records.parents}
+            key, records = self.view.key, self._records
+            kin = [one for one in (daughter, before, parent) if one is not None]
+            own = {one: records.own_life((key, one)) for one in kin}
+            links = {**records.parents}
             links.pop(daughter, None)
-            self._records.set_parents(links if parent is None else links | {daughter: parent})
+            records.set_parents(links if parent is None else links | {daughter: parent})
+            for one, life in own.items():
+                records.set_own_life((key, one), life)
             if before is not None and before != parent:
-                self._begin(daughter, 0)
+                self._begin(daughter, own[daughter].first)
                 if before not in links.values():
-                    self._end(before, None)
+                    self._end(before, own[before].last)
             if parent is not None:
                 self._begin(daughter, self._span(daughter)[0])
                 self._end(parent, self._span(parent)[1])
@@ -116,6 +121,7 @@ class TrackEdits(SessionBase):
             new = self.add_object()
             old_place, new_place = (key, object_id), (key, new)
             masks, life = self.masks_of(object_id), records.life(old_place)
+            own = records.own_life(old_place)
             changed = records.move(old_place, new_place, frame)
             if not records.anchors(old_place):
                 end = max(at for at in masks if at < frame)
@@ -125,6 +131,7 @@ class TrackEdits(SessionBase):
                 self._make_prompt(new_place, start, masks[start])
             records.set_life(old_place, life._replace(last=frame - 1))
             records.set_life(new_place, life._replace(first=frame))
+            records.set_own_life(new_place, own._replace(first=frame))
             look = records.look(old_place) or Look()
             records.set_look(new_place, look._replace(is_settled=True))
             links = self._records.parents.items()
@@ -149,10 +156,10 @@ class TrackEdits(SessionBase):
         self._check_unlocked(object_id)
         for frame in (first, first if last is None else last):
             self._check_frame(frame)
-        life, name = Life(first, last), self._name(object_id)
+        life, now, name = Life(first, last), self.life(object_id), self._name(object_id)
         if last is not None and last < first:
             raise ValueError(f"{name} cannot begin on slice {first} and end on slice {last}.")
-        if life == self.life(object_id):
+        if life == now:
             return
         records, place = self._records, (self.view.key, object_id)
         marked = records.anchors(place)
@@ -170,7 +177,15 @@ class TrackEdits(SessionBase):
                 inside = self.masks_of(object_id)
                 near = min(inside, key=lambda at: min(abs(at - mark) for mark in marked))
                 self._make_prompt(place, near, inside[near])
+            own = records.own_life(place)
             records.set_life(place, life)
+            records.set_own_life(
+                place,
+                Life(
+                    own.first if life.first == now.first else life.first,
+                    own.last if life.last == now.last else life.last,
+                ),
+            )
             self._writer.write(self.view, changed)
         self.objects_changed.emit()
         self.prompts_replaced.emit()

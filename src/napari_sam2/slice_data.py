@@ -377,6 +377,11 @@ class Life(NamedTuple):
         last = None if self.last is None else max([self.last, *frames])
         return Life(min([self.first, *frames]), last)
 
+    def joined(self, other: Life) -> Life:
+        """From the earlier beginning to the later end."""
+        last = None if self.last is None or other.last is None else max(self.last, other.last)
+        return Life(min(self.first, other.first), last)
+
 
 class Look(NamedTuple):
     """How closely the model looks at an object; there is none where that is yet to be decided."""
@@ -469,6 +474,8 @@ class ObjectState:
     tracked: Mapping[int, ObjectMask | None]
     """What was found on frames that got prompts afterwards."""
     life: Life = _WHOLE
+    own_life: Life = _WHOLE
+    """The life as it is without its parent and its daughters."""
     look: Look | None = None
     """How closely the model looks at it; None: that is yet to be decided."""
 

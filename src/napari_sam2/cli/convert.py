@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from napari_sam2.cli.common import EXIT_CODES, OK, clear_errors
@@ -15,7 +16,7 @@ def add_convert(commands: Any) -> None:
         "convert",
         help="write a labels file in another format",
         description="Write a labels file in another format, in the same place; names and colours\n"
-        "of objects are kept where both formats have them.",
+        "of objects, and parents of tracks, are kept where both formats have them.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -43,6 +44,7 @@ def add_convert(commands: Any) -> None:
 
 def _convert(options: argparse.Namespace) -> int:
     from napari_sam2.io import check_target, read_image, read_labels, write_labels
+    from napari_sam2.io.labels_ctc import read_parents
     from napari_sam2.io.place import has_place
 
     with clear_errors():
@@ -52,6 +54,7 @@ def _convert(options: argparse.Namespace) -> int:
             )
         like = read_image(options.like, options.series) if options.like else None
         labels, names, colours = read_labels(options.labels, like)
+        parents = read_parents(Path(options.labels))
         if like is not None and not has_place(like) and has_place(labels):
             is_alike = labels.axes == like.axes.replace("c", "")
             like = labels if is_alike else like  # a time-lapse has no place
@@ -62,6 +65,7 @@ def _convert(options: argparse.Namespace) -> int:
             overwrite=options.overwrite,
             names=names,
             colours=colours,
+            parents=parents,
             format=options.format,
         )
     if not options.quiet:

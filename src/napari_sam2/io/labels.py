@@ -134,6 +134,11 @@ def read_labels(
             f"{path} holds an image, not labels: it has many values, and most neighbours differ, "
             "where all pixels of an object have one."
         )
+    if "c" in labels.axes:
+        raise ReadError(
+            f"{path} has {labels.shape[labels.axes.index('c')]} channels, and labels have none; "
+            "give a file with the labels of one channel."
+        )
     labels = replace(labels, array=array)
     if like is not None:
         labels = on_image(labels, like, path)

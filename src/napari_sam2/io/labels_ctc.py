@@ -9,7 +9,8 @@ import numpy as np
 import tifffile
 
 from napari_sam2.io.legend import Legend
-from napari_sam2.io.volume import Volume, WriteError
+from napari_sam2.io.sequence import TRACKS
+from napari_sam2.io.volume import ReadError, Volume, WriteError
 
 _FILE = re.compile(r"mask\d{3,}\.tif|res_track\.txt")
 _LARGEST = 2**16 - 1  # the files are 16 bit
@@ -83,6 +84,28 @@ def write_ctc(folder: Path, labels: Volume, legend: Legend) -> None:
         )
     lines = (" ".join(map(str, track)) for track in sorted(tracks))
     (folder / "res_track.txt").write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
+
+
+def read_parents(path: Path) -> dict[int, int]:
+    """Track -> the one that it comes from, by label; empty where a path is no folder with tracks.
+
+    Raises ReadError where its table of tracks is none.
+    """
+    table = next((path / name for name in TRACKS if (path / name).is_file()), None)
+    if table is None:
+        return {}
+    try:
+        tracks = [
+            [int(number) for number in line.split()]
+            for line in table.read_text(encoding="ascii").splitlines()
+            if line.strip()
+        ]
+        return {label: parent for label, _, _, parent in tracks if parent}
+    except ValueError as error:
+        raise ReadError(
+            f"{table} is no table of tracks: each line has a label, the first and the last frame, "
+            "and the label of the parent or 0."
+        ) from error
 
 
 def check_replaceable(folder: Path) -> None:

@@ -15,7 +15,7 @@ from napari_sam2.io.kinds import SUFFIXES, pages_of
 from napari_sam2.io.tiff import read_tiff, tiff_form
 from napari_sam2.io.volume import ReadError, Volume
 
-_TRACKS = ("res_track.txt", "man_track.txt")
+TRACKS = ("res_track.txt", "man_track.txt")
 """Of the Cell Tracking Challenge, beside the masks of each frame."""
 
 
@@ -40,7 +40,7 @@ def read_sequence(source: Path | Sequence[Path]) -> Volume:
     first = _read(files[0])
     _check_alike(files)
     leading, counts = _numbering(place, files, first.axes)
-    if any((place / name).exists() for name in _TRACKS):
+    if any((place / name).exists() for name in TRACKS):
         leading = leading.replace("z", "t")
     if set(leading) & set(first.axes.replace("yx", "", 1)):
         raise ReadError(f"{place} holds numbered files that do not make one image; give one file.")

@@ -90,7 +90,7 @@ def layer_volume(data: Any, meta: Mapping[str, Any]) -> tuple[Any, Volume]:
     """A layer's labels and their place, by what the layer says of itself.
 
     data, meta: as for `write_layer`. Returns labels along the axes of the volume, whose array they
-    are. Raises WriteError for labels with other than 2 to 4 axes.
+    are. Raises WriteError for labels with other than 2 to 4 axes, or of several channels.
     """
     from napari.layers import Layer
 
@@ -99,6 +99,13 @@ def layer_volume(data: Any, meta: Mapping[str, Any]) -> tuple[Any, Volume]:
     kept = [
         axis for axis in range(data.ndim) if names[axis] not in _CHANNEL or data.shape[axis] > 1
     ]
+    channels = next((data.shape[axis] for axis in kept if names[axis] in _CHANNEL), None)
+    if channels is not None:
+        raise WriteError(
+            f"The layer {meta.get('name', 'of labels')} has an axis of {channels} channels, and "
+            "labels are written without; split the image into its channels and mark one of them, "
+            "or take the labels of one channel."
+        )
     has_time = bool(kept) and (names[kept[0]] in _TIME or len(kept) == 4)
     axes = {2: "yx", 3: "tyx" if has_time else "zyx", 4: "tzyx"}.get(labels.ndim)
     if axes is None:

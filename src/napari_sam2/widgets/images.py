@@ -188,14 +188,23 @@ class Images(QObject):
             self._on_chosen()
             self._context.panel.fail(str(error))
             return
-        if session.view.shape == work.session.view.shape:
+        is_alike = session.view.shape == work.session.view.shape
+        if is_alike:
             state = work.session.snapshot()
             session.restore(replace(state, window=session.window), trust=False)
             text = f"{image.name} has changed. Update brings the masks up to date with it."
         else:
             text = f"{image.name} has another shape now, so its marks and masks are gone."
-        self.replace(work, session)
+        new = self.replace(work, session)
+        if is_alike:
+            session.objects_changed.emit()  # so that it is saved for the image as it is now
+        elif work.kept is not None:
+            text += f" Recover brings them back once it is as it was; they are in {work.kept}."
+        elif work.file is not None:
+            text += f" They are in {work.file}."
         if was_chosen:
+            if not is_alike:
+                self.files.look_for_recovery(new)
             self._context.panel.say(text)
 
     def _forget(self, image: napari.layers.Image) -> None:

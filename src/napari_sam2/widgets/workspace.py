@@ -79,6 +79,8 @@ class Workspace:
         self.saved_changes = 0
         """How many of them are in the file."""
         self._autosave: Autosave | None = None
+        self.kept: Path | None = None
+        """Where autosave has left what was not saved, once this is closed."""
         self._prompt_events = Connections()
         self._readings: dict[SequenceKey, Reading] = {}
         self._count = 0  # of marks in the layers
@@ -203,7 +205,8 @@ class Workspace:
             forget = self.changes == self.saved_changes or self.session.is_empty
             self._autosave.close(forget=forget)
             if self._autosave.path is not None and not forget and not self._autosave.error:
-                leave(layers, self._autosave.path)
+                self.kept = self._autosave.path
+                leave(layers, self.kept)
             self._autosave = None
 
     def start_autosave(self, path: Path | None, failed: Callable[[str], None]) -> None:
