@@ -336,6 +336,9 @@ def test_a_name_or_a_path_may_say_the_size_of_the_input(tmp_path, monkeypatch):
     assert info.sha256 == MODELS["sam2.1-tiny"].sha256
     assert model_info("sam3@512") is None
 
+    sums = [LazyModel(name).checksum for name in ("nano", "nano@256", "nano@128")]
+    assert sums == [sums[0], sums[0], f"{sums[0]}@128"]
+
     path = tmp_path / "mine.safetensors"
     save_model(small_model(), path)
     assert load_model(f"{path}@96", device="cpu").image_size == 96

@@ -978,6 +978,10 @@ def test_a_model_looks_in_fewer_pixels_where_one_chooses_so(desk, tmp_path):
     assert (widget.panel.models.currentData(), widget.panel.sizes.currentData()) == (path, 512)
     assert widget._models.model.name == f"{path}@512"
 
+    d.widget._models.choose(f"{path}@1024", "cpu")
+    d.settle()
+    assert (sizes.currentText(), sizes.count()) == ("1024 pixels, as trained", 3)
+
     choose(models, "nano")
     assert d.session.model.name == "nano"
     assert not sizes.isVisible()

@@ -345,7 +345,10 @@ def _sum_of_file(name: str) -> str:
     from sam2_engine.names import split_size, with_size
     from sam2_engine.weights import find_file, model_info
 
-    size, info = split_size(name)[1], model_info(name)
+    model, size = split_size(name)
+    info = model_info(model)
+    if info is not None and info.image_size == size:
+        size = None  # the same masks follow
     if info is not None and info.sha256 is not None:
         return with_size(info.sha256, size)
     path = find_file(name)
