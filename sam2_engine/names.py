@@ -9,10 +9,14 @@ import re
 def split_size(name_or_path: str | os.PathLike[str]) -> tuple[str, int | None]:
     """A model's name or path, and the side of its input in pixels that follows behind an @.
 
-    Without one, that is None: the model looks at images as it was trained to.
+    Without one, that is None: the model looks at images as it was trained to. So it does where the
+    whole is the path of a file.
     """
-    found = re.fullmatch(r"(.+)@([0-9]+)", str(name_or_path))
-    return (found[1], int(found[2])) if found else (str(name_or_path), None)
+    name = os.fspath(name_or_path)
+    found = re.fullmatch(r"(.+)@([0-9]+)", name)
+    if found is None or os.path.isfile(os.path.expanduser(name)):
+        return name, None
+    return found[1], int(found[2])
 
 
 def with_size(name: str, size: int | None) -> str:

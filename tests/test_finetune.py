@@ -19,7 +19,7 @@ from test_training import TINY
 
 from napari_sam2.cli import main
 from napari_sam2.cli.common import BAD_COMMAND, BAD_INPUT, BAD_OUTPUT, NO_MODEL, OK, STOPPED
-from napari_sam2.finetune import finetune, read_pairs
+from napari_sam2.finetune import Card, _write, finetune, read_pairs
 from napari_sam2.io import ReadError, WriteError
 from sam2_engine.model import SAM2
 from sam2_engine.training.finetune import (
@@ -34,7 +34,7 @@ from sam2_engine.training.finetune import (
     split,
     synthetic_sources,
 )
-from sam2_engine.weights import list_models, load_model
+from sam2_engine.weights import list_models, load_model, model_info
 
 
 @pytest.fixture(autouse=True)
@@ -253,6 +253,18 @@ def test_a_model_of_ones_own_is_made_and_listed(files, tmp_path: Path, capsys, m
     assert "my-crosses" not in [info.name for info in list_models()]
 
 
+def test_a_model_of_ones_own_says_from_which_it_comes(tmp_path: Path) -> None:
+    score, path = Score(0.5, 0.5, math.nan), tmp_path / "mine.safetensors"
+    for start in ("sam2.1-tiny@512", "sam2.1-tiny", "/models/heart.v2.pt"):
+        card = Card(
+            "mine", str(path), start, ("a",), ("b",), 1, 1, False, 1, 1.0, score, score, {}, {},
+            is_written=True, is_complete=True,
+        )  # fmt: skip
+        _write(path, SAM2(TINY), card)
+        info = model_info("mine")
+        assert info is not None and Path(start).name.removesuffix(".pt") in info.title
+
+
 def test_a_training_takes_tiny_numbers_for_zero_in_its_threads_alone(
     tmp_path: Path, monkeypatch
 ) -> None:
@@ -290,7 +302,9 @@ def test_a_training_takes_tiny_numbers_for_zero_in_its_threads_alone(
         (["--minutes", "0"], BAD_INPUT, "minutes"),
         (["--from", "no-model"], NO_MODEL, "no-model"),
         (["-o", "{0}/model.pt"], BAD_OUTPUT, ".safetensors"),
+        (["--from", "nano@100"], NO_MODEL, "multiple of 32"),
         (["-o", "{0}/nano.safetensors"], BAD_OUTPUT, "published"),
+        (["-o", "{0}/mine@64.safetensors"], BAD_OUTPUT, "an input of 64 pixels"),
         (["-o", "{0}/nowhere/a.safetensors"], BAD_OUTPUT, "there is no folder"),
         (["-o", "{0}/dir.safetensors", "--overwrite"], BAD_OUTPUT, "it is a folder"),
         (["--resume"], BAD_INPUT, "resume"),

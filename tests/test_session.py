@@ -312,6 +312,33 @@ def test_an_answer_to_prompts_that_have_changed_is_dropped(session):
     assert not session.labels.any()
 
 
+def test_it_is_known_whether_what_is_followed_has_changed(session):
+    done, one = session.add_object(), session.add_object()
+    session.add_points(done, [(2, 25, 36)])
+    session.propagate(objects=[done])
+    session.add_points(one, [(2, 16, 16)])
+    session.set_life(one, last=3)
+    task = session.task()
+    assert not task.wanted[done]
+
+    def change(work):
+        with session.history.change("Try"):
+            work()
+            changed = session.has_changed_since(task)
+        session.undo()
+        assert not session.has_changed_since(task)
+        return changed
+
+    assert not change(lambda: session.edit_object(done, locked=True))
+    assert not change(lambda: session.remove_object(done))
+    assert not change(lambda: session.edit_object(one, name="kidney"))
+    assert change(lambda: session.edit_object(one, locked=True))
+    assert change(lambda: session.remove_object(one))
+    assert change(lambda: session.add_points(one, [(3, 17, 16)]))
+    assert change(lambda: session.set_life(one, last=2))
+    assert change(lambda: session.set_life(one, last=4))
+
+
 def test_previews_between_the_steps_do_not_disturb_a_propagation(session):
     one, two = session.add_object(), session.add_object()
     session.add_points(one, [(2, 16, 16), (4, 18, 16)])
@@ -390,6 +417,7 @@ MISTAKES = [
     ("three numbers from 0 to 1", lambda s: s.edit_object(1, colour=(255, 0, 0))),
     ("three numbers from 0 to 1", lambda s: s.edit_object(1, colour="red")),
     (r"needs 3 coordinates, \(z, y, x\); .* shape \(1, 2\)", lambda s: s.add_points(1, [(9, 9)])),
+    (r"needs 3 coordinates, \(z, y, x\); .* shape \(\)", lambda s: s.add_points(1, 9)),
     ("corner of a lasso needs 2", lambda s: s.add_lasso(1, 2, [(2, 9, 9), (2, 9, 20), (2, 20, 9)])),
     ("A box is four numbers", lambda s: s.add_box(1, 2, (2, 8, 8, 2, 20, 24))),
     ("A box is four numbers", lambda s: s.add_box(1, 2, 8)),

@@ -336,6 +336,9 @@ def test_a_name_or_a_path_may_say_the_size_of_the_input(tmp_path, monkeypatch):
     assert info.sha256 == MODELS["sam2.1-tiny"].sha256
     assert model_info("sam3@512") is None
 
+    sums = [LazyModel(name).checksum for name in ("nano", "nano@256", "nano@128")]
+    assert sums == [sums[0], sums[0], f"{sums[0]}@128"]
+
     path = tmp_path / "mine.safetensors"
     save_model(small_model(), path)
     assert load_model(f"{path}@96", device="cpu").image_size == 96
@@ -343,8 +346,11 @@ def test_a_name_or_a_path_may_say_the_size_of_the_input(tmp_path, monkeypatch):
     assert find_file(f"{path}@96") == path
     whole = path.rename(tmp_path / "mine@96")
     assert find_file(whole) == whole, "a file that is called so"
-    with pytest.raises(ValueError, match="multiple of 32"):
-        load_model("nano@100", device="cpu")
+    assert load_model(whole, device="cpu").image_size == SMALL.image_size
+    monkeypatch.setattr(loading, "fetch", None)  # nothing is downloaded first
+    for size in (0, 100, 99_968):
+        with pytest.raises(ValueError, match=f"multiple of 32 .* not {size}"):
+            load_model(f"sam2.1-tiny@{size}", device="cpu")
     assert "sam3@512" in error_of("sam3@512")
 
 

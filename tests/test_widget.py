@@ -587,6 +587,46 @@ def test_a_run_ends_when_what_it_follows_is_removed(slow_desk):
     assert not d.session.is_encoded(0)
 
 
+def test_napari_stops_a_run_even_after_a_correction(slow_desk):
+    d = slow_desk
+    begin_a_run(d)
+    d.widget.points_layer.add([5, 17, 22])
+    next(bar for bar in progress._all_instances if "SAM 2" in bar.desc).cancel()
+    SlowFrames.gate.set()
+    d.settle()
+    assert d.status == "Stopped. The slices done so far are kept."
+    assert not d.labels[0].any()
+
+
+def test_a_correction_before_other_slices_are_shown_ends_a_run_that_says_why(slow_desk):
+    d = slow_desk
+    begin_a_run(d)
+    d.widget.points_layer.add([5, 17, 22])
+    d.viewer.dims.order = (1, 0, 2)
+    SlowFrames.gate.set()
+    d.settle()
+    assert "have changed" in d.status
+    d.viewer.dims.order = (0, 1, 2)
+    d.press(d.panel.propagate)
+    d.settle()
+    assert_same(d.labels, d.expected())
+
+
+def test_an_object_may_go_before_it_is_followed(slow_desk):
+    d = slow_desk
+    d.session.set_prompts(1, 3)
+    SlowFrames.gate.clear()
+    other = d.session.add_object()
+    d.session.add_points(1, (5, 17, 22))
+    d.session.add_points(other, (6, 32, 40))
+    d.press(d.panel.propagate)
+    d.session.remove_object(other)
+    SlowFrames.gate.set()
+    d.settle()
+    assert d.status.startswith("Done: Object 1 is on")
+    assert_same(d.labels, d.expected())
+
+
 def test_approving_does_not_hold_up_a_run(slow_desk):
     d = slow_desk
     begin_a_run(d)
@@ -937,6 +977,10 @@ def test_a_model_looks_in_fewer_pixels_where_one_chooses_so(desk, tmp_path):
     widget.shut_down()
     assert (widget.panel.models.currentData(), widget.panel.sizes.currentData()) == (path, 512)
     assert widget._models.model.name == f"{path}@512"
+
+    d.widget._models.choose(f"{path}@1024", "cpu")
+    d.settle()
+    assert (sizes.currentText(), sizes.count()) == ("1024 pixels, as trained", 3)
 
     choose(models, "nano")
     assert d.session.model.name == "nano"

@@ -69,6 +69,9 @@ class ConvTrunkConfig:
         return tuple(self.stages[index].channels for index in self.output_stages)
 
 
+_LARGEST_INPUT = 4096  # pixels; a larger one fills any memory
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Everything that fixes the shape of a SAM 2 network."""
@@ -98,8 +101,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.version not in ("2.0", "2.1"):
             raise ValueError(f"version must be '2.0' or '2.1', not {self.version!r}")
-        if self.image_size <= 0 or self.image_size % 32:
-            raise ValueError(f"image_size must be a positive multiple of 32, not {self.image_size}")
+        if not 0 < self.image_size <= _LARGEST_INPUT or self.image_size % 32:
+            raise ValueError(
+                f"A model's input is a multiple of 32 pixels wide, up to {_LARGEST_INPUT}, and not "
+                f"{self.image_size}."
+            )
         if self.d_model % self.memory_dim:
             raise ValueError(
                 f"d_model ({self.d_model}) must be a multiple of memory_dim ({self.memory_dim}), "

@@ -58,8 +58,8 @@ def find_file(
     info = model_info(str(name_or_path))
     if info is not None:
         return find(info, folder)
-    paths = (Path(one).expanduser() for one in (name_or_path, split_size(name_or_path)[0]))
-    return next((path for path in paths if path.is_file()), None)
+    path = Path(split_size(name_or_path)[0]).expanduser()
+    return path if path.is_file() else None
 
 
 def fetch(

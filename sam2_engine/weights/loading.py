@@ -69,6 +69,9 @@ def load_model(
     """
     device = _choose_device(device)
     _check_dtype(dtype, device)
+    size = split_size(name_or_path)[1] if image_size is None else image_size
+    if size is not None:
+        ModelConfig(image_size=size)  # it fails before anything is downloaded
     info = model_info(str(name_or_path))
     if info is not None:
         path = fetch(info, Path(folder) if folder else None, progress)
@@ -87,7 +90,6 @@ def load_model(
         config = recognise(state, path)
         if info is not None:
             config = config.resized(info.image_size)
-    size = split_size(name_or_path)[1] if image_size is None else image_size
     if size is not None:
         config = config.resized(size)
 

@@ -24,6 +24,7 @@ from napari_sam2.segmentation import loaded
 from napari_sam2.targets import why_not
 from napari_sam2.tasks import CPU_BFLOAT16, LazyModel
 from napari_sam2.whole_file import write_text
+from sam2_engine.names import split_size
 
 if TYPE_CHECKING:
     from sam2_engine.training.data import Source
@@ -264,6 +265,12 @@ def check_model_target(path: Path, overwrite: bool = False) -> None:
     info = model_info(path.stem)
     if info is not None and not info.is_own:
         raise WriteError(f"{path.stem} is the name of a published model; choose another one.")
+    name, size = split_size(path.stem)
+    if size is not None:
+        raise WriteError(
+            f"A model cannot be called {path.stem}, which means {name} with an input of {size} "
+            "pixels; choose another name."
+        )
     if reason := why_not(path, overwrite):
         raise WriteError(f"The model cannot be written to {path}: {reason}.")
     folder = training_folder(path)
@@ -348,12 +355,13 @@ def _write(path: Path, model: Any, card: Card) -> None:
     """Weights, card and the entry in the model list. Raises: WriteError."""
     import torch
 
-    from sam2_engine.weights import add_own_model, save_model
+    from sam2_engine.weights import add_own_model, model_info, save_model
 
     try:
         save_model(model, path, torch.float16, card=card.as_json())
         write_text(path.with_suffix(".md"), card.as_text())
-        title = f"{card.name} (fine-tuned from {Path(card.start).stem})"
+        start = card.start if model_info(card.start) else Path(card.start).stem
+        title = f"{card.name} (fine-tuned from {start})"
         add_own_model(card.name, path, title, card.start, model.image_size)
     except OSError as error:
         raise WriteError(f"{path} could not be written ({error}).") from error

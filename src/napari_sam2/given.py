@@ -33,6 +33,6 @@ def positions(values: ArrayLike, axes: int, what: str) -> NDArray[np.float64]:
         at = np.array(values, float)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{needed}, not {values!r}.") from error
-    if at.size and (at.ndim > 2 or at.shape[-1] != axes):
+    if at.size and (at.ndim not in (1, 2) or at.shape[-1] != axes):
         raise ValueError(f"{needed}; what was given has the shape {at.shape}.")
     return at.reshape(-1, axes)

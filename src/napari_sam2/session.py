@@ -741,7 +741,7 @@ class Session(TrackEdits):
         chosen = set(self.objects if objects is None else several(objects, "objects"))
         for object_id in chosen:
             self._check_object(object_id)
-        anchors, wanted, areas = {}, {}, {}
+        anchors, wanted, areas, lives = {}, {}, {}, {}
         for object_id, info in self.objects.items():
             place = self.view.key, object_id
             own = self._records.anchors(place)
@@ -756,7 +756,7 @@ class Session(TrackEdits):
             marked = origins(own)
             low = max(first, marked[0]) if direction == "forward" else first
             high = min(last, marked[-1]) if direction == "backward" else last
-            life = self._records.life(place)
+            lives[object_id] = life = self._records.life(place)
             low = max(low, life.first)
             high = high if life.last is None else min(high, life.last)
             if to is not None:
@@ -765,7 +765,7 @@ class Session(TrackEdits):
             wanted[object_id] = self._records.wanted(
                 place, self._source, range(low, high + 1), only_stale
             )
-        return Task(self.view, self._source, anchors, wanted, areas)
+        return Task(self.view, self._source, anchors, wanted, areas, lives)
 
     def has_changed_since(self, task: Task) -> bool:
         """Whether what a person said of the objects of a task is not what it was: marks, painted
@@ -776,13 +776,14 @@ class Session(TrackEdits):
         for object_id, wanted in task.wanted.items():
             place, info = (task.view.key, object_id), self.objects.get(object_id)
             if info is None or info.locked:
+                if wanted:
+                    return True
+                continue
+            if task.lives[object_id] != self._records.life(place):
                 return True
             asked, now = task.anchors[object_id], self._records.anchors(place)
             changed = {f for f in asked.keys() | now.keys() if asked.get(f) is not now.get(f)}
             if changed - self._records.kept.at(place).keys():
-                return True
-            life = self._records.life(place)
-            if wanted and not (life.has(min(wanted)) and life.has(max(wanted))):
                 return True
         return False
 

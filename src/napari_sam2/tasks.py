@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from napari_sam2.areas import Area, enlarged, moved
 from napari_sam2.feature_files import feature_files
 from napari_sam2.sequence_view import SequenceView, Windows
-from napari_sam2.slice_data import Basis, CoarseLogits, ObjectMask, SlicePrompts
+from napari_sam2.slice_data import Basis, CoarseLogits, Life, ObjectMask, SlicePrompts
 
 if TYPE_CHECKING:
     from sam2_engine.frames import Geometry
@@ -143,6 +143,8 @@ class Task:
     """Of the objects that were asked for."""
     areas: Mapping[int, Area] = field(default_factory=dict)
     """The part of the frames to look at for an object; others are looked for on all of it."""
+    lives: Mapping[int, Life] = field(default_factory=dict)
+    """Where the objects that were asked for can be."""
     is_check: bool = False
     """Whether masks are followed from the farther one of the two marked frames around them, to be
     compared with those that are known."""
@@ -343,7 +345,10 @@ def _sum_of_file(name: str) -> str:
     from sam2_engine.names import split_size, with_size
     from sam2_engine.weights import find_file, model_info
 
-    size, info = split_size(name)[1], model_info(name)
+    model, size = split_size(name)
+    info = model_info(model)
+    if info is not None and info.image_size == size:
+        size = None  # the same masks follow
     if info is not None and info.sha256 is not None:
         return with_size(info.sha256, size)
     path = find_file(name)

@@ -134,6 +134,8 @@ class ModelChoice(QObject):
 
     def _show_sizes(self, model: str, chosen: int | None) -> None:
         trained, smaller = self._trained.get(model), []
+        if chosen == trained:
+            chosen = None
         if model in self._names or Path(model).is_file():
             smaller = [one for one in _SIZES if trained is None or one < trained]
         if chosen is not None and chosen not in smaller:

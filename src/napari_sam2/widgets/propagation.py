@@ -28,11 +28,8 @@ class Propagation:
         self._context = context
         self._marking = marking
         self._panel = context.panel
-        self._again: Callable[[], None] | None = None
-        """Asks for what is left to do of the run that is under way."""
-        self._is_stopped = False
         context.runner.stepped.connect(self._on_step)
-        context.runner.ended.connect(self._on_ended)
+        context.runner.ended.connect(context.changed)
 
     def start(self) -> None:
         """Follow the chosen objects through the chosen slices."""
@@ -65,17 +62,22 @@ class Propagation:
         """reach: as for `Session.task`."""
 
         def again() -> None:
-            there = [i for i in ids if i in session.objects]
-            left = session.task(there, **reach)
+            left = session.task(self._present(session, ids), **reach)
             if not left.wanted:
                 self._panel.say("Stopped: what was followed is gone or locked.")
             elif not any(left.wanted.values()):
                 self._say_done(session, left)
             else:
-                follow = partial(self._follow, session, there, nothing, **reach)
-                self._when_decided(session, there, follow)
+                self._when_decided(
+                    session, ids, partial(self._follow, session, ids, nothing, **reach)
+                )
 
-        self._run(session, session.task(ids, **reach), nothing, again)
+        try:
+            task = session.task(self._present(session, ids), **reach)
+        except ValueError as error:  # other slices are shown than when it was asked for
+            self._panel.fail(str(error))
+        else:
+            self._run(session, task, nothing, again)
 
     def check_both_sides(self) -> None:
         """Follow all objects between marked slices from the farther ones, too, and compare."""
@@ -93,7 +95,6 @@ class Propagation:
     def stop(self) -> None:
         """End after the slice under way; what is done is kept."""
         if self._context.is_running:
-            self._is_stopped = True
             self._context.runner.stop()
             self._panel.stop.setEnabled(False)
             self._panel.say("Stopping after this slice …")
@@ -103,11 +104,15 @@ class Propagation:
             return self._panel.objects.selected
         return list(session.objects)
 
+    def _present(self, session: Session, ids: list[int]) -> list[int]:
+        """Those that have not been removed."""
+        return [i for i in ids if i in session.objects]
+
     def _when_decided(
         self, session: Session, ids: list[int], go: Callable[[], None], looks: int = _LOOKS
     ) -> None:
         """Go on when it is known how closely to look at objects: at once, if they had previews."""
-        context, frames = self._context, session.undecided_frames(ids)
+        context, frames = self._context, session.undecided_frames(self._present(session, ids))
         if not frames or not looks:
             if session is context.session and not context.is_running:
                 go()
@@ -137,11 +142,11 @@ class Propagation:
         if not any(task.wanted.values()):
             self._panel.say(nothing)
             return
-        self._again, self._is_stopped = again, False
         self._panel.show_progress(0, 0)
         is_loaded = session.model.is_loaded
         self._panel.say("Following the objects …" if is_loaded else self._context.loading())
-        self._context.runner.run(session, task, f"SAM 2: {self._names(task)}")
+        done = partial(self._on_ended, session, task, again)
+        self._context.runner.run(session, task, f"SAM 2: {self._names(task)}", done)
         self._context.changed.emit()
 
     def _why_nothing(self, session: Session) -> str:
@@ -159,28 +164,32 @@ class Propagation:
 
     def _on_step(self, done: int, total: int, seconds_left: float | None) -> None:
         self._panel.show_progress(done, total, seconds_left)
-        session = self._context.session
-        if self._context.runner.running is session and done == 1 and not self._is_stopped:
+        runner = self._context.runner
+        if runner.running is self._context.session and done == 1 and not runner.is_stopped:
             self._panel.say(
                 "Following the objects; results appear slice by slice. You can look at them "
                 "meanwhile, and mark other objects."
             )
 
-    def _on_ended(self, session: Session, task: Task, stopped: bool) -> None:
-        self._context.changed.emit()
-        if session is not self._context.session or self._context.runner.is_dropped:
+    def _on_ended(
+        self, session: Session, task: Task, again: Callable[[], None], stopped: bool
+    ) -> None:
+        if session is not self._context.session:
             return
-        is_here = task.view is session.view and not self._is_stopped
-        if is_here and session.has_changed_since(task) and self._again is not None:
-            self._again()
-            return
-        if stopped:
+        if not self._context.runner.is_stopped and session.has_changed_since(task):
+            if task.view is session.view:
+                again()
+            else:
+                self._panel.say(
+                    "Stopped: marks, ends or locks of what was followed have changed. Go back to "
+                    "its slices and press Propagate."
+                )
+        elif stopped:
             self._panel.say("Stopped. The slices done so far are kept.")
-            return
-        if task.is_check:
+        elif task.is_check:
             self._say_compared(session, task)
-            return
-        self._say_done(session, task)
+        else:
+            self._say_done(session, task)
 
     def _say_done(self, session: Session, task: Task) -> None:
         key, there = task.view.key, [i for i in task.wanted if i in session.objects]

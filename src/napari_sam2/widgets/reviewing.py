@@ -27,7 +27,7 @@ class Reviewing:
         assert entry is not None
         entry.setToolTip("A new labels layer with the approved masks alone, to be saved.")
         entry.triggered.connect(lambda *_: self.copy_approved())
-        context.runner.ended.connect(lambda *_: self._seen.clear())  # masks are others by now
+        context.runner.ended.connect(lambda: self._seen.clear())  # masks are others by now
         context.changed.connect(self._show_answer)
 
     def go_to(self, object_id: int, frame: int) -> None:

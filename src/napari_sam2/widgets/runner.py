@@ -33,8 +33,8 @@ class Runner(QObject):
     """A session, and the Step that was found for a click or a box."""
     stepped = Signal(int, int, object)
     """Slices done, slices in all, and seconds left or None."""
-    ended = Signal(object, object, bool)
-    """A session, its Task, and whether it was stopped before its end."""
+    ended = Signal()
+    """Objects are not followed any more."""
     failed = Signal(Exception)
     idle = Signal()
     """Nothing is under way any more."""
@@ -46,8 +46,10 @@ class Runner(QObject):
         self.worker = Worker(self, self._on_delivered, is_held)
         self.running: Session | None = None
         """Whose objects are being followed."""
+        self.is_stopped = False
+        """Whether the last run was asked to end."""
         self.is_dropped = False
-        """Whether what comes of the last run is not wanted any more."""
+        """Whether what comes of it is not wanted any more, either."""
         self.until_end: list[Any] = []
         """What is closed when a run ends; the first is napari's progress bar."""
         self._began = self._told = self._told_napari = 0.0
@@ -88,15 +90,18 @@ class Runner(QObject):
         """Do something that takes long, then `done` with what it returns."""
         self.worker.request(work, done, self.failed.emit)
 
-    def run(self, session: Session, task: Task, text: str) -> None:
+    def run(self, session: Session, task: Task, text: str, done: Callable[[bool], None]) -> None:
         """Follow objects through slices, until the end or something else is said of them.
 
-        text: what it is called in napari's list of activities.
+        Args:
+            text: what it is called in napari's list of activities.
+            done: called at the end, unless it failed or was dropped, with whether something was
+                left to do.
         """
         self.running = session
-        self.is_dropped = False
+        self.is_stopped = self.is_dropped = False
         self._began = 0.0
-        bar = cancelable_progress(total=0, desc=text, cancel_callback=self.stop)
+        bar = _Activity(total=0, desc=text, cancel_callback=self.stop)
         self.until_end += [bar, _CollectionPause()]
         window = self._parent.window()
         if window is not None:
@@ -104,12 +109,13 @@ class Runner(QObject):
         self.worker.run(
             lambda: session.compute_propagation(task),
             each=partial(self._on_step, session, task),
-            done=partial(self._on_end, session, task),
+            done=partial(self._on_end, done),
             failed=self._on_run_failed,
         )
 
     def stop(self) -> None:
         """End the propagation after the slice under way; what is done is kept."""
+        self.is_stopped = True
         self.worker.cancel()
 
     def drop(self) -> None:
@@ -149,7 +155,7 @@ class Runner(QObject):
             return
         session.accept(task, step)
         if session.has_changed_since(task):
-            self.stop()
+            self.worker.cancel()
         now = time.monotonic()
         if not self._began:
             self._began = now
@@ -166,9 +172,11 @@ class Runner(QObject):
                 bar.total = step.total
             bar.update(step.done - bar.n)
 
-    def _on_end(self, session: Session, task: Task, stopped: bool) -> None:
+    def _on_end(self, done: Callable[[bool], None], stopped: bool) -> None:
         self._end_run()
-        self.ended.emit(session, task, stopped)
+        self.ended.emit()
+        if not self.is_dropped:
+            done(stopped)
 
     def _on_run_failed(self, error: Exception) -> None:
         self._end_run()
@@ -199,6 +207,14 @@ def _calm_spinners(window: QWidget) -> None:
         movie = label.movie()
         if movie is not None:
             movie.setSpeed(_SPINNER_SPEED)
+
+
+class _Activity(cancelable_progress):  # type: ignore[misc]
+    """napari's bar calls back only where it is iterated over; this one at once."""
+
+    def cancel(self) -> None:
+        super().cancel()
+        self.cancel_callback()
 
 
 class _CollectionPause:
