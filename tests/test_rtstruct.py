@@ -77,6 +77,9 @@ def test_any_mask_comes_back_from_its_contours():
         contours = contours_of(mask)
         assert len(contours) == ndimage.label(mask)[1], "one for each part"
         np.testing.assert_array_equal(mask_of(contours, shape), mask)
+    mask = ndimage.gaussian_filter(random.normal(size=(256, 256)), 0.7) > -0.2
+    assert ndimage.label(~mask)[1] > 1000, "a mask by a threshold, with many holes"
+    np.testing.assert_array_equal(mask_of(contours_of(mask), mask.shape), mask)
 
 
 def test_contours_are_filled_as_scikit_image_fills_them():

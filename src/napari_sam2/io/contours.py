@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.spatial import cKDTree
+from scipy.cluster.hierarchy import DisjointSet
+from scipy.spatial import Delaunay
 from skimage.measure import find_contours
 
 _DIGITS = 2  # of a pixel, that files keep
@@ -27,9 +28,9 @@ def contours_of(mask: NDArray[np.bool_]) -> list[Contour]:
     contours = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1):
         part = np.pad(parts[rows, columns] == number, 1)
-        rings = [_corners(ring[:-1]) for ring in find_contours(part, 0.5)]
+        rings = [ring[:-1] for ring in find_contours(part, 0.5)]
         corner = rows.start - 1, columns.start - 1
-        contours.append(_joined(sorted(rings, key=lambda ring: -np.ptp(ring[:, 0]))) + corner)
+        contours.append(_corners(_joined(rings)) + corner)
     return contours
 
 
@@ -76,19 +77,40 @@ def _corners(ring: Contour) -> Contour:
     """Without the points that lie straight between their neighbours."""
     before, behind = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     turns = before[:, 0] * behind[:, 1] != before[:, 1] * behind[:, 0]
-    return ring[turns]
+    return ring[turns | ((before * behind).sum(axis=1) < 0)]
 
 
 def _joined(rings: list[Contour]) -> Contour:
-    """One contour of an outer ring, the first, and holes, the nearest of them first."""
-    whole, holes = rings[0], rings[1:]
-    while holes:
-        tree = cKDTree(whole)
-        found = [tree.query(hole) for hole in holes]
-        nearest = int(np.argmin([distances.min() for distances, _ in found]))
-        distances, places = found[nearest]
-        hole, at = holes.pop(nearest), int(distances.argmin())
-        there = int(places[at])
-        around = np.concatenate([hole[at:], hole[: at + 1]])
-        whole = np.concatenate([whole[: there + 1], around, whole[there:]])
+    """One contour of several rings, joined by the shortest channels there are.
+
+    These do not cross each other or a ring. They are among the edges of a Delaunay triangulation,
+    as those of every minimum spanning tree are.
+    """
+    points = np.concatenate(rings)
+    behind = list(range(1, len(points) + 1))  # the corner that comes next, by corner
+    ends = np.cumsum([len(ring) for ring in rings])
+    for ring, end in zip(rings, ends.tolist(), strict=True):
+        behind[end - 1] = end - len(ring)
+    corners = list(range(len(points)))
+    for one, other in _channels(points, ends) if len(rings) > 1 else ():
+        corners += [other, one]  # a channel has two sides, so its ends are there twice
+        behind += [behind[other], behind[one]]
+        behind[one], behind[other] = len(behind) - 2, len(behind) - 1
+    path = [0]
+    while behind[path[-1]]:
+        path.append(behind[path[-1]])
+    whole: Contour = points[np.array(corners)[path]]
     return whole
+
+
+def _channels(points: Contour, ends: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Pairs of points that join all rings; ends: the number of points up to the end of each."""
+    ring = np.searchsorted(ends, np.arange(len(points)), side="right")
+    edges = Delaunay(points).simplices[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)
+    edges = edges[ring[edges[:, 0]] != ring[edges[:, 1]]]
+    lengths = np.linalg.norm(np.diff(points[edges], axis=1)[:, 0], axis=1)
+    joined, channels = DisjointSet(range(len(ends))), []
+    for one, other in edges[np.argsort(lengths, kind="stable")].tolist():
+        if joined.merge(int(ring[one]), int(ring[other])):
+            channels.append((one, other))
+    return channels
