@@ -118,13 +118,13 @@ def model_info(name: str) -> ModelInfo | None:
 
     name: also with a size, as `split_size` takes it.
     """
-    known = MODELS | _own_models()
-    if name in known:
-        return known[name]
+    info = _listed(name)
     name_alone, size = split_size(name)
-    info = known.get(name_alone)
-    if info is None or size is None:
+    if info is not None or size is None:
         return info
+    info = _listed(name_alone)
+    if info is None:
+        return None
     return replace(info, name=name, title=f"{info.title} at {size} pixels", image_size=size)
 
 
@@ -158,6 +158,10 @@ def add_own_model(
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _listed(name: str) -> ModelInfo | None:
+    return MODELS.get(name) or _own_models().get(name)
 
 
 def _own_models() -> dict[str, ModelInfo]:

@@ -392,15 +392,11 @@ class Panel(QWidget):
 
     def show_axes(self, axes: Iterable[tuple[str, int]], chosen: int | None) -> None:
         """The sliders along which slices can follow each other; hidden unless there are two."""
-        self.show_choices(self.along, axes, chosen)
-        for part in (self._along_text, self.along):
-            part.setVisible(self.along.count() > 1)
+        self._show_if_several(self._along_text, self.along, axes, chosen)
 
     def show_sizes(self, sizes: Iterable[tuple[str, int | None]], chosen: int | None) -> None:
         """The sizes in which the model can look at slices; hidden unless there are two."""
-        self.show_choices(self.sizes, sizes, chosen)
-        for part in (self._sizes_text, self.sizes):
-            part.setVisible(self.sizes.count() > 1)
+        self._show_if_several(self._sizes_text, self.sizes, sizes, chosen)
 
     def show_devices(self, present: set[str]) -> None:
         """Take away the devices that this computer lacks."""
@@ -419,6 +415,13 @@ class Panel(QWidget):
         self.objects.set_ink(ink)
         self.strip.set_ink(ink)
         self.doubts.set_ink(ink)
+
+    def _show_if_several(
+        self, text: QLabel, combo: QComboBox, choices: Iterable[tuple[str, object]], chosen: object
+    ) -> None:
+        self.show_choices(combo, choices, chosen)
+        for part in (text, combo):
+            part.setVisible(combo.count() > 1)
 
     def _show_options(self, shown: bool) -> None:
         self.more.setArrowType(Qt.ArrowType.DownArrow if shown else Qt.ArrowType.RightArrow)
