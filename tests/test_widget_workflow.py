@@ -424,14 +424,25 @@ def test_an_existing_labels_layer_is_a_start(desk):
     other.selected_label = 9
     d.panel.labels_menu.aboutToShow.emit()
     d.panel.labels_menu.actions()[2].trigger()
+    assert not d.session.prompts, "it is read in another thread"
+    d.settle()
     assert d.session.prompts[9].keys() == {4}
     np.testing.assert_array_equal(d.labels[4] == 9, truth[4] == 9)
     d.panel.labels_menu.actions()[0].trigger()
+    d.settle()
     assert d.session.prompts[5].keys() == {3}
+    assert "taken from truth" in d.panel.status.text()
     d.press(d.panel.propagate)
     d.settle()
     np.testing.assert_array_equal(d.labels[3] == 5, truth[3] == 5)
     assert {5, 9} <= set(d.session.masks)
+
+    d.widget.take_labels(other)
+    d.viewer.dims.order = (1, 0, 2)
+    before = d.session.prompts
+    d.settle()
+    assert "other slices are shown now" in d.panel.status.text()
+    assert d.session.prompts == before
 
 
 def test_what_is_not_shown_is_written_by_and_by(desk):

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_sam2.alignment import layer_on
+from napari_sam2.label_masks import objects_on
 from napari_sam2.session import Session
+from napari_sam2.slice_data import ObjectMask
 from napari_sam2.tasks import Task
 
 if TYPE_CHECKING:
@@ -102,35 +104,19 @@ def add_all(
     from sam2_engine.automatic import labels_image
 
     view = session.view
-    numbers = labels_image(candidates, view.frame_shape)
-    seen = set(np.unique(numbers).tolist())
-    ids: dict[int, int] = {}
+    areas, mask_of = objects_on(labels_image(candidates, view.frame_shape))
+    masks: dict[tuple[int, int], ObjectMask] = {}
     free = iter(waiting)
     with session.objects_changed.blocked(), session.history.change("Find all"):
         with session.writing_first(-1):  # no slice at once, but this one when all are there
             for number, candidate in enumerate(candidates, start=1):
-                if number not in seen:
+                if number not in areas:
                     continue
                 object_id = next(free, None) or session.add_object()
                 session.add_points(object_id, view.join(frame, [candidate.point]))
-                ids[number] = object_id
-            own = np.zeros(len(candidates) + 1, np.int64)
-            own[list(ids)] = list(ids.values())
-            if ids:
-                session.take_labels(_OneSlice(view.shape, own[numbers]), frames=[frame])
+                masks[object_id, frame] = mask_of(number)
+            session.take_masks(masks)
         session.write_rest(at=frame)
     session.objects_changed.emit()
     session.prompts_replaced.emit()
-    return list(ids.values())
-
-
-class _OneSlice:
-    """A slice of labels in place of labels in the shape of an image."""
-
-    def __init__(self, shape: tuple[int, ...], labels: NDArray[np.int64]) -> None:
-        self.shape = shape
-        self.dtype = labels.dtype
-        self._labels = labels
-
-    def __getitem__(self, index: object) -> NDArray[np.int64]:
-        return self._labels
+    return [object_id for object_id, _ in masks]

@@ -22,11 +22,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from napari_sam2.alignment import layer_on
 from napari_sam2.areas import CLOSE, Area, around_boxes
 from napari_sam2.given import positions, several
 from napari_sam2.history import Change
-from napari_sam2.output import Output, check_labels
+from napari_sam2.label_masks import masks_in
+from napari_sam2.output import Output
 from napari_sam2.sequence_view import SequenceKey
 from napari_sam2.session_base import LockedError, NothingToDo
 from napari_sam2.session_tracks import TrackEdits
@@ -240,32 +240,23 @@ class Session(TrackEdits):
         Raises LockedError where something locked or approved would change, ValueError where an id
         cannot be used; nothing is taken then.
         """
-        read = self._reader(labels)
-        chosen = None if object_ids is None else set(several(object_ids, "objects"))
+        chosen = None if object_ids is None else several(object_ids, "objects")
         wanted = None if frames is None else self._checked(frames)
-        taken: dict[tuple[int, int], ObjectMask] = {}
-        largest: dict[int, tuple[int, int]] = {}
-        for frame in range(len(self.view)) if wanted is None else wanted:
-            here = read(frame)
-            ids, counts = np.unique(here[here > 0], return_counts=True)
-            for object_id, count in zip(ids.tolist(), counts.tolist(), strict=True):
-                if chosen is not None and object_id not in chosen:
-                    continue
-                best, best_frame = largest.get(object_id, (0, None))
-                if wanted is None and count <= best:
-                    continue
-                if wanted is None and best_frame is not None:
-                    del taken[object_id, best_frame]
-                taken[object_id, frame] = ObjectMask.given(here == object_id)
-                largest[object_id] = count, frame
-        for object_id, frame in taken:
+        return self.take_masks(masks_in(self.view, labels, chosen, wanted))
+
+    def take_masks(self, masks: Mapping[tuple[int, int], ObjectMask]) -> list[int]:
+        """Take masks by object and frame; what `take_labels` does with what it has read.
+
+        Returns the objects. Raises LockedError and ValueError as there.
+        """
+        for object_id, frame in masks:
             if object_id in self.objects:
                 self._check_unlocked(object_id, frame)
                 self._check_alive(object_id, frame)
             else:
                 self._check_new_id(object_id)
         with self.history.change("Take labels"):
-            for (object_id, frame), mask in taken.items():
+            for (object_id, frame), mask in masks.items():
                 if object_id not in self.objects:
                     self.add_object(object_id=object_id)
                 place = self.view.key, object_id
@@ -273,14 +264,7 @@ class Session(TrackEdits):
                 self._records.set_look(place, look._replace(is_settled=True))
                 self._say(object_id, frame, replace(self._said(object_id, frame), mask=mask))
         self.objects_changed.emit()
-        return sorted(largest)
-
-    def _reader(self, labels: Any) -> Callable[[int], NDArray[Any]]:
-        """Frame -> (H, W) of a labels layer or of an array in the shape of the image."""
-        if hasattr(labels, "data_to_world"):
-            return lambda frame: layer_on(self.view, labels, frame)
-        check_labels(labels, self.view.shape)
-        return lambda frame: np.asarray(labels[self.view.index(frame)])
+        return sorted({object_id for object_id, _ in masks})
 
     # -- what is kept --------------------------------------------------------------------------
 

@@ -109,12 +109,15 @@ class ObjectMask:
         return mask
 
     @classmethod
-    def given(cls, mask: ArrayLike) -> ObjectMask:
-        """From a person's (H, W) mask, nonzero on the object; it may be empty."""
+    def given(cls, mask: ArrayLike, top: int = 0, left: int = 0) -> ObjectMask:
+        """From a person's (H, W) mask, nonzero on the object; it may be empty.
+
+        top, left: where on the frame it begins, if it is a part of one.
+        """
         inside = np.asarray(mask) != 0
         area = _bounding_box(inside) or (slice(0, 0), slice(0, 0))
         logits = np.where(inside[area], np.float16(_CERTAIN), np.float16(0))
-        return cls(area[0].start, area[1].start, logits, None, 1.0)
+        return cls(top + area[0].start, left + area[1].start, logits, None, 1.0)
 
     @classmethod
     def union(cls, masks: Sequence[ObjectMask]) -> ObjectMask:

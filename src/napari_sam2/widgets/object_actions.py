@@ -12,7 +12,9 @@ from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QColorDialog
 
 from napari_sam2.areas import CLOSE
+from napari_sam2.label_masks import masks_in
 from napari_sam2.session import Keep, Session
+from napari_sam2.slice_data import ObjectMask
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.events import call
 from napari_sam2.widgets.marking import Marking
@@ -197,7 +199,7 @@ class ObjectActions:
         object_ids: Iterable[int] | None = None,
         only_here: bool = False,
     ) -> None:
-        """Take masks of another labels layer as if painted by hand.
+        """Take masks of another labels layer as if painted by hand; read in the background.
 
         object_ids: which labels; by default all. only_here: on the slice that is shown; else each
         one on its largest slice.
@@ -205,20 +207,33 @@ class ObjectActions:
         work = self._context.work
         if work is None:
             return
+        session, view = work.session, work.session.view
         frames = [self._context.frame] if only_here else None
-        taken: list[int] = []
-        if not self._context.attempt(
-            lambda: taken.extend(work.session.take_labels(layer, object_ids, frames))
-        ):
-            return
-        self._marking.add_layers()
-        self._context.changed.emit()
-        if taken:
-            self._panel.object_id = taken[0]
-            many = "1 object" if len(taken) == 1 else f"{len(taken)} objects"
-            self._panel.say(f"{many} taken from {layer.name}. Now Propagate.")
-        else:
-            self._panel.fail(f"There is no such label in {layer.name}.")
+
+        def done(masks: dict[tuple[int, int], ObjectMask]) -> None:
+            if session is not self._context.session or view is not session.view:
+                self._panel.fail(
+                    f"Nothing was taken from {layer.name}: other slices are shown now than when "
+                    "you asked for it."
+                )
+                return
+            with self._context.in_portions():
+                is_taken = self._context.attempt(partial(session.take_masks, masks))
+            if not is_taken:
+                return
+            self._marking.add_layers()
+            self._context.changed.emit()
+            if masks:
+                taken = sorted({object_id for object_id, _ in masks})
+                self._panel.object_id = taken[0]
+                many = "1 object" if len(taken) == 1 else f"{len(taken)} objects"
+                self._panel.say(f"{many} taken from {layer.name}. Now Propagate.")
+            else:
+                self._panel.fail(f"There is no such label in {layer.name}.")
+
+        self._panel.say(f"Reading {layer.name} …")
+        ids = None if object_ids is None else list(object_ids)
+        self._context.runner.request(lambda: masks_in(view, layer, ids, frames), done)
 
     def _travel(self, word: str, step: Callable[[Session], str | None]) -> None:
         work = self._context.work
