@@ -1060,6 +1060,16 @@ def test_existing_labels_start_objects(session, others):
     assert not session.objects, "nothing is taken then"
 
 
+def test_a_slice_of_many_labels_is_written_once(session):
+    labels = np.zeros(SHAPE, np.uint16)
+    labels[2, :4, :40] = np.arange(40) + 1
+    written = []
+    session.masks_changed.connect(written.append)
+    assert session.take_labels(labels) == list(range(1, 41))
+    assert len(written) == 1
+    np.testing.assert_array_equal(session.labels, labels)
+
+
 def test_objects_take_the_place_of_labels_that_they_are_made_from(volume, others):
     before = others.copy()
     session = Session(volume, small_model(), window=(0, 250), labels=others)

@@ -107,16 +107,18 @@ def add_all(
     areas, mask_of = objects_on(labels_image(candidates, view.frame_shape))
     masks: dict[tuple[int, int], ObjectMask] = {}
     free = iter(waiting)
-    with session.objects_changed.blocked(), session.history.change("Find all"):
-        with session.writing_first(-1):  # no slice at once, but this one when all are there
-            for number, candidate in enumerate(candidates, start=1):
-                if number not in areas:
-                    continue
-                object_id = next(free, None) or session.add_object()
-                session.add_points(object_id, view.join(frame, [candidate.point]))
-                masks[object_id, frame] = mask_of(number)
-            session.take_masks(masks)
-        session.write_rest(at=frame)
+    with (
+        session.objects_changed.blocked(),
+        session.history.change("Find all"),
+        session.writing_together(),
+    ):
+        for number, candidate in enumerate(candidates, start=1):
+            if number not in areas:
+                continue
+            object_id = next(free, None) or session.add_object()
+            session.add_points(object_id, view.join(frame, [candidate.point]))
+            masks[object_id, frame] = mask_of(number)
+        session.take_masks(masks)
     session.objects_changed.emit()
     session.prompts_replaced.emit()
     return [object_id for object_id, _ in masks]

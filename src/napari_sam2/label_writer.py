@@ -47,6 +47,7 @@ class LabelWriter:
         self._alone: dict[int, Output] = {}
         self._waiting: dict[Slice, None] = {}  # in the order in which they come
         self._first: Slice | None = None  # the only slice that is written at once
+        self._together: dict[Slice, set[int]] | None = None  # with what is claimed there
 
     @contextmanager
     def first(self, key: SequenceKey, frame: int) -> Iterator[None]:
@@ -57,13 +58,30 @@ class LabelWriter:
         finally:
             self._first = before
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What changes inside is written when all of it is there, each slice once."""
+        if self._together is not None:
+            yield
+            return
+        gathered: dict[Slice, set[int]] = {}
+        self._together = gathered
+        try:
+            yield
+        finally:
+            self._together = None
+            for (key, frame), claimed in gathered.items():
+                self.write(self._views[key], [frame], claimed)
+
     def write(self, view: SequenceView, frames: Iterable[int], claimed: Iterable[int] = ()) -> None:
         """Write frames anew, at once or, in `first`, by `write_rest`. claimed: as for `Output`;
-        then it is at once in any case.
+        then it is at once in any case but in `together`.
         """
         claimed = list(claimed)
         for frame in frames:
-            if self._first in (None, (view.key, frame)) or claimed:
+            if self._together is not None:
+                self._together.setdefault((view.key, frame), set()).update(claimed)
+            elif self._first in (None, (view.key, frame)) or claimed:
                 self._write_frame(view, frame, claimed)
             else:
                 self._waiting[view.key, frame] = None

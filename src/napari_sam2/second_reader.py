@@ -217,7 +217,11 @@ class SecondReading:
         if info.locked or locked:
             where = "" if info.locked else f" {locked[0]}"
             raise LockedError(f"{info.name} is locked{where}. Unlock it first.")
-        with session.objects_changed.blocked(), session.history.change("Accept theirs"):
+        with (
+            session.objects_changed.blocked(),
+            session.history.change("Accept theirs"),
+            session.writing_together(),
+        ):
             session.set_life(object_id, *session.life(object_id).widened(chosen))
             session.release(object_id, chosen)
             for frame in chosen:

@@ -192,7 +192,7 @@ class Session(TrackEdits):
             if own is not None and (erased[own.area] & (own.logits > 0)).any():
                 touched.add(object_id)
         changed = []
-        with self.history.change("Paint"):
+        with self.history.change("Paint"), self.writing_together():
             for object_id in sorted(touched.intersection(self.objects).difference(fixed)):
                 mask, before = seen == object_id, shown == object_id
                 covered = np.isin(seen[before & ~mask], list(self.objects)).all()
@@ -202,7 +202,7 @@ class Session(TrackEdits):
                     continue  # what is painted goes first anyway
                 self.paint(object_id, frame, mask)
                 changed.append(object_id)
-        self._writer.write(self.view, [frame], claimed=self.objects)
+            self._writer.write(self.view, [frame], claimed=self.objects)
         return changed
 
     def unpaint(self, object_id: int, frame: int) -> None:
@@ -255,7 +255,7 @@ class Session(TrackEdits):
                 self._check_alive(object_id, frame)
             else:
                 self._check_new_id(object_id)
-        with self.history.change("Take labels"):
+        with self.history.change("Take labels"), self.writing_together():
             for (object_id, frame), mask in masks.items():
                 if object_id not in self.objects:
                     self.add_object(object_id=object_id)
@@ -387,6 +387,10 @@ class Session(TrackEdits):
         The other frames are left to `write_rest`, for a window that must not stand still.
         """
         return self._writer.first(self.view.key, frame)
+
+    def writing_together(self) -> AbstractContextManager[None]:
+        """What changes inside is written to `labels` when all of it is there, each slice once."""
+        return self._writer.together()
 
     def write_rest(self, seconds: float = math.inf, at: int | None = None) -> bool:
         """Write what `writing_first` has left unwritten. Returns whether nothing is left.
@@ -918,14 +922,13 @@ class Session(TrackEdits):
             return False
         places = [(self.view.key, object_id) for object_id in self.objects]
         before = {(place, f): found.get(place, f) for place in places for f in frames}
-        with self.history.following(), self.writing_first(-1):
+        with self.history.following(), self.writing_together():
             try:
                 for frame in frames:
                     self.preview(frame)
             finally:
                 for (place, frame), one in before.items():
                     found.set(place, frame, one)
-        self.write_rest()
         return True
 
     def _is_current(self, place: Place, frame: int) -> bool:
