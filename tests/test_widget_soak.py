@@ -299,7 +299,10 @@ class Hands:
         self.d.panel.closely.click()
 
     def do_by_itself(self) -> None:
-        self.d.panel.by_itself.click()
+        self.d.panel.closely_by_itself.click()
+
+    def do_update_by_itself(self) -> None:
+        self.d.panel.update_by_itself.click()
 
     def do_overwrite(self) -> None:
         self.d.panel.overwrite.click()
@@ -356,6 +359,7 @@ def test_random_work_ends_with_the_masks_of_a_fresh_replay(
         done.append(hands.anything())
         if len(done) % 50 == 0:
             d.settle()
+    d.panel.update_by_itself.setChecked(False)
     d.qtbot.wait(600)  # the contrast limits settle
     d.settle()
     d.qtbot.waitUntil(lambda: not d.widget.is_busy, timeout=TIMEOUT)

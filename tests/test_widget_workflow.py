@@ -445,6 +445,58 @@ def test_an_existing_labels_layer_is_a_start(desk):
     assert d.session.prompts == before
 
 
+def test_a_correction_has_other_slices_found_anew_by_itself(desk):
+    d = desk()
+    d.panel.more.setChecked(True)
+    tick(d, d.panel.update_by_itself)
+    assert d.panel.update_by_itself.isChecked()
+    d.go_to(1)
+    d.press(d.panel.modes["include"])
+    d.click((15, 20))
+    d.qtbot.wait(400)
+    d.settle()
+    assert len(d.session.masks_of(1)) == 1, "what was not followed yet is not"
+    d.press(d.panel.propagate)
+    d.settle()
+    before = d.labels.copy()
+
+    def wait():
+        d.qtbot.waitUntil(lambda: not d.session.stale(1), timeout=TIMEOUT)
+        d.settle()
+
+    d.go_to(4)
+    d.key("E")
+    d.click((30, 44))
+    wait()
+    assert_same(d.labels, d.expected())
+    corrected = d.labels.copy()
+    assert (corrected != before)[5:].any()
+    d.press(d.panel.reject)
+    assert d.session.states(1)[4] == "rejected"
+    wait()
+    assert d.session.states(1)[4] == "auto"
+
+    for expected in (corrected, before):
+        d.press(d.panel.undo)
+        d.qtbot.wait(400)
+        d.settle()
+        np.testing.assert_array_equal(d.labels, expected)
+    d.press(d.panel.redo)
+    d.qtbot.wait(400)
+    d.settle()
+    np.testing.assert_array_equal(d.labels, corrected)
+
+    d.press(d.panel.approve)
+    d.qtbot.wait(400)
+    d.settle()
+    assert d.session.stale(1), "nothing was corrected"
+    tick(d, d.panel.update_by_itself)
+    d.click((31, 45))
+    d.qtbot.wait(400)
+    d.settle()
+    assert d.session.stale(1)
+
+
 def test_what_is_not_shown_is_written_by_and_by(desk):
     frames = 40
     d = desk(data=blobs((frames, *SHAPE[1:])), contrast_limits=(0, 250))
@@ -1077,7 +1129,7 @@ def test_small_objects_are_looked_at_closely(desk):
     shape = (5, 160, 200)
     d = desk(data=blobs(shape))
     d.press(d.panel.more)
-    tick(d, d.panel.by_itself)
+    tick(d, d.panel.closely_by_itself)
     d.go_to(2)
     d.press(d.panel.modes["box"])
     d.drag((8, 12), (24, 28))
@@ -1124,7 +1176,7 @@ def tick(d, box):
 def test_small_objects_are_looked_at_closely_by_itself(desk):
     d = desk(data=discs(), model="nano")
     d.settle()
-    assert d.panel.by_itself.isChecked()
+    assert d.panel.closely_by_itself.isChecked()
     seen = []
     d.session.masks_changed.connect(lambda _: seen.append(d.session.masks_of(1).get(2)))
     d.go_to(2)
@@ -1170,7 +1222,7 @@ def test_what_a_person_chooses_of_looking_closely_stays_and_is_remembered(desk):
     d.key("G")
     d.settle()
     assert d.session.area(1) is None and len(d.session.masks_of(1)) == 4
-    tick(d, d.panel.by_itself)
+    tick(d, d.panel.closely_by_itself)
     assert not d.session.closely and choices.load()["closely"] is False
     d.press(d.panel.new)
     d.click((140, 170))
@@ -1180,7 +1232,7 @@ def test_what_a_person_chooses_of_looking_closely_stays_and_is_remembered(desk):
     assert d.session.area(2) is None
     d.viewer.add_image(discs(), name="another")
     d.widget.choose_image(d.viewer.layers["another"])
-    assert not d.session.closely and not d.panel.by_itself.isChecked()
+    assert not d.session.closely and not d.panel.closely_by_itself.isChecked()
 
 
 def test_painting_is_looked_at_closely_when_it_is_followed(desk):

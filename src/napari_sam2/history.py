@@ -162,6 +162,11 @@ class History:
             self._done.popleft()
 
     @property
+    def last(self) -> Change | None:
+        """The change under way, or what `undo` takes back; None if there is neither."""
+        return self._open or (self._done[-1] if self._done else None)
+
+    @property
     def undo_label(self) -> str | None:
         """What `undo` takes back; None if there is nothing."""
         return self._done[-1].label if self._done else None

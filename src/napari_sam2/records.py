@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from napari_sam2.areas import Area, joined
-from napari_sam2.history import Cells, History
+from napari_sam2.history import Cells, Change, History
 from napari_sam2.slice_data import (
     REJECTED,
     Basis,
@@ -114,6 +114,15 @@ class Records:
     def is_lineage(self, cells: Cells[Any]) -> bool:
         """Whether cells of a change say who descends from whom."""
         return cells is self._parents or cells is self._no_divisions
+
+    def corrected(self, change: Change) -> set[Hashable]:
+        """The places at which a change has said, painted or rejected something."""
+        found = set()
+        for (cells, place, _), (_, now) in change.cells.items():
+            is_rejected = cells is self.found and now is not None and now.basis == REJECTED
+            if cells is self.prompts or is_rejected:
+                found.add(place)
+        return found
 
     # -- where it is looked for ----------------------------------------------------------------
 

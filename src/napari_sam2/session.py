@@ -381,6 +381,14 @@ class Session(TrackEdits):
         """Make the change again that was last taken back. Returns what it is, or None."""
         return self._restored(self.history.redo())
 
+    @property
+    def corrected(self) -> frozenset[int]:
+        """Objects for which the last change has marked, painted or rejected something in the
+        sequence that is shown."""
+        last = self.history.last
+        places = set() if last is None else self._records.corrected(last)
+        return frozenset(i for i in self.objects if (self.view.key, i) in places)
+
     def writing_first(self, frame: int) -> AbstractContextManager[None]:
         """What changes inside is written to `labels` on one frame of the sequence that is shown.
 
@@ -855,7 +863,8 @@ class Session(TrackEdits):
         key, again, looks = task.view.key, False, self._looks
         is_new_look = step.is_preview and task.source == self._source
         history = self.history
-        with history.following() if step.is_preview else history.change("Propagate", task):
+        is_following = step.is_preview or task.joins_last
+        with history.following() if is_following else history.change("Propagate", task):
             is_new = False
             for object_id, mask in step.masks.items():
                 place, info = (key, object_id), self._records.objects.get(object_id)

@@ -148,6 +148,8 @@ class Task:
     is_check: bool = False
     """Whether masks are followed from the farther one of the two marked frames around them, to be
     compared with those that are known."""
+    joins_last: bool = False
+    """Whether what is found is part of the last change, and is taken back with it."""
 
     def basis(self, object_id: int, frame: int) -> Basis:
         """What the object's mask on a frame follows from."""

@@ -18,6 +18,7 @@ from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.display import Display
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.options import Options
+from napari_sam2.widgets.self_update import SelfUpdate
 from napari_sam2.widgets.session_files import SessionFiles
 from napari_sam2.widgets.workspace import Look, Workspace
 
@@ -30,11 +31,14 @@ class Images(QObject):
     autosave_failed = Signal(str)
     """Why a session cannot be saved by itself; comes from another thread."""
 
-    def __init__(self, context: Context, marking: Marking, display: Display) -> None:
+    def __init__(
+        self, context: Context, marking: Marking, display: Display, self_update: SelfUpdate
+    ) -> None:
         super().__init__(context)
         self._context = context
         self._marking = marking
         self._display = display
+        self._self_update = self_update
         self.known: dict[napari.layers.Image, Workspace] = {}
         self._options = Options(context, marking, self)
         self.files = SessionFiles(context, self)
@@ -44,8 +48,8 @@ class Images(QObject):
         panel.end_after.setValue(int(choices.load().get("end_after", _END_AFTER)))
         panel.end_after.valueChanged.connect(self._on_end_after)
         panel.memory.activated.connect(self._on_memory)
-        panel.by_itself.setChecked(bool(choices.load().get("closely", True)))
-        panel.by_itself.clicked.connect(self._on_closely)
+        panel.closely_by_itself.setChecked(bool(choices.load().get("closely", True)))
+        panel.closely_by_itself.clicked.connect(self._on_closely)
         context.models.changed.connect(self._on_model_changed)
 
     def fill(self, *_: object) -> None:
@@ -99,7 +103,9 @@ class Images(QObject):
         work.follow_display(self._context.viewer.dims.ndisplay)
         work.start_autosave(recovered, self.autosave_failed.emit)
         work.events.connect(work.session.masks_changed, self._display.on_masks_changed)
-        work.events.connect(work.session.objects_changed, self._display.on_objects_changed)
+        changed, updates = work.session.objects_changed, self._self_update.on_objects_changed
+        work.events.connect(changed, self._display.on_objects_changed)
+        work.events.connect(changed, partial(updates, work.session))
         work.events.connect(work.image.events.contrast_limits, self._options.on_contrast)
         work.events.connect(work.image.events.data, self._on_data)
         self.known[work.image] = work
@@ -150,7 +156,7 @@ class Images(QObject):
             channels=look.channels,
             end_after=self._context.panel.end_after.value() or None,
             memory=self._context.panel.memory.currentData(),
-            closely=self._context.panel.by_itself.isChecked(),
+            closely=self._context.panel.closely_by_itself.isChecked(),
         )
 
     def replace(

@@ -74,7 +74,7 @@ class Options:
             chosen = self._awaited[1]
         panel.show_choices(panel.targets, targets, ONE_EACH if work.masks.has_each else chosen)
         panel.memory.setCurrentIndex(panel.memory.findData(work.session.memory))
-        panel.by_itself.setChecked(work.session.closely)
+        panel.closely_by_itself.setChecked(work.session.closely)
         panel.overwrite.setChecked(work.session.overwrite)
 
     def fill_axes(self, *_: object) -> None:

@@ -124,11 +124,16 @@ class Panel(QWidget):
             "How much disk space image features may take, so that images which SAM 2 has seen need "
             "not be looked at anew another day. From the next image or model on."
         )
-        self.by_itself = QCheckBox("Look closely by itself")
-        self.by_itself.setToolTip(
+        self.closely_by_itself = QCheckBox("Look closely by itself")
+        self.closely_by_itself.setToolTip(
             "New objects that are small are looked at closely: in an area six times their size, at "
             "a higher resolution, and not outside of it. With models of up to 512 pixels, such as "
             "nano."
+        )
+        self.update_by_itself = QCheckBox("Update by itself")
+        self.update_by_itself.setToolTip(
+            "What you mark, paint or reject for an object that has been followed already has its "
+            "other slices found anew at once, as Update does. Undo takes both back together."
         )
         self.closely = QCheckBox("Look closely")
         self.closely.setToolTip(
@@ -189,7 +194,9 @@ class Panel(QWidget):
             "Follow the objects through these slices; what is up to date is left as it is.  Key: G",
         )
         self.update_masks = _button(
-            "Update", "Find the masks anew that are out of date, and no others.  Key: U"
+            "Update",
+            "Find the masks anew that are out of date, and no others. Options > Update by itself "
+            "has it done after each correction.  Key: U",
         )
         self.stop = _button("Stop", "Stop; the slices done so far are kept.")
         self.progress = QProgressBar()
@@ -248,8 +255,9 @@ class Panel(QWidget):
             "": self.overwrite,
         }
         form = _form(rows)
-        form.addRow("Small objects", self.by_itself)
+        form.addRow("Small objects", self.closely_by_itself)
         form.addRow("Selected", self.closely)
+        form.addRow("Corrections", self.update_by_itself)
         form.insertRow(1, self._sizes_text, self.sizes)
         form.insertRow(2, self._along_text, self.along)
         self.options.setLayout(form)

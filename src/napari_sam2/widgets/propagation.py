@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -58,8 +59,26 @@ class Propagation:
         go = partial(self._follow, session, ids, "Nothing is out of date.", only_stale=True)
         self._when_decided(session, ids, go)
 
-    def _follow(self, session: Session, ids: list[int], nothing: str, **reach: Any) -> None:
-        """reach: as for `Session.task`."""
+    def update_corrected(self, ids: Iterable[int]) -> None:
+        """As `update`, for objects that were just corrected; it is taken back with that."""
+        session = self._context.session
+        if session is None or self._context.is_running:
+            return
+        late = [i for i in self._present(session, ids) if session.stale(i)]
+        if any(not session.objects[i].locked for i in late):
+            reach = {"only_stale": True, "joins_last": True}
+            go = partial(self._follow, session, late, "Nothing is out of date.", **reach)
+            self._when_decided(session, late, go)
+
+    def _follow(
+        self,
+        session: Session,
+        ids: list[int],
+        nothing: str,
+        joins_last: bool = False,
+        **reach: Any,
+    ) -> None:
+        """reach: as for `Session.task`. joins_last: as for Task."""
 
         def again() -> None:
             left = session.task(self._present(session, ids), **reach)
@@ -69,7 +88,9 @@ class Propagation:
                 self._say_done(session, left)
             else:
                 self._when_decided(
-                    session, ids, partial(self._follow, session, ids, nothing, **reach)
+                    session,
+                    ids,
+                    partial(self._follow, session, ids, nothing, joins_last, **reach),
                 )
 
         try:
@@ -77,7 +98,7 @@ class Propagation:
         except ValueError as error:  # other slices are shown than when it was asked for
             self._panel.fail(str(error))
         else:
-            self._run(session, task, nothing, again)
+            self._run(session, replace(task, joins_last=joins_last), nothing, again)
 
     def check_both_sides(self) -> None:
         """Follow all objects between marked slices from the farther ones, too, and compare."""
@@ -104,7 +125,7 @@ class Propagation:
             return self._panel.objects.selected
         return list(session.objects)
 
-    def _present(self, session: Session, ids: list[int]) -> list[int]:
+    def _present(self, session: Session, ids: Iterable[int]) -> list[int]:
         """Those that have not been removed."""
         return [i for i in ids if i in session.objects]
 

@@ -31,6 +31,7 @@ from napari_sam2.widgets.panel import BOX, EXCLUDE, INCLUDE, LASSO, PAINT, SCRIB
 from napari_sam2.widgets.propagation import Propagation
 from napari_sam2.widgets.reviewing import Reviewing
 from napari_sam2.widgets.runner import Runner
+from napari_sam2.widgets.self_update import SelfUpdate
 from napari_sam2.widgets.worker import Worker
 from napari_sam2.widgets.workspace import Workspace
 
@@ -87,7 +88,8 @@ class SAM2Widget(Docked):
         self._tracks: TracksWindow | None = None
         self._second_reader: SecondReader | None = None
         self._propagation = Propagation(self._context, self._marking)
-        self._images = Images(self._context, self._marking, self._display)
+        self._self_update = SelfUpdate(self._context, self._propagation)
+        self._images = Images(self._context, self._marking, self._display, self._self_update)
         self._reviewing = Reviewing(self._context, self._marking)
         self._effort = Effort(self._context)
         self._runner.make_ready()
@@ -280,6 +282,7 @@ class SAM2Widget(Docked):
         """Let go of the viewer and end the threads; the layers stay as they are."""
         self._marking.ahead.stop()
         self._display.close()
+        self._self_update.close()
         self._images.close()
         self._models.close()
         for window in (self._finder, self._tracks, self._second_reader):
