@@ -23,10 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import report
 from benchmarks.recipe import movie_frame, recipe_model
+from sam2_engine.features import frames_at_once
 from sam2_engine.frames import FrameSource
 from sam2_engine.model import SAM2, VARIANTS
 from sam2_engine.model.layers import linear
-from sam2_engine.sequence import SequencePredictor, frames_at_once
+from sam2_engine.sequence import SequencePredictor
 
 _MATRIX = 2048
 _FIRST, _TIMED = 7, 8
