@@ -212,17 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.progress(f"[{number}/{len(volumes)}] {item.name}")
     summary = summarise(rows)
     print(as_table(summary))
-    if chosen.json:
-        report.write_json(
-            chosen.json,
-            {
-                "rows": rows,
-                "summary": summary,
-                "model": chosen.model,
-                "command": report.command("benchmarks.phases", arguments),
-                "machine": report.machine(),
-            },
-        )
+    content = {"rows": rows, "summary": summary, "model": chosen.model}
+    report.write_json(chosen.json, content, "benchmarks.phases", arguments)
 
 
 if __name__ == "__main__":

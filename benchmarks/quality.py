@@ -589,21 +589,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"\n{len(items)} items in {seconds:.0f} s, model {chosen.model}, {chosen.memory} memories, "
         f"{chosen.memory_tokens} tokens."
     )
-    if chosen.json:
-        report.write_json(
-            chosen.json,
-            {
-                "rows": [{"model": chosen.model, **row} for row in rows],
-                "summary": summary,
-                "seconds": seconds,
-                "model": chosen.model,
-                **options,
-                "device": chosen.device,
-                "jobs": chosen.jobs,
-                "command": report.command("benchmarks.quality", arguments),
-                "machine": report.machine(),
-            },
-        )
+    content = {
+        "rows": [{"model": chosen.model, **row} for row in rows],
+        "summary": summary,
+        "seconds": seconds,
+        "model": chosen.model,
+        **options,
+        "device": chosen.device,
+        "jobs": chosen.jobs,
+    }
+    report.write_json(chosen.json, content, "benchmarks.quality", arguments)
 
 
 def read_classical(path: Path) -> list[dict[str, Any]]:

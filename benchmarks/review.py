@@ -147,18 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.progress(f"[{number}/{len(items)}] {item.name}: {told}")
     rows = summarise(scores)
     print(as_table(rows))
-    if chosen.json:
-        report.write_json(
-            chosen.json,
-            {
-                "rows": rows,
-                "scores": scores,
-                "part": PART,
-                "model": chosen.model,
-                "command": report.command("benchmarks.review", arguments),
-                "machine": report.machine(),
-            },
-        )
+    content = {"rows": rows, "scores": scores, "part": PART, "model": chosen.model}
+    report.write_json(chosen.json, content, "benchmarks.review", arguments)
 
 
 if __name__ == "__main__":

@@ -236,18 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\n{len(items)} volumes in {seconds:.0f} s, model {chosen.model}.")
     if chosen.plot:
         plot(rows, chosen.plot)
-    if chosen.json:
-        report.write_json(
-            chosen.json,
-            {
-                "rows": rows,
-                "means": means(rows),
-                "seconds": seconds,
-                "model": chosen.model,
-                "command": report.command("benchmarks.robustness", arguments),
-                "machine": report.machine(),
-            },
-        )
+    content = {"rows": rows, "means": means(rows), "seconds": seconds, "model": chosen.model}
+    report.write_json(chosen.json, content, "benchmarks.robustness", arguments)
 
 
 if __name__ == "__main__":

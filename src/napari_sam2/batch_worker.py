@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from napari_sam2.batch_jobs import Job, TablePrompts
 from napari_sam2.targets import overlap
-from napari_sam2.whole_file import write_text
+from sam2_engine.whole_file import write_text
 
 if TYPE_CHECKING:
     from napari_sam2.io import Volume

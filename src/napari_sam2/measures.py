@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from napari_sam2.io.volume import Volume
 from napari_sam2.object_sums import ObjectSum, add, sums_of
-from napari_sam2.whole_file import write_text
+from sam2_engine.whole_file import write_text
 
 if TYPE_CHECKING:
     from napari_sam2.session import Session

@@ -36,7 +36,7 @@ from napari_sam2.slice_data import (
     SlicePrompts,
 )
 from napari_sam2.targets import why_not
-from napari_sam2.whole_file import beside
+from sam2_engine.whole_file import beside
 
 if TYPE_CHECKING:
     from sam2_engine.memory import MemorySelection, MemoryTokens

@@ -22,7 +22,7 @@ from napari_sam2.io.place import on_image
 from napari_sam2.io.volume import ReadError, Volume, WriteError
 from napari_sam2.label_ids import ids_in
 from napari_sam2.targets import why_not
-from napari_sam2.whole_file import beside
+from sam2_engine.whole_file import beside
 
 Format = Literal["ctc"]
 """A format that no suffix tells: "ctc", a folder of the Cell Tracking Challenge."""
