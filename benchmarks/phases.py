@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import cases, report
-from benchmarks.quality import corrective_click
+from benchmarks.prompting import corrective_click
 from napari_sam2 import Session
 from napari_sam2.review import next_doubtful
 from sam2_engine.training.measures import dice, largest_slice, tight_box

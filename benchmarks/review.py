@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from benchmarks import cases, report
 from benchmarks.cases import Item, read_case, read_items
-from benchmarks.quality import prompt_frame
+from benchmarks.prompting import prompt_frame
 from napari_sam2.review import Evidence, evidence
 from napari_sam2.session import Session
 from sam2_engine.model import SAM2

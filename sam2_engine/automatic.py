@@ -32,7 +32,8 @@ from sam2_engine.seeds import (
 )
 
 SeedKind = Literal["grid", "contrast", "classical"]
-Area = tuple[slice, slice]
+Crop = tuple[slice, slice]
+"""Rows and columns of a frame."""
 
 _PIXELS_AT_ONCE = 1 << 24  # logits at the frame's size
 _SURE = 8.0  # the logit in the middle of a region that is given as a seed
@@ -98,7 +99,7 @@ class Candidate:
         return self.iou * self.stability
 
     @property
-    def area(self) -> Area:
+    def area(self) -> Crop:
         """The rows and columns of the box."""
         y0, x0, y1, x1 = self.box
         return slice(y0, y1), slice(x0, x1)
@@ -239,7 +240,7 @@ def labels_image(candidates: Sequence[Candidate], shape: tuple[int, int]) -> NDA
 class _Part:
     """The seeds that are asked for in one crop of the frame."""
 
-    crop: Area
+    crop: Crop
     seeds: Seeds
 
 
@@ -288,7 +289,7 @@ def _grid_parts(shape: tuple[int, int], rules: Rules) -> Iterator[_Part]:
 
 def _seed_parts(seeds: Seeds, shape: tuple[int, int], rules: Rules) -> Iterator[_Part]:
     """Each seed in the tile in whose middle it is, or in the whole frame if it fits in no tile."""
-    whole: Area = (slice(0, shape[0]), slice(0, shape[1]))
+    whole: Crop = (slice(0, shape[0]), slice(0, shape[1]))
     tiles = [whole] if rules.tile_size is None else tile_areas(shape, rules.tile_size)
     first = last = seeds.points
     if seeds.boxes is not None:
@@ -319,7 +320,7 @@ def _select(seeds: Seeds, indices: NDArray[np.intp]) -> Seeds:
     return Seeds(seeds.points[indices], boxes, regions)
 
 
-def crop_areas(shape: tuple[int, int], layer: int, overlap_ratio: float) -> list[Area]:
+def crop_areas(shape: tuple[int, int], layer: int, overlap_ratio: float) -> list[Crop]:
     """The 2**layer x 2**layer overlapping crops of the published generator; layer 0: the frame."""
     count = 2**layer
     overlap = int(overlap_ratio * min(shape) * 2 / count) if layer else 0
@@ -331,7 +332,7 @@ def crop_areas(shape: tuple[int, int], layer: int, overlap_ratio: float) -> list
     return [(rows, columns) for rows in sides[0] for columns in sides[1]]
 
 
-def tile_areas(shape: tuple[int, int], size: int) -> list[Area]:
+def tile_areas(shape: tuple[int, int], size: int) -> list[Crop]:
     """Squares of `size` pixels that cover a frame and overlap by half or more."""
     sides = []
     for length in shape:
@@ -432,7 +433,7 @@ def _stability(logits: Tensor, offset: float) -> Tensor:
 
 
 def _covered(
-    logits: Tensor, crop: Area, shape: tuple[int, int], rules: Rules
+    logits: Tensor, crop: Crop, shape: tuple[int, int], rules: Rules
 ) -> tuple[tuple[int, int, int, int], NDArray[np.uint8], int] | None:
     """Box, bits and pixels, as a `Candidate` has them, of the mask of (H, W) logits of a crop; None
     where a rule leaves it out.

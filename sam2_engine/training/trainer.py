@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from sam2_engine.model import SAM2, VARIANTS, ImageFeatures, ModelConfig
 from sam2_engine.model.conv_trunk import ConvTrunk
-from sam2_engine.training.data import Batch, BatchDataset, ClipSampler, Source, batches
+from sam2_engine.training.data import Batch, BatchDataset, ClipSampler, batches
+from sam2_engine.training.sources import Source
 from sam2_engine.training.steps import (
     StepResult,
     clip_step,

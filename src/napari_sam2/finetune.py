@@ -27,8 +27,8 @@ from sam2_engine.names import split_size
 from sam2_engine.whole_file import write_text
 
 if TYPE_CHECKING:
-    from sam2_engine.training.data import Source
     from sam2_engine.training.finetune import FineTuned, Score, Status
+    from sam2_engine.training.sources import Source
 
 HELD_OUT = 0.2
 MINUTES = 10.0

@@ -8,7 +8,6 @@ from typing import Any
 
 from napari_sam2.cli.common import (
     BAD_COMMAND,
-    EXIT_CODES,
     OK,
     Bar,
     UserError,
@@ -26,9 +25,6 @@ def add_replay(commands: Any) -> None:
         help="compute the masks of a saved session anew",
         description="Compute the masks of a session, which was saved in napari or by a script,\n"
         "anew from its prompts, and write a labels file that overlays its image.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     replay.add_argument("session", metavar="SESSION", help="a .sam2session file")
     help_ = "follow objects through all slices, not only where the session had looked for them"
