@@ -80,9 +80,7 @@ def _replay(options: argparse.Namespace) -> int:
         finally:
             bar.close()
         labels = image.labels(found)
-        objects = saved.state.objects
-        names = {i: info.name for i, info in objects.items()}
-        colours = {i: info.colour for i, info in objects.items() if info.colour is not None}
+        names = saved.state.names
         write_measures(options, labels, volume, names)
         if options.tracks:
             write_tracks_file(options, session, image.placed)
@@ -92,8 +90,8 @@ def _replay(options: argparse.Namespace) -> int:
             volume,
             overwrite=options.overwrite,
             names=names,
-            colours=colours,
+            colours=saved.state.colours,
             parents=saved.state.parents,
         )
-    tell(options, labels, volume, objects.keys(), time.perf_counter() - started, names)
+    tell(options, labels, volume, names.keys(), time.perf_counter() - started, names)
     return OK

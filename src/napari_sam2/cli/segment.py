@@ -96,8 +96,8 @@ def _segment(options: argparse.Namespace) -> int:
             BAD_COMMAND, "there are no prompts: give at least one --box, --point or --mask"
         )
 
-    from napari_sam2.batch_worker import read_mask
     from napari_sam2.io import check_target, read_volume, write_labels
+    from napari_sam2.io.labels import read_mask
     from napari_sam2.segmentation import segment
 
     started = time.perf_counter()
