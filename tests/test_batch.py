@@ -38,16 +38,8 @@ from napari_sam2.io.labels_ctc import read_parents
 from napari_sam2.segmentation import ModelError, segment
 from napari_sam2.session import Session
 from napari_sam2.session_file import save_session
-from sam2_engine.weights import save_model
 
 AFFINE = np.diag([-1.5, -1.5, 4.0, 1.0])
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "small.safetensors"
-    save_model(small_model(), path)
-    return str(path)
 
 
 def scan(path, seed=0, shape=(5, 24, 32)):
