@@ -33,10 +33,8 @@ _MATRIX = 2048
 _FIRST, _TIMED = 7, 8
 """Frames tracked before, so that the timed ones see a full memory bank; as many are timed as make
 up whole batches of those that are encoded together."""
-Work = Callable[[], Any]
-
-
 ENCODER = "encoder"
+Work = Callable[[], Any]
 
 
 def parts(model: SAM2, objects: int) -> dict[str, Work]:

@@ -31,7 +31,7 @@ from benchmarks import cases, report
 from benchmarks.prompting import corrective_click
 from napari_sam2 import Session
 from napari_sam2.review import next_doubtful
-from sam2_engine.training.measures import dice, largest_slice, tight_box
+from sam2_engine.masks import dice, largest_slice, tight_box
 from sam2_engine.weights import load_model
 
 RIGHT = 0.85  # Dice of a slice

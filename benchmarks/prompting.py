@@ -18,9 +18,9 @@ from scipy import ndimage
 from benchmarks.cases import first_frame
 from napari_sam2.areas import CLOSE, Area, Box, around_boxes, enlarged, is_small_in, joined
 from napari_sam2.records import NEAR
+from sam2_engine.masks import Mask, Masks, deepest_point, largest_slice, tight_box
 from sam2_engine.model import SAM2
 from sam2_engine.sequence import SequencePredictor
-from sam2_engine.training.measures import Mask, Masks, deepest_point, largest_slice, tight_box
 
 Point = tuple[int, int]  # y, x
 

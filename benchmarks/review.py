@@ -26,8 +26,8 @@ from benchmarks.cases import Item, read_case, read_items
 from benchmarks.prompting import prompt_frame
 from napari_sam2.review import Evidence, evidence
 from napari_sam2.session import Session
+from sam2_engine.masks import tight_box
 from sam2_engine.model import SAM2
-from sam2_engine.training.measures import tight_box
 from sam2_engine.weights import load_model
 
 Floats = NDArray[np.float64]

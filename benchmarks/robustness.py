@@ -26,9 +26,9 @@ from skimage.transform import downscale_local_mean
 from benchmarks import cases, report
 from benchmarks.cases import grey_frames, read_case, read_items
 from benchmarks.quality import between_ends
+from sam2_engine.masks import Masks, dice, largest_slice, tight_box
 from sam2_engine.model import SAM2
 from sam2_engine.sequence import SequencePredictor
-from sam2_engine.training.measures import Masks, dice, largest_slice, tight_box
 from sam2_engine.weights import load_model
 
 Grey = NDArray[np.float32]  # (N, H, W), 0 black to 1 white

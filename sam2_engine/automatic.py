@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sam2_engine.frames import FrameSource, Windows, sample_window
 from sam2_engine.holes import fill_small_holes
+from sam2_engine.masks import tight_box
 from sam2_engine.model import SAM2, ImageFeatures
 from sam2_engine.seeds import (
     Seeds,
@@ -448,12 +449,10 @@ def _covered(
         around = torch.nn.functional.pad(inside[None, None], (1, 1, 1, 1), value=-1.0)
         inside = fill_small_holes(around, rules.min_mask_region_area)[0, 0, 1:-1, 1:-1]
     mask = (inside > 0).cpu().numpy()
-    rows_left, columns_left = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    y0, y1 = int(rows_left[0]), int(rows_left[-1]) + 1
-    x0, x1 = int(columns_left[0]), int(columns_left[-1]) + 1
-    mask = mask[y0:y1, x0:x1]
-    y0, y1 = (y + area[0].start + crop[0].start for y in (y0, y1))
-    x0, x1 = (x + area[1].start + crop[1].start for x in (x0, x1))
+    y0, x0, y1, x1 = tight_box(mask)  # smaller, where specks have been removed
+    mask = mask[y0 : y1 + 1, x0 : x1 + 1]
+    top, left = (part.start + side.start for part, side in zip(area, crop, strict=True))
+    y0, x0, y1, x1 = y0 + top, x0 + left, y1 + 1 + top, x1 + 1 + left
     pixels = int(mask.sum())
     if pixels < rules.min_area or pixels > rules.max_area * shape[0] * shape[1]:
         return None

@@ -28,10 +28,10 @@ from benchmarks import (
     robustness,
 )
 from benchmarks.recipe import movie_frame
+from sam2_engine.masks import deepest_point, dice, iou, largest_slice, tight_box
 from sam2_engine.model import SAM2, VARIANTS
 from sam2_engine.model.config import ConvStage, ConvTrunkConfig, ModelConfig
 from sam2_engine.model.layers import linear
-from sam2_engine.training import measures
 
 
 def rectangle(shape: tuple[int, ...], *sides: slice) -> np.ndarray:
@@ -70,19 +70,19 @@ def model() -> SAM2:
 
 
 def test_deepest_point() -> None:
-    assert measures.deepest_point(rectangle((20, 30), slice(3, 8), slice(10, 15))) == (5, 12)
+    assert deepest_point(rectangle((20, 30), slice(3, 8), slice(10, 15))) == (5, 12)
     thin_and_thick = rectangle((20, 30), slice(2, 3)) | disk((20, 30), (12, 20), 4)
-    assert measures.deepest_point(thin_and_thick) == (12, 20)
+    assert deepest_point(thin_and_thick) == (12, 20)
     # The image's border is an end of the object too.
-    assert measures.deepest_point(np.ones((7, 7), bool)) == (3, 3)
+    assert deepest_point(np.ones((7, 7), bool)) == (3, 3)
 
 
 def test_tight_box_and_largest_slice() -> None:
     truth = rectangle((5, 20, 30), slice(1, 4), slice(4, 9), slice(6, 8))
     truth[2, 15, 25] = True
-    assert measures.largest_slice(truth) == 2
-    assert measures.tight_box(truth[2]) == (4, 6, 15, 25)
-    assert measures.tight_box(truth[1]) == (4, 6, 8, 7)
+    assert largest_slice(truth) == 2
+    assert tight_box(truth[2]) == (4, 6, 15, 25)
+    assert tight_box(truth[1]) == (4, 6, 8, 7)
 
 
 def test_prompted_frame_is_the_first_one_of_a_time_lapse() -> None:
@@ -127,10 +127,10 @@ def test_dice_and_iou() -> None:
     left = rectangle((4, 4), slice(0, 4), slice(0, 2))
     middle = rectangle((4, 4), slice(0, 4), slice(1, 3))
     nothing = np.zeros((4, 4), bool)
-    assert measures.dice(left, middle) == 0.5
-    assert measures.iou(left, middle) == pytest.approx(1 / 3)
-    assert measures.dice(left, nothing) == measures.iou(left, nothing) == 0
-    assert measures.dice(nothing, nothing) == measures.iou(nothing, nothing) == 1
+    assert dice(left, middle) == 0.5
+    assert iou(left, middle) == pytest.approx(1 / 3)
+    assert dice(left, nothing) == iou(left, nothing) == 0
+    assert dice(nothing, nothing) == iou(nothing, nothing) == 1
 
 
 def test_a_time_lapse_counts_the_frames_with_the_object_only() -> None:
@@ -175,13 +175,13 @@ def test_classical_follows_a_ball_and_stops_at_its_end() -> None:
     images = (0.2 + 0.6 * ball + noise).astype(np.float32)
     truth = ball[10]
     for first in (
-        classical.from_click(images[10], measures.deepest_point(truth)),
-        classical.from_box(images[10], measures.tight_box(truth)),
+        classical.from_click(images[10], deepest_point(truth)),
+        classical.from_box(images[10], tight_box(truth)),
         truth,
     ):
-        assert measures.iou(first, truth) > 0.85
+        assert iou(first, truth) > 0.85
         masks = classical.carry(images, 10, first)
-        assert measures.dice(masks, ball) > 0.85
+        assert dice(masks, ball) > 0.85
         assert not masks[0].any() and not masks[-1].any()
     forward = classical.carry(images, 10, truth, both_ways=False)
     assert forward[11].any() and not forward[:10].any()
@@ -252,7 +252,7 @@ def test_nifti_frames_are_its_last_axis_and_labels_have_a_union(folder: Path) ->
     assert frames.shape == (5, 24, 20)
     assert [target.part for target in targets] == ["label 1", "label 2", "union"]
     one, two, union = (target.truth for target in targets)
-    assert measures.tight_box(one[2]) == (6, 5, 13, 11)
+    assert tight_box(one[2]) == (6, 5, 13, 11)
     assert np.array_equal(union, one | two)
 
 
@@ -374,7 +374,7 @@ def test_without_memory_each_slice_follows_from_the_box_before(
     for frame, box in boxes:
         before = frame - 1 if frame > 2 else frame + 1
         if frame != 2:
-            assert box == measures.tight_box(masks[before])
+            assert box == tight_box(masks[before])
     assert {frame for frame, _ in boxes} >= {1, 2, 3}
     assert not run.predictor.prompts
 
@@ -450,7 +450,7 @@ def test_the_baseline_is_the_box_of_the_quality_benchmark(model: SAM2) -> None:
     run.predictor.features.clear()
     run.run("box")
     (score,) = robustness.segment(model, grey, [truth], robustness.CONDITIONS[0])
-    assert score == measures.dice(run.masks[0], truth)
+    assert score == dice(run.masks[0], truth)
 
 
 def test_memory_end_to_end(model: SAM2, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sam2_engine.features import FeatureCache
+from sam2_engine.masks import Mask, deepest_point, iou, largest_slice, tight_box
 from sam2_engine.model import SAM2
 from sam2_engine.sequence import SequencePredictor
-from sam2_engine.training.measures import Mask, deepest_point, iou, largest_slice, tight_box
 from sam2_engine.training.sources import Source, as_int32, window
 from sam2_engine.training.steps import StepResult
 from sam2_engine.training.synthetic import synthetic_clip

@@ -103,6 +103,7 @@ def run_job(job: Job, settings: Settings) -> JobResult:
     Never raises: what goes wrong is the result's message, a sentence without patient data.
     """
     from napari_sam2.io import ReadError, WriteError
+    from napari_sam2.io.guard import reason_of
     from napari_sam2.placement import PlacementError
     from napari_sam2.segmentation import ModelError, PromptError
     from napari_sam2.session_file import SessionFileError
@@ -123,7 +124,7 @@ def run_job(job: Job, settings: Settings) -> JobResult:
     except MemoryError:
         message = f"{job.image} does not fit into this machine's memory."
     except Exception as error:  # one bad file must not end the run
-        message = f"Unexpected {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        message = f"Unexpected {type(error).__name__}: {reason_of(error)}"
     seconds = time.perf_counter() - begin
     return JobResult(job.name, str(job.image), FAILED, message, seconds)
 
