@@ -180,17 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.progress(f"[{number}/{len(items)}] {item.name}")
     rows = summarise(scores)
     print(as_table(rows))
-    if chosen.json:
-        report.write_json(
-            chosen.json,
-            {
-                "rows": rows,
-                "scores": scores,
-                "model": chosen.model,
-                "command": report.command("benchmarks.automatic", arguments),
-                "machine": report.machine(),
-            },
-        )
+    content = {"rows": rows, "scores": scores, "model": chosen.model}
+    report.write_json(chosen.json, content, "benchmarks.automatic", arguments)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sam2_engine.training.sources import read_labelled
+
 MAX_INSTANCES_3D = 8
 MAX_INSTANCES_2D = 20
 
@@ -89,32 +91,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="write rows and summary here too")
 
 
-def read_array(path: Path) -> np.ndarray:
-    """An image file, frames first: NIfTI (X, Y, Z) as (Z, X, Y), TIFF and PNG as they are."""
-    if path.name.endswith((".nii", ".nii.gz")):
-        import nibabel
-
-        return np.moveaxis(np.asanyarray(nibabel.Nifti1Image.from_filename(path).dataobj), -1, 0)
-    if path.suffix in (".tif", ".tiff"):
-        import tifffile
-
-        return tifffile.imread(path)
-    from skimage.io import imread
-
-    return imread(path)
-
-
 def read_frames(item: Item) -> tuple[np.ndarray, np.ndarray]:
     """Frames (N, H, W) or (N, H, W, 3), and their labels (N, H, W)."""
-    frames, labels = read_array(item.image), read_array(item.labels)
-    if item.kind == "image":
-        frames, labels = frames[None], labels[None]
-    frames = frames[..., :3] if frames.ndim == 4 else frames  # without alpha
-    if labels.shape != frames.shape[:3]:
-        raise SystemExit(
-            f"{item.name}: image and labels differ in shape, {frames.shape[:3]} and {labels.shape}."
-        )
-    return frames, labels
+    try:
+        return read_labelled(item.name, item.image, item.labels, is_picture=item.kind == "image")
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
 
 
 def read_case(item: Item) -> tuple[np.ndarray, list[Target]]:

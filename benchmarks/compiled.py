@@ -107,18 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for row in rows
     ]
     print(report.table(head, lines))
-    if chosen.json:
-        report.write_json(
-            chosen.json,
-            {
-                "rows": rows,
-                "model": chosen.model,
-                "resolution": model.image_size,
-                "threads": torch.get_num_threads(),
-                "command": report.command("benchmarks.compiled", arguments),
-                "machine": report.machine(),
-            },
-        )
+    content = {
+        "rows": rows,
+        "model": chosen.model,
+        "resolution": model.image_size,
+        "threads": torch.get_num_threads(),
+    }
+    report.write_json(chosen.json, content, "benchmarks.compiled", arguments)
 
 
 if __name__ == "__main__":

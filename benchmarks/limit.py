@@ -23,19 +23,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import report
 from benchmarks.recipe import movie_frame, recipe_model
+from sam2_engine.features import frames_at_once
 from sam2_engine.frames import FrameSource
 from sam2_engine.model import SAM2, VARIANTS
 from sam2_engine.model.layers import linear
-from sam2_engine.sequence import SequencePredictor, frames_at_once
+from sam2_engine.sequence import SequencePredictor
 
 _MATRIX = 2048
 _FIRST, _TIMED = 7, 8
 """Frames tracked before, so that the timed ones see a full memory bank; as many are timed as make
 up whole batches of those that are encoded together."""
-Work = Callable[[], Any]
-
-
 ENCODER = "encoder"
+Work = Callable[[], Any]
 
 
 def parts(model: SAM2, objects: int) -> dict[str, Work]:
@@ -201,18 +200,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for row in rows
     ]
     print(report.table(head, lines))
-    if chosen.json:
-        report.write_json(
-            chosen.json,
-            {
-                "rows": rows,
-                "model": chosen.model,
-                "resolution": model.image_size,
-                "threads": torch.get_num_threads(),
-                "command": report.command("benchmarks.limit", arguments),
-                "machine": report.machine(),
-            },
-        )
+    content = {
+        "rows": rows,
+        "model": chosen.model,
+        "resolution": model.image_size,
+        "threads": torch.get_num_threads(),
+    }
+    report.write_json(chosen.json, content, "benchmarks.limit", arguments)
 
 
 if __name__ == "__main__":

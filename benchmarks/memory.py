@@ -138,16 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     lines = [[row[key] for key in columns.values()] for row in rows]
     print(report.table(list(columns), lines))
-    if chosen.json:
-        report.write_json(
-            chosen.json,
-            {
-                "rows": rows,
-                "model": chosen.model,
-                "command": report.command("benchmarks.memory", arguments),
-                "machine": report.machine(),
-            },
-        )
+    content = {"rows": rows, "model": chosen.model}
+    report.write_json(chosen.json, content, "benchmarks.memory", arguments)
 
 
 if __name__ == "__main__":

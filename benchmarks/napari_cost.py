@@ -145,16 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(report.table(head, lines))
     head = ["frames", "labels, GB", "write a slice, ms", "show it, ms"]
     print(report.table(head, [list(row.values()) for row in rows]))
-    if chosen.json:
-        report.write_json(
-            chosen.json,
-            {
-                "starts": starts,
-                "rows": rows,
-                "command": report.command("benchmarks.napari_cost", arguments),
-                "machine": report.machine(),
-            },
-        )
+    content = {"starts": starts, "rows": rows}
+    report.write_json(chosen.json, content, "benchmarks.napari_cost", arguments)
 
 
 if __name__ == "__main__":

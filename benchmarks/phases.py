@@ -28,10 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import cases, report
-from benchmarks.quality import corrective_click
+from benchmarks.prompting import corrective_click
 from napari_sam2 import Session
 from napari_sam2.review import next_doubtful
-from sam2_engine.training.measures import dice, largest_slice, tight_box
+from sam2_engine.masks import dice, largest_slice, tight_box
 from sam2_engine.weights import load_model
 
 RIGHT = 0.85  # Dice of a slice
@@ -212,17 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.progress(f"[{number}/{len(volumes)}] {item.name}")
     summary = summarise(rows)
     print(as_table(summary))
-    if chosen.json:
-        report.write_json(
-            chosen.json,
-            {
-                "rows": rows,
-                "summary": summary,
-                "model": chosen.model,
-                "command": report.command("benchmarks.phases", arguments),
-                "machine": report.machine(),
-            },
-        )
+    content = {"rows": rows, "summary": summary, "model": chosen.model}
+    report.write_json(chosen.json, content, "benchmarks.phases", arguments)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sam2_engine.whole_file import write_text
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A markdown table with aligned columns; numbers to the right, missing values as a dash."""
@@ -42,14 +44,22 @@ def _text(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write beside and rename, so that no reader ever finds half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(content, indent=1) + "\n")
-    beside.replace(path)
+def write_json(
+    path: Path | None, content: dict[str, Any], module: str, arguments: Sequence[str] | None
+) -> None:
+    """Write what a benchmark has found, and with which command on which machine.
+
+    Args:
+        path: of the file, which is never half there; None writes none.
+        module: of the benchmark.
+        arguments: as its `main` got them.
+    """
+    if path is not None:
+        how = {"command": _command(module, arguments), "machine": _machine()}
+        write_text(path, json.dumps(content | how, indent=1) + "\n")
 
 
-def machine() -> dict[str, Any]:
+def _machine() -> dict[str, Any]:
     """Processor, cores, system and versions that the figures depend on."""
     from importlib.metadata import version
 
@@ -71,7 +81,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def command(module: str, arguments: Sequence[str] | None) -> str:
+def _command(module: str, arguments: Sequence[str] | None) -> str:
     """The command line that is running, as a person would type it."""
     return shlex.join(["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)])
 

@@ -242,19 +242,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keys = ["phase", "seconds", "longest_stall_ms", "p99_stall_ms"]
     head = ["phase", "seconds", "longest stall, ms", "99th percentile, ms"]
     print(report.table(head, [[row[key] for key in keys] for row in rows]))
-    if chosen.json:
-        report.write_json(
-            chosen.json,
-            {
-                **{key: rows[-2][key] for key in ("longest_stall_ms", "p99_stall_ms")},
-                "phases": rows,
-                "volume": [chosen.frames, chosen.size, chosen.size],
-                "others": chosen.others,
-                "model": chosen.model,
-                "command": report.command("benchmarks.responsiveness", arguments),
-                "machine": report.machine(),
-            },
-        )
+    content = {
+        **{key: rows[-2][key] for key in ("longest_stall_ms", "p99_stall_ms")},
+        "phases": rows,
+        "volume": [chosen.frames, chosen.size, chosen.size],
+        "others": chosen.others,
+        "model": chosen.model,
+    }
+    report.write_json(chosen.json, content, "benchmarks.responsiveness", arguments)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from benchmarks import cases, report
 from benchmarks.cases import Item, read_case, read_items
-from benchmarks.quality import prompt_frame
+from benchmarks.prompting import prompt_frame
 from napari_sam2.review import Evidence, evidence
 from napari_sam2.session import Session
+from sam2_engine.masks import tight_box
 from sam2_engine.model import SAM2
-from sam2_engine.training.measures import tight_box
 from sam2_engine.weights import load_model
 
 Floats = NDArray[np.float64]
@@ -147,18 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.progress(f"[{number}/{len(items)}] {item.name}: {told}")
     rows = summarise(scores)
     print(as_table(rows))
-    if chosen.json:
-        report.write_json(
-            chosen.json,
-            {
-                "rows": rows,
-                "scores": scores,
-                "part": PART,
-                "model": chosen.model,
-                "command": report.command("benchmarks.review", arguments),
-                "machine": report.machine(),
-            },
-        )
+    content = {"rows": rows, "scores": scores, "part": PART, "model": chosen.model}
+    report.write_json(chosen.json, content, "benchmarks.review", arguments)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ from skimage.transform import downscale_local_mean
 from benchmarks import cases, report
 from benchmarks.cases import grey_frames, read_case, read_items
 from benchmarks.quality import between_ends
+from sam2_engine.masks import Masks, dice, largest_slice, tight_box
 from sam2_engine.model import SAM2
 from sam2_engine.sequence import SequencePredictor
-from sam2_engine.training.measures import Masks, dice, largest_slice, tight_box
 from sam2_engine.weights import load_model
 
 Grey = NDArray[np.float32]  # (N, H, W), 0 black to 1 white
@@ -236,18 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\n{len(items)} volumes in {seconds:.0f} s, model {chosen.model}.")
     if chosen.plot:
         plot(rows, chosen.plot)
-    if chosen.json:
-        report.write_json(
-            chosen.json,
-            {
-                "rows": rows,
-                "means": means(rows),
-                "seconds": seconds,
-                "model": chosen.model,
-                "command": report.command("benchmarks.robustness", arguments),
-                "machine": report.machine(),
-            },
-        )
+    content = {"rows": rows, "means": means(rows), "seconds": seconds, "model": chosen.model}
+    report.write_json(chosen.json, content, "benchmarks.robustness", arguments)
 
 
 if __name__ == "__main__":

@@ -225,17 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.progress(f"[{number}/{len(sequences)}] {case.dataset}")
     summary = summarise(rows)
     print(as_table(summary))
-    if chosen.json:
-        report.write_json(
-            chosen.json,
-            {
-                "rows": rows,
-                "summary": summary,
-                "model": chosen.model,
-                "command": report.command("benchmarks.tracking", arguments),
-                "machine": report.machine(),
-            },
-        )
+    content = {"rows": rows, "summary": summary, "model": chosen.model}
+    report.write_json(chosen.json, content, "benchmarks.tracking", arguments)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sam2_engine.frame_result import FrameResult
     from sam2_engine.prompts import Prompt
-    from sam2_engine.sequence import FrameResult, SequencePredictor
+    from sam2_engine.sequence import SequencePredictor
     from sam2_engine.weights import list_models, load_model
 
 __all__ = ["FrameResult", "Prompt", "SequencePredictor", "list_models", "load_model"]
 
 _HOMES = {
-    "FrameResult": "sequence",
+    "FrameResult": "frame_result",
     "Prompt": "prompts",
     "SequencePredictor": "sequence",
     "list_models": "weights",

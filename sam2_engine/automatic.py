@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sam2_engine.frames import FrameSource, Windows, sample_window
 from sam2_engine.holes import fill_small_holes
+from sam2_engine.masks import tight_box
 from sam2_engine.model import SAM2, ImageFeatures
 from sam2_engine.seeds import (
     Seeds,
@@ -32,7 +33,8 @@ from sam2_engine.seeds import (
 )
 
 SeedKind = Literal["grid", "contrast", "classical"]
-Area = tuple[slice, slice]
+Crop = tuple[slice, slice]
+"""Rows and columns of a frame."""
 
 _PIXELS_AT_ONCE = 1 << 24  # logits at the frame's size
 _SURE = 8.0  # the logit in the middle of a region that is given as a seed
@@ -98,7 +100,7 @@ class Candidate:
         return self.iou * self.stability
 
     @property
-    def area(self) -> Area:
+    def area(self) -> Crop:
         """The rows and columns of the box."""
         y0, x0, y1, x1 = self.box
         return slice(y0, y1), slice(x0, x1)
@@ -239,7 +241,7 @@ def labels_image(candidates: Sequence[Candidate], shape: tuple[int, int]) -> NDA
 class _Part:
     """The seeds that are asked for in one crop of the frame."""
 
-    crop: Area
+    crop: Crop
     seeds: Seeds
 
 
@@ -288,7 +290,7 @@ def _grid_parts(shape: tuple[int, int], rules: Rules) -> Iterator[_Part]:
 
 def _seed_parts(seeds: Seeds, shape: tuple[int, int], rules: Rules) -> Iterator[_Part]:
     """Each seed in the tile in whose middle it is, or in the whole frame if it fits in no tile."""
-    whole: Area = (slice(0, shape[0]), slice(0, shape[1]))
+    whole: Crop = (slice(0, shape[0]), slice(0, shape[1]))
     tiles = [whole] if rules.tile_size is None else tile_areas(shape, rules.tile_size)
     first = last = seeds.points
     if seeds.boxes is not None:
@@ -319,7 +321,7 @@ def _select(seeds: Seeds, indices: NDArray[np.intp]) -> Seeds:
     return Seeds(seeds.points[indices], boxes, regions)
 
 
-def crop_areas(shape: tuple[int, int], layer: int, overlap_ratio: float) -> list[Area]:
+def crop_areas(shape: tuple[int, int], layer: int, overlap_ratio: float) -> list[Crop]:
     """The 2**layer x 2**layer overlapping crops of the published generator; layer 0: the frame."""
     count = 2**layer
     overlap = int(overlap_ratio * min(shape) * 2 / count) if layer else 0
@@ -331,7 +333,7 @@ def crop_areas(shape: tuple[int, int], layer: int, overlap_ratio: float) -> list
     return [(rows, columns) for rows in sides[0] for columns in sides[1]]
 
 
-def tile_areas(shape: tuple[int, int], size: int) -> list[Area]:
+def tile_areas(shape: tuple[int, int], size: int) -> list[Crop]:
     """Squares of `size` pixels that cover a frame and overlap by half or more."""
     sides = []
     for length in shape:
@@ -432,7 +434,7 @@ def _stability(logits: Tensor, offset: float) -> Tensor:
 
 
 def _covered(
-    logits: Tensor, crop: Area, shape: tuple[int, int], rules: Rules
+    logits: Tensor, crop: Crop, shape: tuple[int, int], rules: Rules
 ) -> tuple[tuple[int, int, int, int], NDArray[np.uint8], int] | None:
     """Box, bits and pixels, as a `Candidate` has them, of the mask of (H, W) logits of a crop; None
     where a rule leaves it out.
@@ -447,12 +449,10 @@ def _covered(
         around = torch.nn.functional.pad(inside[None, None], (1, 1, 1, 1), value=-1.0)
         inside = fill_small_holes(around, rules.min_mask_region_area)[0, 0, 1:-1, 1:-1]
     mask = (inside > 0).cpu().numpy()
-    rows_left, columns_left = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    y0, y1 = int(rows_left[0]), int(rows_left[-1]) + 1
-    x0, x1 = int(columns_left[0]), int(columns_left[-1]) + 1
-    mask = mask[y0:y1, x0:x1]
-    y0, y1 = (y + area[0].start + crop[0].start for y in (y0, y1))
-    x0, x1 = (x + area[1].start + crop[1].start for x in (x0, x1))
+    y0, x0, y1, x1 = tight_box(mask)  # smaller, where specks have been removed
+    mask = mask[y0 : y1 + 1, x0 : x1 + 1]
+    top, left = (part.start + side.start for part, side in zip(area, crop, strict=True))
+    y0, x0, y1, x1 = y0 + top, x0 + left, y1 + 1 + top, x1 + 1 + left
     pixels = int(mask.sum())
     if pixels < rules.min_area or pixels > rules.max_area * shape[0] * shape[1]:
         return None

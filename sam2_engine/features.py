@@ -10,8 +10,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sam2_engine.frames import Part
-from sam2_engine.model import ImageFeatures
+from sam2_engine.frames import FrameSource, Part
+from sam2_engine.model import SAM2, ImageFeatures
+from sam2_engine.model.compiled import FRAMES_AT_ONCE
+
+_PIXELS_AT_ONCE = 2 * 512 * 512  # of frames on a processor: more are no quicker, and one waits
 
 
 class FeatureStore(Protocol):
@@ -176,3 +179,39 @@ def _as(features: ImageFeatures, dtype: torch.dtype) -> ImageFeatures:
 
 def _nbytes(features: ImageFeatures) -> int:
     return sum(level.nbytes for level in features)
+
+
+def frames_at_once(model: SAM2) -> int:
+    """How many frames a pass encodes together."""
+    if model.device.type != "cpu":
+        return FRAMES_AT_ONCE
+    return min(FRAMES_AT_ONCE, max(_PIXELS_AT_ONCE // model.image_size**2, 1))
+
+
+@torch.inference_mode()
+def encode_parts(
+    model: SAM2, source: FrameSource, store: FeatureStore | None, parts: Sequence[Part]
+) -> list[ImageFeatures]:
+    """Features of each part, a batch of 1, from the store or encoded in one batch."""
+    images = [source[part] for part in parts]
+    stored = [None if store is None else store.get(image) for image in images]
+    unknown = [image for image, known in zip(images, stored, strict=True) if known is None]
+    if unknown:
+        batch = torch.stack(unknown)
+        if model.device.type == "cuda":  # from pinned memory, while the card goes on computing
+            batch = batch.pin_memory()
+        batched = model.encode_image(batch.to(model.device, non_blocking=True))
+    encoded: list[ImageFeatures] = []
+    taken = 0
+    for image, known in zip(images, stored, strict=True):
+        if known is not None:
+            known = ImageFeatures(*(level.to(model.device, model.dtype) for level in known))
+        else:
+            known = batched.select(taken)
+            if len(unknown) > 1:  # a part would hold on to the whole
+                known = ImageFeatures(*(level.clone() for level in known))
+            taken += 1
+            if store is not None:
+                store.put(image, known)
+        encoded.append(known)
+    return encoded

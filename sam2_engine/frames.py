@@ -236,9 +236,7 @@ class FrameSource:
         if len(image) == 2:
             image = image[[0, 1, 0]]
         image = geometry.seen_to_model(image[None])[0].expand(3, -1, -1)
-        mean = torch.tensor(_IMAGENET_MEAN)[:, None, None]
-        std = torch.tensor(_IMAGENET_STD)[:, None, None]
-        return (image - mean) / std
+        return normalised(image)
 
     def _read_again(self, index: int) -> NDArray[Any]:
         """A frame, which is often asked for several times in a row."""
@@ -260,6 +258,14 @@ class FrameSource:
                 f"Frame {index} holds {frame.dtype}, which is not an image of numbers."
             )
         return frame
+
+
+def normalised(images: Tensor) -> Tensor:
+    """(..., 3, S, S) images from 0 to 1, with ImageNet's mean and deviation, for the model."""
+    mean, deviation = (
+        torch.tensor(values)[:, None, None].to(images) for values in (_IMAGENET_MEAN, _IMAGENET_STD)
+    )
+    return (images - mean) / deviation
 
 
 def sample_window(frames: Frames, percentiles: tuple[float, float] = (0.5, 99.5)) -> Window:

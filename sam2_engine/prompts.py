@@ -50,7 +50,10 @@ class Prompt:
         """Check and convert; raises ValueError that says what is wrong with which prompt."""
         yx = np.empty((0, 2), np.float32)
         if points is not None:
-            yx = np.array(points, np.float32).reshape(-1, 2)
+            yx = np.array(points, np.float32)
+            if yx.size and yx.shape[-1:] != (2,):
+                raise ValueError(f"Points are (N, 2), a row y, x for each, not {yx.shape}.")
+            yx = yx.reshape(-1, 2)
         signs = np.ones(len(yx), np.int64)
         if labels is not None:
             signs = np.array(labels, np.int64).reshape(-1)
@@ -62,7 +65,10 @@ class Prompt:
 
         corners: Box | None = None
         if box is not None:
-            y0, x0, y1, x1 = (float(value) for value in np.asarray(box, float).reshape(4))
+            edges = np.asarray(box, float).ravel()
+            if len(edges) != 4:
+                raise ValueError(f"A box is four numbers, (y0, x0, y1, x1), not {len(edges)}.")
+            y0, x0, y1, x1 = edges.tolist()
             corners = (min(y0, y1), min(x0, x1), max(y0, y1), max(x0, x1))
             _check_inside(np.array(corners, np.float32).reshape(2, 2), frame_shape, "box corner")
 

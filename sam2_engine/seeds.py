@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
+from sam2_engine.masks import deepest_point
+
 _MIN_CONTRAST = 0.15  # of a frame's range, between an object and what is around it
 _SMOOTHING = 0.25  # of an object's radius, for the classical segmentation
 _MIN_AREA = 0.2  # of a disc of the expected diameter: what is smaller is noise
@@ -113,8 +115,7 @@ def label_seeds(labels: ArrayLike) -> Seeds:
     points, boxes = [], []
     for index, area in enumerate(ndimage.find_objects(regions), start=1):
         (y0, y1), (x0, x1) = ((side.start, side.stop) for side in area)
-        depth = ndimage.distance_transform_edt(np.pad(regions[area] == index, 1))[1:-1, 1:-1]
-        y, x = np.unravel_index(depth.argmax(), depth.shape)
+        y, x = deepest_point(regions[area] == index)
         points.append((y0 + y, x0 + x))
         boxes.append((y0, x0, y1 - 1, x1 - 1))
     return Seeds(

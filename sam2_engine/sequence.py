@@ -20,8 +20,15 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from sam2_engine.features import EncodingStream, FeatureCache, FeatureStore
-from sam2_engine.frames import Area, Fit, Frames, FrameSource, Geometry, Part, Windows
+from sam2_engine.features import (
+    EncodingStream,
+    FeatureCache,
+    FeatureStore,
+    encode_parts,
+    frames_at_once,
+)
+from sam2_engine.frame_result import FrameResult
+from sam2_engine.frames import Area, Fit, Frames, FrameSource, Part, Windows
 from sam2_engine.holes import fill_small_holes
 from sam2_engine.memory import (
     CONFIDENT_IOU,
@@ -31,89 +38,13 @@ from sam2_engine.memory import (
     MemorySelection,
     MemoryTokens,
 )
-from sam2_engine.model import ABSENT_LOGIT, SAM2, Decoded, ImageFeatures
-from sam2_engine.model.compiled import FRAMES_AT_ONCE
+from sam2_engine.model import ABSENT_LOGIT, SAM2, Decoded, ImageFeatures, as_mask_input
+from sam2_engine.passes import Direction, Pass, Sweep, plan
 from sam2_engine.prompts import Prompt
 
 T = TypeVar("T")
-Direction = Literal["both", "forward", "backward"]
-
-_FORWARD, _BACKWARD = 1, -1
-_STEPS = {"both": (_FORWARD, _BACKWARD), "forward": (_FORWARD,), "backward": (_BACKWARD,)}
-_MASK_INPUT_LIMIT = 32.0
 _BEYOND = -8.0  # the logit where an object may not lie
 _OBJECTS_AT_ONCE = 32  # more of them in one batch take more memory and are no quicker
-_PIXELS_AT_ONCE = 2 * 512 * 512  # of them on a processor, where more are no quicker and one waits
-
-
-@dataclass(frozen=True)
-class FrameResult:
-    """Masks of N objects on one frame of H x W pixels."""
-
-    frame: int
-    object_ids: tuple[int, ...]
-    low_res: NDArray[np.float32]
-    """(N, S/4, S/4) mask logits; -1024 where the object is judged absent."""
-    iou: NDArray[np.float32]
-    """(N,) predicted IoU, 0 to 1."""
-    object_score: NDArray[np.float32]
-    """(N,) logit, positive where the object is visible."""
-    given: Mapping[int, NDArray[np.bool_]]
-    """(H, W) masks that were given as prompts on this frame, by object; they are the answer."""
-    geometry: Geometry
-    """Of frames that are seen in the whole."""
-    areas: tuple[Area | None, ...]
-    """(N,) the part of the frame that was looked at for each object; None: all."""
-
-    @property
-    def logits(self) -> NDArray[np.float32]:
-        """(N, H, W) mask logits at the frame's size, computed on each access."""
-        height, width = self.geometry.frame_shape
-        out = np.empty((len(self.object_ids), height, width), np.float32)
-        for index in range(len(out)):
-            out[index] = self._logits_of(index)
-        return out
-
-    @property
-    def masks(self) -> NDArray[np.bool_]:
-        """(N, H, W), each object by itself; they may overlap."""
-        out = np.empty((len(self.object_ids), *self.geometry.frame_shape), np.bool_)
-        for index, object_id in enumerate(self.object_ids):
-            given = self.given.get(object_id)
-            out[index] = self._logits_of(index) > 0 if given is None else given
-        return out
-
-    def mask(self, object_id: int) -> NDArray[np.bool_]:
-        """(H, W) of one object; KeyError where it has no result on this frame."""
-        given = self.given.get(object_id)
-        return self.logits_of(object_id) > 0 if given is None else given.copy()
-
-    def logits_of(self, object_id: int) -> NDArray[np.float32]:
-        """(H, W) mask logits of one object; KeyError where it has no result on this frame."""
-        if object_id not in self.object_ids:
-            raise KeyError(f"Object {object_id} has no result on frame {self.frame}.")
-        return self._logits_of(self.object_ids.index(object_id))
-
-    def labels(self) -> NDArray[np.int32]:
-        """(H, W) object ids, 0 for background; overlaps go to the larger logit.
-
-        A mask that was given as a prompt wins over all that is predicted.
-        """
-        labels = np.zeros(self.geometry.frame_shape, np.int32)
-        best = np.zeros(self.geometry.frame_shape, np.float32)
-        for index, object_id in enumerate(self.object_ids):
-            given = self.given.get(object_id)
-            logits = self._logits_of(index) if given is None else np.where(given, np.inf, 0)
-            wins = logits > best
-            labels[wins] = object_id
-            best[wins] = logits[wins]
-        return labels
-
-    def _logits_of(self, index: int) -> NDArray[np.float32]:
-        low_res = torch.from_numpy(self.low_res[index])[None, None]
-        seen = self.geometry.looking_at(self.areas[index])
-        logits: NDArray[np.float32] = seen.logits_to_frame(low_res)[0, 0].numpy()
-        return logits
 
 
 @dataclass(frozen=True)
@@ -136,26 +67,11 @@ class _PromptedFrame:
     memories: dict[int, Memory]
 
 
-@dataclass(frozen=True)
-class _Sweep:
-    """The frames that one object is tracked through from one of its prompted frames."""
-
-    object_id: int
-    origin: int
-    frames: range
-    sees: tuple[int, ...]
-    """The prompted frames whose memories it starts with."""
-
-    @property
-    def key(self) -> tuple[int, int, int]:
-        return self.object_id, self.origin, self.frames.step
-
-
 @dataclass
 class _Runner:
     """A sweep under way."""
 
-    sweep: _Sweep
+    sweep: Sweep
     state: tuple[Any, ...]
     """What its memories follow from; a paused runner goes on only while this is the same."""
     bank: MemoryBank | ConfidentMemoryBank
@@ -178,41 +94,6 @@ class _Runner:
 
     def is_due(self, frame: int) -> bool:
         return frame == self.next and frame in self.ahead
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """All sweeps in one direction, side by side."""
-
-    step: int
-    sweeps: list[_Sweep]
-    shown: Mapping[int, list[int]]
-    """Frames whose prompted objects are part of the results of this pass, with their ids."""
-    wanted: Mapping[int, frozenset[int]]
-    """Frames of each object that give a result and are not prompted."""
-
-    @property
-    def yielded(self) -> set[int]:
-        """Frames that give a result."""
-        tracked = {t for sweep in self.sweeps for t in self.wanted_of(sweep)}
-        return tracked | set(self.shown)
-
-    def wanted_of(self, sweep: _Sweep) -> list[int]:
-        """The frames of a sweep that give a result, in its order."""
-        wanted = self.wanted[sweep.object_id]
-        return [t for t in sweep.frames if t in wanted]
-
-    def frames(self, runners: Sequence[_Runner]) -> Iterator[int]:
-        """Every frame that has to be computed, in the order of the pass."""
-        ahead = {t for runner in runners for t in runner.ahead}
-        return iter(sorted(ahead | set(self.shown), reverse=self.step == _BACKWARD))
-
-
-def frames_at_once(model: SAM2) -> int:
-    """How many frames a pass encodes together."""
-    if model.device.type != "cpu":
-        return FRAMES_AT_ONCE
-    return min(FRAMES_AT_ONCE, max(_PIXELS_AT_ONCE // model.image_size**2, 1))
 
 
 class SequencePredictor:
@@ -272,7 +153,7 @@ class SequencePredictor:
         self.source = FrameSource(frames, model.image_size, window, fit, pixel_size)
         # Without a reference to self, a predictor that is let go frees its features at once.
         self.features = FeatureCache(
-            partial(_encode, model, self.source, store),
+            partial(encode_parts, model, self.source, store),
             cache_bytes,
             cache_dtype,
             EncodingStream(model.device),
@@ -444,11 +325,7 @@ class SequencePredictor:
         start: int | None,
         stop: int | None,
         only: Mapping[int, Collection[int]] | None,
-    ) -> tuple[tuple[int, ...], list[_Pass]]:
-        if direction not in _STEPS:
-            raise ValueError(
-                f'direction must be "both", "forward" or "backward", not {direction!r}.'
-            )
+    ) -> tuple[tuple[int, ...], list[Pass]]:
         start = 0 if start is None else int(start)
         stop = len(self) - 1 if stop is None else int(stop)
         self._check_frame(start)
@@ -459,54 +336,11 @@ class SequencePredictor:
             ids = tuple(i for i in ids if i in named)
         between = range(start, stop + 1)
         wanted = {i: frozenset(between if only is None else {*between} & {*only[i]}) for i in ids}
-        tracked = {i: frames - self._prompts[i].keys() for i, frames in wanted.items()}
-        passes: list[_Pass] = []
-        for step in _STEPS[direction]:
-            sweeps = [
-                sweep
-                for i in ids
-                for sweep in self._sweeps(i, step, both=direction == "both")
-                if any(frame in tracked[i] for frame in sweep.frames)
-            ]
-            shown: dict[int, list[int]] = defaultdict(list)
-            if not passes:  # prompted frames are shown once, in the first pass
-                for i in ids:
-                    for frame in self._prompts[i]:
-                        if frame in wanted[i]:
-                            shown[frame].append(i)
-            passes.append(_Pass(step, sweeps, shown, tracked))
-        return ids, passes
-
-    def _sweeps(self, object_id: int, step: int, both: bool) -> Iterator[_Sweep]:
-        frames = self._origins(object_id)
-        for before, origin, after in zip(
-            [None, *frames[:-1]], frames, [*frames[1:], None], strict=True
-        ):
-            if step == _FORWARD:
-                if after is None:
-                    last = len(self) - 1
-                else:  # of two prompted frames that are equally near, the earlier one serves
-                    last = (origin + after) // 2 if both else after - 1
-            elif before is None:
-                last = 0
-            else:
-                last = (before + origin) // 2 + 1 if both else before + 1
-            other = after if step == _FORWARD else before
-            adjacent = (origin,) if other is None else (origin, other)
-            sees = adjacent if self._adjacent else tuple(frames)
-            yield _Sweep(object_id, origin, range(origin + step, last + step, step), sees)
-
-    def _origins(self, object_id: int) -> list[int]:
-        """The frames that an object is tracked from: all that are prompted, but for those where an
-        answer is only trimmed, unless there is no other.
-        """
-        prompts = self._prompts[object_id]
-        shown = [frame for frame in prompts if not prompts[frame].trims]
-        return sorted(shown or prompts)
+        return ids, plan(self._prompts, wanted, len(self), direction, self._adjacent)
 
     # -- tracking ------------------------------------------------------------------------------
 
-    def _run(self, ids: tuple[int, ...], passes: list[_Pass]) -> Iterator[FrameResult]:
+    def _run(self, ids: tuple[int, ...], passes: list[Pass]) -> Iterator[FrameResult]:
         if not ids:
             return
         given = {i: dict(self._prompts[i]) for i in ids}
@@ -518,7 +352,7 @@ class SequencePredictor:
         for one, runners in runs:
             looks_ahead = self.features.encodes_ahead
             try:
-                for frame in one.frames(runners):
+                for frame in one.frames(t for runner in runners for t in runner.ahead):
                     answers = {
                         i: self._prompted_frame(frame).answers[i] for i in one.shown.get(frame, [])
                     }
@@ -532,7 +366,7 @@ class SequencePredictor:
                 for runner in runners:
                     self._pause(runner)
 
-    def _resume(self, sweep: _Sweep, ids: tuple[int, ...], wanted: Sequence[int]) -> _Runner:
+    def _resume(self, sweep: Sweep, ids: tuple[int, ...], wanted: Sequence[int]) -> _Runner:
         """A runner at the sweep's origin, or where an earlier call left the same sweep."""
         state = self._state(sweep, ids)
         paused = self._paused.pop(sweep.key, None)
@@ -558,7 +392,7 @@ class SequencePredictor:
         if runner.next != runner.sweep.frames[0] and runner.next in runner.sweep.frames:
             self._paused[runner.sweep.key] = runner
 
-    def _state(self, sweep: _Sweep, ids: tuple[int, ...]) -> tuple[Any, ...]:
+    def _state(self, sweep: Sweep, ids: tuple[int, ...]) -> tuple[Any, ...]:
         """All that the object's memories follow from, but for the frames and the model."""
         passed = self._prompts[sweep.object_id].keys() & set(sweep.frames)
         frames = sorted({*sweep.sees, *passed})
@@ -603,8 +437,7 @@ class SequencePredictor:
             )
             before = None
             if self.model.config.draws_prompts:
-                before = torch.cat([runner.last for runner, _, _ in members])
-                before = before.clamp(-_MASK_INPUT_LIMIT, _MASK_INPUT_LIMIT)
+                before = as_mask_input(torch.cat([runner.last for runner, _, _ in members]))
             decoded = self.model.decode_masks(
                 features, conditioned, mask_input=before, multimask=True
             )
@@ -791,8 +624,7 @@ class SequencePredictor:
         mask_input = None
         if prompts[0].mask_input is not None:
             stacked = np.stack([p.mask_input for p in prompts if p.mask_input is not None])
-            mask_input = torch.from_numpy(stacked)[:, None].to(self.model.device)
-            mask_input = mask_input.clamp(-_MASK_INPUT_LIMIT, _MASK_INPUT_LIMIT)
+            mask_input = as_mask_input(torch.from_numpy(stacked)[:, None].to(self.model.device))
         return self.model.decode_masks(
             features,
             self.model.without_memory(features),
@@ -884,32 +716,3 @@ def _portions(members: list[T]) -> Iterator[list[T]]:
     """What is computed together, in an order that does not change."""
     for start in range(0, len(members), _OBJECTS_AT_ONCE):
         yield members[start : start + _OBJECTS_AT_ONCE]
-
-
-@torch.inference_mode()
-def _encode(
-    model: SAM2, source: FrameSource, store: FeatureStore | None, parts: Sequence[Part]
-) -> list[ImageFeatures]:
-    """Features of each part, a batch of 1, from the store or encoded in one batch."""
-    images = [source[part] for part in parts]
-    stored = [None if store is None else store.get(image) for image in images]
-    unknown = [image for image, known in zip(images, stored, strict=True) if known is None]
-    if unknown:
-        batch = torch.stack(unknown)
-        if model.device.type == "cuda":  # from pinned memory, while the card goes on computing
-            batch = batch.pin_memory()
-        batched = model.encode_image(batch.to(model.device, non_blocking=True))
-    encoded: list[ImageFeatures] = []
-    taken = 0
-    for image, known in zip(images, stored, strict=True):
-        if known is not None:
-            known = ImageFeatures(*(level.to(model.device, model.dtype) for level in known))
-        else:
-            known = batched.select(taken)
-            if len(unknown) > 1:  # a part would hold on to the whole
-                known = ImageFeatures(*(level.clone() for level in known))
-            taken += 1
-            if store is not None:
-                store.put(image, known)
-        encoded.append(known)
-    return encoded

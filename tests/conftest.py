@@ -16,6 +16,18 @@ def own_models(monkeypatch, tmp_path):
     monkeypatch.setenv("SAM2_OWN_MODELS", str(tmp_path / "own_models" / "models.json"))
 
 
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """The path of a file with the small model, which no test changes."""
+    from models import small_model
+
+    from sam2_engine.weights import save_model
+
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    save_model(small_model(), path)
+    return str(path)
+
+
 @pytest.fixture
 def own_choices(monkeypatch, tmp_path):
     """Nothing that whoever runs the tests has chosen or saved is read or changed."""

@@ -34,19 +34,12 @@ from napari_sam2.batch import (
 from napari_sam2.batch_worker import run_job
 from napari_sam2.cli import main
 from napari_sam2.io import WriteError, read_labels, read_volume, write_labels
+from napari_sam2.io.labels_ctc import read_parents
 from napari_sam2.segmentation import ModelError, segment
 from napari_sam2.session import Session
 from napari_sam2.session_file import save_session
-from sam2_engine.weights import save_model
 
 AFFINE = np.diag([-1.5, -1.5, 4.0, 1.0])
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "small.safetensors"
-    save_model(small_model(), path)
-    return str(path)
 
 
 def scan(path, seed=0, shape=(5, 24, 32)):
@@ -247,6 +240,14 @@ def test_first_frames_and_sessions_of_their_own(tmp_path, checkpoint):
     result = run_job(job, Settings(out=tmp_path / "out", suffix=".ome.tif"))
     assert (result.message, result.objects[0].name) == ("", "cell")
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "own.ome.tif"), session.labels)
+
+    session.set_life(1, 0, 1)
+    session.paint(session.add_object("daughter"), 2, first == 7)
+    session.set_parent(2, 1)
+    save_session(session, tmp_path / "movie.sam2session")
+    result = run_job(job, Settings(out=tmp_path / "out", suffix="_RES", run="2"))
+    assert result.message == ""
+    assert read_parents(tmp_path / "out" / "own_RES") == {2: 1}
 
 
 def test_masks_lie_on_their_image(scans, tmp_path, checkpoint):

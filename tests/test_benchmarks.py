@@ -21,16 +21,17 @@ from benchmarks import (
     limit,
     memory,
     napari_cost,
+    prompting,
     quality,
     report,
     responsiveness,
     robustness,
 )
 from benchmarks.recipe import movie_frame
+from sam2_engine.masks import deepest_point, dice, iou, largest_slice, tight_box
 from sam2_engine.model import SAM2, VARIANTS
 from sam2_engine.model.config import ConvStage, ConvTrunkConfig, ModelConfig
 from sam2_engine.model.layers import linear
-from sam2_engine.training import measures
 
 
 def rectangle(shape: tuple[int, ...], *sides: slice) -> np.ndarray:
@@ -69,41 +70,41 @@ def model() -> SAM2:
 
 
 def test_deepest_point() -> None:
-    assert measures.deepest_point(rectangle((20, 30), slice(3, 8), slice(10, 15))) == (5, 12)
+    assert deepest_point(rectangle((20, 30), slice(3, 8), slice(10, 15))) == (5, 12)
     thin_and_thick = rectangle((20, 30), slice(2, 3)) | disk((20, 30), (12, 20), 4)
-    assert measures.deepest_point(thin_and_thick) == (12, 20)
+    assert deepest_point(thin_and_thick) == (12, 20)
     # The image's border is an end of the object too.
-    assert measures.deepest_point(np.ones((7, 7), bool)) == (3, 3)
+    assert deepest_point(np.ones((7, 7), bool)) == (3, 3)
 
 
 def test_tight_box_and_largest_slice() -> None:
     truth = rectangle((5, 20, 30), slice(1, 4), slice(4, 9), slice(6, 8))
     truth[2, 15, 25] = True
-    assert measures.largest_slice(truth) == 2
-    assert measures.tight_box(truth[2]) == (4, 6, 15, 25)
-    assert measures.tight_box(truth[1]) == (4, 6, 8, 7)
+    assert largest_slice(truth) == 2
+    assert tight_box(truth[2]) == (4, 6, 15, 25)
+    assert tight_box(truth[1]) == (4, 6, 8, 7)
 
 
 def test_prompted_frame_is_the_first_one_of_a_time_lapse() -> None:
     truth = rectangle((5, 9, 9), slice(1, 3), slice(0, 2), slice(0, 2))
     truth[2] = True
-    assert quality.prompt_frame("timelapse", truth) == 1
-    assert quality.prompt_frame("volume", truth) == 2
+    assert prompting.prompt_frame("timelapse", truth) == 1
+    assert prompting.prompt_frame("volume", truth) == 2
 
 
 def test_corrective_click_goes_to_the_worst_slices_largest_region() -> None:
     truth = rectangle((4, 30, 30), slice(0, 4), slice(5, 10), slice(5, 10))
     predicted = truth.copy()
-    assert quality.corrective_click(predicted, truth) is None
+    assert prompting.corrective_click(predicted, truth) is None
 
     predicted[1, 5:10, 5:10] = False  # 25 missed
-    click = quality.corrective_click(predicted, truth)
-    assert click == quality.Correction(frame=1, point=(7, 7), positive=True)
+    click = prompting.corrective_click(predicted, truth)
+    assert click == prompting.Correction(frame=1, point=(7, 7), positive=True)
 
     predicted[3, 20:27, 20:27] = True  # 49 added, far from the object
     predicted[3, 5, 5] = False
-    click = quality.corrective_click(predicted, truth)
-    assert click == quality.Correction(frame=3, point=(23, 23), positive=False)
+    click = prompting.corrective_click(predicted, truth)
+    assert click == prompting.Correction(frame=3, point=(23, 23), positive=False)
 
 
 def test_only_slices_between_the_ends_of_an_object_are_left() -> None:
@@ -117,8 +118,8 @@ def test_only_slices_between_the_ends_of_an_object_are_left() -> None:
 def test_missed_and_added_parts_that_touch_are_two_regions() -> None:
     truth = rectangle((1, 12, 20), slice(0, 1), slice(2, 9), slice(0, 5))
     predicted = rectangle((1, 12, 20), slice(0, 1), slice(2, 9), slice(5, 14))
-    click = quality.corrective_click(predicted, truth)
-    assert click == quality.Correction(frame=0, point=click.point, positive=False)
+    click = prompting.corrective_click(predicted, truth)
+    assert click == prompting.Correction(frame=0, point=click.point, positive=False)
     assert predicted[0][click.point]
 
 
@@ -126,10 +127,10 @@ def test_dice_and_iou() -> None:
     left = rectangle((4, 4), slice(0, 4), slice(0, 2))
     middle = rectangle((4, 4), slice(0, 4), slice(1, 3))
     nothing = np.zeros((4, 4), bool)
-    assert measures.dice(left, middle) == 0.5
-    assert measures.iou(left, middle) == pytest.approx(1 / 3)
-    assert measures.dice(left, nothing) == measures.iou(left, nothing) == 0
-    assert measures.dice(nothing, nothing) == measures.iou(nothing, nothing) == 1
+    assert dice(left, middle) == 0.5
+    assert iou(left, middle) == pytest.approx(1 / 3)
+    assert dice(left, nothing) == iou(left, nothing) == 0
+    assert dice(nothing, nothing) == iou(nothing, nothing) == 1
 
 
 def test_a_time_lapse_counts_the_frames_with_the_object_only() -> None:
@@ -174,13 +175,13 @@ def test_classical_follows_a_ball_and_stops_at_its_end() -> None:
     images = (0.2 + 0.6 * ball + noise).astype(np.float32)
     truth = ball[10]
     for first in (
-        classical.from_click(images[10], measures.deepest_point(truth)),
-        classical.from_box(images[10], measures.tight_box(truth)),
+        classical.from_click(images[10], deepest_point(truth)),
+        classical.from_box(images[10], tight_box(truth)),
         truth,
     ):
-        assert measures.iou(first, truth) > 0.85
+        assert iou(first, truth) > 0.85
         masks = classical.carry(images, 10, first)
-        assert measures.dice(masks, ball) > 0.85
+        assert dice(masks, ball) > 0.85
         assert not masks[0].any() and not masks[-1].any()
     forward = classical.carry(images, 10, truth, both_ways=False)
     assert forward[11].any() and not forward[:10].any()
@@ -251,7 +252,7 @@ def test_nifti_frames_are_its_last_axis_and_labels_have_a_union(folder: Path) ->
     assert frames.shape == (5, 24, 20)
     assert [target.part for target in targets] == ["label 1", "label 2", "union"]
     one, two, union = (target.truth for target in targets)
-    assert measures.tight_box(one[2]) == (6, 5, 13, 11)
+    assert tight_box(one[2]) == (6, 5, 13, 11)
     assert np.array_equal(union, one | two)
 
 
@@ -337,11 +338,11 @@ def test_corrections_add_to_the_prompted_slice_and_refine_others(model: SAM2) ->
     frames = np.random.default_rng(0).normal(size=(3, 32, 32))
     truth = rectangle((3, 32, 32), slice(0, 3), slice(8, 20), slice(8, 20))
     truth[1, 4:24, 8:20] = True
-    run = quality.ModelRun(model, frames, "volume", [truth])
+    run = prompting.ModelRun(model, frames, "volume", [truth])
     run.run("box")
-    run._add_click(0, quality.Correction(1, (12, 12), True))
-    run._add_click(0, quality.Correction(2, (3, 5), False))
-    run._add_click(0, quality.Correction(2, (9, 10), True))
+    run._add_click(0, prompting.Correction(1, (12, 12), True))
+    run._add_click(0, prompting.Correction(2, (3, 5), False))
+    run._add_click(0, prompting.Correction(2, (9, 10), True))
     prompts = run.predictor.prompts[1]
     assert sorted(prompts) == [1, 2]
     assert prompts[1].box == (4, 8, 23, 19) and prompts[1].mask_input is None
@@ -358,7 +359,7 @@ def test_without_memory_each_slice_follows_from_the_box_before(
     model = small_model()
     frames = np.random.default_rng(0).normal(size=(5, 32, 32))
     truth = rectangle((5, 32, 32), slice(2, 3), slice(8, 20), slice(8, 20))
-    run = quality.ModelRun(model, frames, "volume", [truth])
+    run = prompting.ModelRun(model, frames, "volume", [truth])
     boxes: list[tuple[int, tuple[int, ...]]] = []
     set_prompts = run.predictor.set_prompts
     monkeypatch.setattr(
@@ -373,7 +374,7 @@ def test_without_memory_each_slice_follows_from_the_box_before(
     for frame, box in boxes:
         before = frame - 1 if frame > 2 else frame + 1
         if frame != 2:
-            assert box == measures.tight_box(masks[before])
+            assert box == tight_box(masks[before])
     assert {frame for frame, _ in boxes} >= {1, 2, 3}
     assert not run.predictor.prompts
 
@@ -382,8 +383,8 @@ def test_objects_do_not_change_each_other(model: SAM2) -> None:
     frames = np.random.default_rng(0).normal(size=(4, 32, 32))
     one = rectangle((4, 32, 32), slice(1, 3), slice(8, 20), slice(8, 20))
     two = rectangle((4, 32, 32), slice(2, 4), slice(3, 30), slice(20, 30))
-    together = quality.ModelRun(model, frames, "volume", [one, two])
-    alone = quality.ModelRun(model, frames, "volume", [two])
+    together = prompting.ModelRun(model, frames, "volume", [one, two])
+    alone = prompting.ModelRun(model, frames, "volume", [two])
     for run in (together, alone):
         run.run("click")
     logits = [run.answers[index, 0].low_res for run, index in ((together, 1), (alone, 0))]
@@ -444,12 +445,12 @@ def test_the_baseline_is_the_box_of_the_quality_benchmark(model: SAM2) -> None:
     truth = np.zeros((5, 40, 48), bool)
     truth[1:4, 10:25, 12:30] = True
     grey = np.clip(truth * 0.6 + rng.normal(0.2, 0.05, truth.shape), 0, 1).astype(np.float32)
-    run = quality.ModelRun(model, grey, "volume", [truth])
+    run = prompting.ModelRun(model, grey, "volume", [truth])
     run.predictor.source.window = (0.0, 1.0)
     run.predictor.features.clear()
     run.run("box")
     (score,) = robustness.segment(model, grey, [truth], robustness.CONDITIONS[0])
-    assert score == measures.dice(run.masks[0], truth)
+    assert score == dice(run.masks[0], truth)
 
 
 def test_memory_end_to_end(model: SAM2, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -24,20 +24,12 @@ from napari_sam2 import PromptError, read_volume, segment
 from napari_sam2.cli import main
 from napari_sam2.session import Session
 from sam2_engine.model import SAM2
-from sam2_engine.weights import save_model
 
 
 @pytest.fixture(scope="module")
 def network() -> SAM2:
     """A quick model whose masks mean nothing, but depend on all that it is given."""
     return small_model()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(network: SAM2, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("model") / "small.safetensors"
-    save_model(network, path)
-    return str(path)
 
 
 def blobs(shape: tuple[int, int, int]) -> np.ndarray:

@@ -7,20 +7,20 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from models import small_model
 
 from napari_sam2 import demo
-from sam2_engine.weights import save_model
 
 
 @pytest.mark.slow
 def test_demo_makes_image_labels_and_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    checkpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With a model that is quick; what nano finds is looked at in `make demo`."""
-    save_model(small_model(), tmp_path / "small.safetensors")
     monkeypatch.setattr(demo, "has_display", lambda: False)
-    demo.main(["--out", str(tmp_path / "out"), "--model", str(tmp_path / "small.safetensors")])
+    demo.main(["--out", str(tmp_path / "out"), "--model", checkpoint])
     image = nibabel.load(tmp_path / "out" / "mni152_t1.nii.gz")
     labels = nibabel.load(tmp_path / "out" / "mni152_labels.nii.gz")
     assert image.shape == labels.shape == (197, 233, 189)

@@ -16,12 +16,11 @@ from napari.layers import Image
 from skimage.measure import regionprops_table
 
 from napari_sam2 import Session
-from napari_sam2.batch_worker import found_objects
 from napari_sam2.io import Volume
 from napari_sam2.io.place import layer_axes
 from napari_sam2.io.readers import layers_of
 from napari_sam2.io.volume import spacing_of
-from napari_sam2.measures import Measures, measure_labels, measure_session, write_csv
+from napari_sam2.measures import Measures, found_objects, measure_labels, measure_session, write_csv
 from napari_sam2.sequence_view import SequenceKey
 
 

@@ -106,13 +106,13 @@ def test_mha_with_time_and_colours(tmp_path: Path) -> None:
     np.testing.assert_array_equal(volume.array, colours)
 
 
-@pytest.mark.parametrize("file", ["a.mha", "a.mhd"])
+@pytest.mark.parametrize("file", ["a.mha", "list.mhd"])
 def test_an_uncompressed_mha_is_not_read_before_it_is_used(tmp_path: Path, file: str) -> None:
     for dtype in (np.uint8, np.int16, np.float32):
         array = (RNG.integers(0, 99, (7, 8, 9)) / 2).astype(dtype)
         sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / file))
         volume = read_image(tmp_path / file)
-        values = tmp_path / (file if file == "a.mha" else "a.raw")
+        values = tmp_path / file.replace(".mhd", ".raw")
         with values.open("r+b") as stored:  # what is written now is seen later
             stored.seek(-array.itemsize, os.SEEK_END)
             stored.write(np.array(77, dtype).tobytes())

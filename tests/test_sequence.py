@@ -22,13 +22,14 @@ from images import DATA, needs_data
 from models import device_model, small_model
 
 from sam2_engine.features import EncodingStream, FeatureCache
+from sam2_engine.frame_result import FrameResult
 from sam2_engine.frames import FrameSource, Geometry, sample_window
 from sam2_engine.holes import fill_small_holes
 from sam2_engine.memory import CONFIDENT_IOU, ConfidentMemoryBank, Memory, MemorySelection
 from sam2_engine.model import SAM2, ImageFeatures
 from sam2_engine.model.position import axial_rotations
 from sam2_engine.model.prompt_encoder import draw_prompts
-from sam2_engine.sequence import FrameResult, SequencePredictor
+from sam2_engine.sequence import SequencePredictor
 from sam2_engine.weights.loading import half_precision, load_model, multiplies_bfloat16
 
 LENGTH, HEIGHT, WIDTH = 12, 60, 80
@@ -983,7 +984,9 @@ BAD = [
     ({"object_id": 1, "frame": 0}, "nothing in this prompt"),
     ({"object_id": 1, "frame": 0, "points": [(61, 5)]}, "outside the image"),
     ({"object_id": 1, "frame": 0, "points": [(np.nan, 5)]}, "not a number"),
+    ({"object_id": 1, "frame": 0, "points": np.ones((2, 3))}, r"Points are \(N, 2\)"),
     ({"object_id": 1, "frame": 0, "box": (0, 0, 200, 20)}, "60 x 80"),
+    ({"object_id": 1, "frame": 0, "box": (0, 0, 20)}, "box is four numbers"),
     ({"object_id": 1, "frame": 0, "points": [(1, 1)], "labels": [1, 0]}, "2 labels"),
     ({"object_id": 1, "frame": 0, "points": [(1, 1)], "labels": [3]}, "inside"),
     ({"object_id": 1, "frame": 0, "mask": np.ones((5, 5))}, r"\(5, 5\)"),

@@ -11,6 +11,7 @@ import zarr
 from lazy import Lazy
 from models import small_model
 from reference import fresh_predictor
+from volumes import two_blobs
 
 from napari_sam2.io import Volume
 from napari_sam2.measures import measure_session
@@ -26,12 +27,7 @@ SHAPE = (5, 40, 56)
 
 @pytest.fixture
 def volume():
-    """Two bright blobs on noise, drifting along the first axis."""
-    z, y, x = np.indices(SHAPE)
-    noise = np.random.default_rng(0).normal(0, 10, SHAPE)
-    one = (y - 14 - z) ** 2 + (x - 16) ** 2 < 60
-    two = (y - 26) ** 2 + (x - 38 + z) ** 2 < 80
-    return (noise + 150 * one + 220 * two).astype(np.float32)
+    return two_blobs(SHAPE)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ import pytest
 import tifffile
 from lazy import Lazy
 from models import small_model
+from volumes import two_blobs
 
 from napari_sam2 import read_volume
 from napari_sam2.cli import main
@@ -45,18 +46,9 @@ SHAPE = (6, 40, 56)
 WINDOW = (0.0, 250.0)
 
 
-def blobs(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
-    """Two bright blobs on noise, drifting along the first axis; float32."""
-    z, y, x = np.indices(SHAPE)
-    noise = np.random.default_rng(0).normal(0, 10, shape)
-    one = (y - 14 - z) ** 2 + (x - 16) ** 2 < 60
-    two = (y - 26) ** 2 + (x - 38 + z) ** 2 < 80
-    return (noise + 150 * one + 220 * two).astype(np.float32)
-
-
 @pytest.fixture
 def volume() -> np.ndarray:
-    return blobs()
+    return two_blobs(SHAPE)
 
 
 @pytest.fixture
@@ -449,7 +441,7 @@ def test_a_layer_is_known_by_name_and_file(volume: np.ndarray, path: Path, tmp_p
 
 
 def test_the_image_is_read_from_the_file_that_it_came_from(path: Path, tmp_path: Path) -> None:
-    array = blobs().astype(np.int16)
+    array = two_blobs(SHAPE).astype(np.int16)
     np.save(tmp_path / "image.npy", array)
     mapped = np.load(tmp_path / "image.npy", mmap_mode="r")
     session = Session(mapped, small_model(), window=WINDOW)
@@ -660,19 +652,16 @@ def test_values_that_make_no_sense_are_refused_or_harmless(volume: np.ndarray, p
 def scan(tmp_path: Path) -> Path:
     found = tmp_path / "scan.nii.gz"
     affine = np.diag([-0.5, 0.5, 2, 1])
-    nibabel.save(nibabel.Nifti1Image(blobs().astype(np.int16).T, affine), found)
+    nibabel.save(nibabel.Nifti1Image(two_blobs(SHAPE).astype(np.int16).T, affine), found)
     return found
 
 
 def test_the_command_replays_a_session(
-    scan: Path, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scan: Path, path: Path, tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint, out = tmp_path / "small.safetensors", tmp_path / "labels.nii.gz"
-    save_model(small_model(), checkpoint)
+    out = tmp_path / "labels.nii.gz"
     volume = read_volume(scan)
-    session = Session(
-        volume.array, str(checkpoint), device="cpu", window=WINDOW, spacing=volume.spacing
-    )
+    session = Session(volume.array, checkpoint, device="cpu", window=WINDOW, spacing=volume.spacing)
     one, two = session.add_object(), session.add_object()
     session.add_points(one, [(2, 16, 16)])
     session.show(SequenceKey.along(1, 3))
@@ -697,7 +686,7 @@ def test_the_command_replays_a_session(
 
 
 def test_the_command_writes_approved_masks_alone(
-    scan: Path, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scan: Path, path: Path, tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "labels.nii.gz"
     volume = read_volume(scan)
@@ -719,11 +708,9 @@ def test_the_command_writes_approved_masks_alone(
 
 
 def test_the_command_says_what_is_wrong(
-    scan: Path, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scan: Path, path: Path, tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "labels.nii.gz"
-    checkpoint = tmp_path / "small.safetensors"
-    save_model(small_model(), checkpoint)
     session = Session(read_volume(scan).array, small_model(), window=WINDOW)
     session.add_points(session.add_object(), [(2, 16, 16)])
     session.preview(2)
@@ -740,25 +727,23 @@ def test_the_command_says_what_is_wrong(
 
     assert run() == 5 and "--model" in said()
     assert run("--model", "no such") == 5 and "no such" in said()
-    assert run("--model", str(checkpoint), "--device", "quantum") == 5 and "quantum" in said()
-    nibabel.save(nibabel.Nifti1Image(blobs().astype(np.int16).T + 1, np.eye(4)), scan)
-    assert run("--model", str(checkpoint)) == 3 and "--changed-image" in said()
-    assert run("--model", str(checkpoint), "--changed-image", "-q") == 0
+    assert run("--model", checkpoint, "--device", "quantum") == 5 and "quantum" in said()
+    nibabel.save(nibabel.Nifti1Image(two_blobs(SHAPE).astype(np.int16).T + 1, np.eye(4)), scan)
+    assert run("--model", checkpoint) == 3 and "--changed-image" in said()
+    assert run("--model", checkpoint, "--changed-image", "-q") == 0
     out.unlink()
-    nibabel.save(nibabel.Nifti1Image(blobs().astype(np.int16).T[1:], np.eye(4)), scan)
-    assert run("--model", str(checkpoint)) == 3 and "6 x 40 x 56" in said()
+    nibabel.save(nibabel.Nifti1Image(two_blobs(SHAPE).astype(np.int16).T[1:], np.eye(4)), scan)
+    assert run("--model", checkpoint) == 3 and "6 x 40 x 56" in said()
     path.write_bytes(b"")
     assert run() == 3 and "damaged" in said()
     path.unlink()
     assert run() == 3 and "no file" in said()
 
 
-def test_the_command_replays_a_session_of_all_time_points(tmp_path):
-    checkpoint = tmp_path / "small.safetensors"
-    save_model(small_model(), checkpoint)
-    movie = np.stack([blobs().astype(np.uint16) + t for t in range(2)])  # t, z, y, x
+def test_the_command_replays_a_session_of_all_time_points(tmp_path, checkpoint):
+    movie = np.stack([two_blobs(SHAPE).astype(np.uint16) + t for t in range(2)])  # t, z, y, x
     tifffile.imwrite(tmp_path / "movie.ome.tif", movie, ome=True, metadata={"axes": "TZYX"})
-    session = Session(movie, str(checkpoint), window=(0, 250))
+    session = Session(movie, checkpoint, window=(0, 250))
     cell = session.add_object("cell")
     for t in range(2):
         session.show(SequenceKey(1, (t, None, None, None)))

@@ -15,7 +15,7 @@ from torch import Tensor
 from sam2_engine.model import SAM2, VARIANTS, ModelConfig
 from sam2_engine.model.config import ConvStage, ConvTrunkConfig
 from sam2_engine.training.command import main
-from sam2_engine.training.data import BatchDataset, ClipSampler, Source, load_sources, window
+from sam2_engine.training.data import BatchDataset, ClipSampler
 from sam2_engine.training.drift import Drift
 from sam2_engine.training.losses import dice_loss, focal_loss, mask_iou, mask_losses
 from sam2_engine.training.prompts import (
@@ -28,6 +28,7 @@ from sam2_engine.training.prompts import (
     first_prompts,
 )
 from sam2_engine.training.regions import grow_bodies
+from sam2_engine.training.sources import Source, load_sources, window
 from sam2_engine.training.steps import clip_step, geometry_step, image_step
 from sam2_engine.training.synthetic import synthetic_clip
 from sam2_engine.training.trainer import CLIPS, GEOMETRY, IMAGES, Stage, Trainer

@@ -2,7 +2,7 @@
 
 from sam2_engine.model.compiled import compile_model, say, say_nothing
 from sam2_engine.model.config import VARIANTS, ConvTrunkConfig, HieraConfig, ModelConfig
-from sam2_engine.model.sam2 import ABSENT_LOGIT, SAM2, Decoded, ImageFeatures
+from sam2_engine.model.sam2 import ABSENT_LOGIT, SAM2, Decoded, ImageFeatures, as_mask_input
 
 __all__ = [
     "ABSENT_LOGIT",
@@ -13,6 +13,7 @@ __all__ = [
     "HieraConfig",
     "ImageFeatures",
     "ModelConfig",
+    "as_mask_input",
     "compile_model",
     "say",
     "say_nothing",

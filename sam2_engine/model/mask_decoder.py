@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam2_engine.model.layers import MLP, Attention, LayerNorm2d
+from sam2_engine.model.prompt_encoder import CERTAIN
 
 _NUM_CANDIDATES = 3
 _STABILITY_DELTA = 0.05
 _STABILITY_THRESHOLD = 0.98
-_CERTAIN = 10.0  # the logit of a prompt that is drawn
 
 
 class TokenToImage(Attention):
@@ -132,7 +132,7 @@ class Refinement(nn.Module):
     def forward(self, features: Tensor, mask_input: Tensor) -> Tensor:
         """Refine features (B, C, s, s) by mask logits (B, 1, k s, k s)."""
         logits = F.avg_pool2d(mask_input, mask_input.shape[-1] // features.shape[-1])
-        drawn = (logits / _CERTAIN).clamp(-1, 1).to(features.dtype)
+        drawn = (logits / CERTAIN).clamp(-1, 1).to(features.dtype)
         # Channels last in memory, as the features come: other convolutions take twice as long.
         both = torch.cat((features.permute(0, 2, 3, 1), drawn.permute(0, 2, 3, 1)), dim=3)
         return features + self.leave(F.gelu(self.enter(both.permute(0, 3, 1, 2))))

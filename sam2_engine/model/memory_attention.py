@@ -14,7 +14,10 @@ from sam2_engine.model.soft_averages import shiftable_keys, soft_averages
 
 
 class RotaryAttention(Attention):
-    """Attention whose queries and keys are turned by their place in the image."""
+    """Attention, with one head, whose queries and keys are turned by their place in the image."""
+
+    def __init__(self, channels: int, kv_channels: int | None = None) -> None:
+        super().__init__(channels, heads=1, kv_channels=kv_channels)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, unplaced: int = 0, pool: int = 1) -> Tensor:
         """Attend; the last ``unplaced`` keys have no place in the image and are not turned.
@@ -22,24 +25,18 @@ class RotaryAttention(Attention):
         Queries (1, tokens, channels) serve all objects of a larger batch of keys. Keys stand for
         pool x pool places each.
         """
-        side, width = math.isqrt(q.shape[1]), self.q_proj.out_features // self.heads
-        q = self._turn(self.q_proj(q), axial_rotations(width, side, side, q.device))
+        side, width = math.isqrt(q.shape[1]), self.q_proj.out_features
+        q = rotate(self.q_proj(q), axial_rotations(width, side, side, q.device))
         turns = axial_rotations(width, side, side, q.device, pool)
-        if self.heads == 1 and uses_onednn(q):
+        if uses_onednn(q):
             return self._attend_narrow(q, k, v, turns, unplaced)
         return self.attend(q.expand(len(k), -1, -1), self._keys(k, turns, unplaced), self.v_proj(v))
 
     def _keys(self, k: Tensor, turns: Tensor, unplaced: int) -> Tensor:
         k = self.k_proj(k)
         placed = k.shape[1] - unplaced
-        turned = self._turn(k[:, :placed], turns)
+        turned = rotate(k[:, :placed], turns)
         return torch.cat((turned, k[:, placed:]), dim=1) if unplaced else turned
-
-    def _turn(self, x: Tensor, turns: Tensor) -> Tensor:
-        if self.heads == 1:
-            return rotate(x, turns)
-        by_head = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        return rotate(by_head, turns).transpose(1, 2).flatten(2)
 
     def _attend_narrow(
         self, q: Tensor, k: Tensor, v: Tensor, turns: Tensor, unplaced: int
@@ -70,8 +67,8 @@ class MemoryAttentionLayer(nn.Module):
 
     def __init__(self, channels: int, memory_dim: int, ffn: int) -> None:
         super().__init__()
-        self.self_attn = RotaryAttention(channels, heads=1)
-        self.cross_attn_image = RotaryAttention(channels, heads=1, kv_channels=memory_dim)
+        self.self_attn = RotaryAttention(channels)
+        self.cross_attn_image = RotaryAttention(channels, kv_channels=memory_dim)
         self.linear1 = Linear(channels, ffn, "relu")
         self.linear2 = Linear(ffn, channels)
         self.norm1 = nn.LayerNorm(channels)

@@ -83,7 +83,8 @@ class PromptEncoder(nn.Module):
         return self.pe_layer.grid(self.grid_size, self.grid_size)
 
 
-_CERTAIN = 10.0  # the logit in the middle of what is drawn
+CERTAIN = 10.0
+"""The logit in the middle of a prompt that is drawn."""
 _CLICK_RADIUS = 6.0  # pixels of the model's input
 
 
@@ -111,12 +112,12 @@ def draw_prompts(
     if mask_input is None:
         first, second = ((places * (labels == corner)[..., None]).sum(dim=1) for corner in (2, 3))
         reach = ((second - first).abs() + 1) / 2
-        ellipse = (_CERTAIN * (1 - squared((first + second) / 2, reach))).clamp(min=-_CERTAIN)
+        ellipse = (CERTAIN * (1 - squared((first + second) / 2, reach))).clamp(min=-CERTAIN)
         drawn = ellipse * (labels == 2).any(dim=1)[:, None, None]
     else:
         drawn = mask_input[:, 0].float()
     signs = (labels == 1).float() - (labels == 0).float()
     for place, sign in zip(places.unbind(1), signs.unbind(1), strict=True):
         spot = torch.exp(-squared(place, torch.full_like(place, _CLICK_RADIUS)))
-        drawn = drawn + _CERTAIN * sign[:, None, None] * spot
+        drawn = drawn + CERTAIN * sign[:, None, None] * spot
     return drawn[:, None]

@@ -24,6 +24,7 @@ from sam2_engine.model.prompt_encoder import PromptEncoder, draw_prompts
 
 ABSENT_LOGIT = -1024.0
 """Every mask logit of an object that is judged not to be visible."""
+_MASK_INPUT_LIMIT = 32.0
 _MASK_SCALE, _MASK_BIAS = 20.0, -10.0
 """Masks are scaled so before they enter the memory encoder, and mask prompts before they leave."""
 
@@ -82,6 +83,11 @@ class Decoded:
 
     def _pick(self, values: Tensor) -> Tensor:
         return values[torch.arange(len(self.best), device=self.best.device), self.best]
+
+
+def as_mask_input(logits: Tensor) -> Tensor:
+    """Logits of an earlier answer as they are fed back to the decoder: no surer than it learnt."""
+    return logits.clamp(-_MASK_INPUT_LIMIT, _MASK_INPUT_LIMIT)
 
 
 class ImageEncoder(nn.Module):

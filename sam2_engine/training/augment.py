@@ -15,9 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 def motion_grid(
     rng: np.random.Generator,
@@ -135,15 +132,6 @@ def intensity(rng: np.random.Generator, images: Tensor, strength: float = 1.0) -
             )
         images = images + noise * float(rng.uniform(0.01, 0.12))
     return images.clamp(0, 1)
-
-
-def normalise(images: Tensor) -> Tensor:
-    """(..., 1 or 3, S, S) in [0, 1] -> (..., 3, S, S) with ImageNet's mean and standard
-    deviation.
-    """
-    mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1).to(images)
-    deviation = torch.tensor(IMAGENET_STD).view(3, 1, 1).to(images)
-    return (images - mean) / deviation
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from sam2_engine.training.data import load_sources
+from sam2_engine.training.sources import load_sources
 from sam2_engine.training.trainer import (
     CLIPS,
     STAGES,

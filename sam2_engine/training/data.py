@@ -1,4 +1,4 @@
-"""Clips to train on, from the images and labels that a manifest lists, and from synthetic scenes.
+"""Clips to train on, from labelled images and from synthetic scenes.
 
 A clip is a short sequence of frames with the masks of the objects that are seen on its first frame,
 where they will be prompted. It comes from a volume (any axis, either direction), from a time-lapse,
@@ -8,11 +8,9 @@ from ``synthetic``. It often runs past the end of its objects, so that their abs
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,9 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sam2_engine.frames import normalised
 from sam2_engine.model import ImageFeatures
-from sam2_engine.training.augment import intensity, motion_grid, normalise, sample_images
+from sam2_engine.training.augment import intensity, motion_grid, sample_images
 from sam2_engine.training.regions import grow_bodies
+from sam2_engine.training.sources import Source
 from sam2_engine.training.synthetic import synthetic_clip
 
 SHARES = {
@@ -39,40 +39,6 @@ SYNTHETIC_SHARE = 0.18
 BODIES_SHARE = 0.14  # what nobody has labelled in the volumes
 _CUT_SHARE = 0.35  # of batches whose clips end in another scene, where their objects are absent
 _MIN_AREA = 14  # pixels of the model's input: below that nobody could click
-
-
-@dataclass(frozen=True)
-class Source:
-    """One image or sequence with its labels, in memory."""
-
-    name: str
-    images: np.ndarray
-    """(T, H, W) or (T, H, W, 3) float16, the sequence's 0.5 to 99.5 percentiles at 0 and 1, not
-    clipped.
-    """
-    labels: np.ndarray
-    """(T, H, W) integers."""
-    instances: bool
-    volume: bool
-    """Whether the frames are slices of a volume, so that any axis can be the sequence."""
-
-    @property
-    def group(self) -> str:
-        """The data set, the part of the name before the slash."""
-        return self.name.split("/")[0]
-
-    def areas(self, axis: int) -> np.ndarray:
-        """(K, T) pixels on each slice along an axis: of all objects and, if they are classes, of
-        each.
-        """
-        known: dict[int, np.ndarray] = self.__dict__.setdefault("_areas", {})
-        if axis not in known:
-            others = tuple(a for a in range(3) if a != axis)
-            wanted = [self.labels > 0]
-            if not self.instances:
-                wanted += [self.labels == i for i in np.unique(self.labels) if i != 0]
-            known[axis] = np.stack([mask.sum(others) for mask in wanted])
-        return known[axis]
 
 
 @dataclass(frozen=True)
@@ -102,76 +68,6 @@ class Batch:
             clip=self.clip.to(device),
             features=features,
         )
-
-
-def load_sources(manifest: str | Path, split: str = "train") -> list[Source]:
-    """Read every item of one split into memory.
-
-    Raises:
-        FileNotFoundError: the manifest or a file that it names is missing.
-        ValueError: the split has no items, or an item's image and labels differ in shape.
-    """
-    manifest = Path(manifest)
-    if not manifest.is_file():
-        raise FileNotFoundError(
-            f"There is no data manifest at {manifest}. Give its path with --data."
-        )
-    items = [item for item in json.loads(manifest.read_text())["items"] if item["split"] == split]
-    if not items:
-        raise ValueError(f"{manifest} lists no items of the split {split!r}.")
-    return [_load(item, manifest.parent) for item in items]
-
-
-def _load(item: dict, folder: Path) -> Source:
-    image, labels = (_read(folder / item[key]) for key in ("image", "labels"))
-    if item["axes"] == "XYZ":  # a NIfTI file: its last axis is the sequence
-        image, labels = image.transpose(2, 0, 1), labels.transpose(2, 0, 1)
-    elif item["kind"] == "image":
-        image, labels = image[None], labels[None]
-    if image.ndim == 4:
-        image = image[..., :3]
-    if image.shape[:3] != labels.shape:
-        raise ValueError(
-            f"{item['name']}: the image has shape {image.shape} and its labels {labels.shape}."
-        )
-    return Source(
-        name=item["name"],
-        images=window(image),
-        labels=as_int32(labels),
-        instances=bool(item["instances"]),
-        volume=item["kind"] == "volume",
-    )
-
-
-def as_int32(labels: np.ndarray) -> np.ndarray:
-    """Ids of objects from 0, of any type; numbered anew where they are too large."""
-    if labels.max() > np.iinfo(np.int32).max:
-        ids = np.union1d(labels, np.zeros(1, labels.dtype))
-        labels = np.searchsorted(ids, labels)
-    return labels.astype(np.int32)
-
-
-def _read(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise FileNotFoundError(f"The manifest names {path}, which does not exist.")
-    if path.name.endswith((".nii", ".nii.gz")):
-        import nibabel
-
-        return np.asarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
-    if path.suffix in (".tif", ".tiff"):
-        import tifffile
-
-        return tifffile.imread(path)
-    from skimage.io import imread
-
-    return imread(path)
-
-
-def window(image: np.ndarray) -> np.ndarray:
-    """Scale so that the 0.5 and 99.5 percentiles become 0 and 1, without clipping; float16."""
-    low, high = np.percentile(image[:: max(1, len(image) // 16)], (0.5, 99.5))
-    scaled = (image.astype(np.float32) - low) / max(float(high - low), 1e-6)
-    return np.clip(scaled, -1, 3).astype(np.float16)
 
 
 class ClipSampler:
@@ -220,7 +116,7 @@ class ClipSampler:
                 continue
             images, masks = drawn
             images = intensity(rng, images, strength=0.5)
-            return normalise(images.expand(-1, 3, -1, -1)), masks
+            return normalised(images.expand(-1, 3, -1, -1)), masks
 
     def _synthetic(
         self, rng: np.random.Generator, frames: int, max_objects: int

@@ -18,8 +18,6 @@ _LICENCES = (
     "2018 nuclei (CC0), phase-contrast cells (MIT), SEM axons (MIT), and synthetic scenes; the "
     "trunk started from EfficientNet-Lite0 weights trained on ImageNet."
 )
-
-
 _SCORE_BIAS = "sam_mask_decoder.pred_obj_score_head.layers.2.bias"
 
 

@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sam2_engine.features import FeatureCache
+from sam2_engine.masks import Mask, deepest_point, iou, largest_slice, tight_box
 from sam2_engine.model import SAM2
 from sam2_engine.sequence import SequencePredictor
-from sam2_engine.training.data import Source, as_int32, window
-from sam2_engine.training.measures import Mask, deepest_point, iou, largest_slice, tight_box
+from sam2_engine.training.sources import Source, as_int32, window
 from sam2_engine.training.steps import StepResult
 from sam2_engine.training.synthetic import synthetic_clip
 from sam2_engine.training.trainer import CLIPS, IMAGES, Stage, Trainer
+from sam2_engine.whole_file import beside, write_text
 
 SYNTHETIC_SHARE = 0.15
 """Of the clips: scenes of all kinds, so that what the model could do before is not lost."""
@@ -449,12 +450,13 @@ class _Record:
         if weights is None:
             self._best.unlink(missing_ok=True)
         elif best_of(self.moments) is moment:
-            _in_place(self._best, lambda path: torch.save(dict(weights), path))
+            with beside(self._best) as temporary:
+                torch.save(dict(weights), temporary)
         content = {
             "moments": [asdict(one) for one in self.moments],
             "others": {name: asdict(score) for name, score in self.others.items()},
         }
-        _in_place(self._scores, lambda path: path.write_text(json.dumps(content)))
+        write_text(self._scores, json.dumps(content))
 
     def load(self) -> None:
         """Raises DataError where there is none that can be read."""
@@ -476,9 +478,3 @@ class _Record:
             return None
         weights: dict[str, Tensor] = torch.load(self._best, map_location="cpu", weights_only=True)
         return weights
-
-
-def _in_place(path: Path, write: Callable[[Path], object]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    write(beside)
-    os.replace(beside, path)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_engine.model import ABSENT_LOGIT, SAM2, Decoded, ImageFeatures
+from sam2_engine.model import ABSENT_LOGIT, SAM2, Decoded, ImageFeatures, as_mask_input
 from sam2_engine.training.data import Batch
 from sam2_engine.training.drift import Drift
 from sam2_engine.training.losses import PUBLISHED, LossWeights, mask_iou, mask_losses
@@ -22,7 +22,6 @@ from sam2_engine.training.prompts import PADDING, corrective_click, first_prompt
 _TRACKING = LossWeights(object_score=2.0, absent=2.0)
 """Clips are short: objects are absent in a quarter of their frames, but in half of a whole
 volume."""
-_LOGIT_LIMIT = 32.0  # earlier logits are clamped so before they are fed back
 _CORRECTED_SHARE = 0.6  # of the tracked frames that are learnt from
 _CLICK_AGAIN_SHARE = 0.3  # of the corrected frames: a second click, where the first left errors
 
@@ -233,9 +232,7 @@ def _track(
     return model.decode_masks(
         features,
         _attend(model, features, t, prompted, tracked, batch.sequence_length),
-        mask_input=before.low_res.detach().clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT)
-        if model.config.draws_prompts
-        else None,
+        mask_input=as_mask_input(before.low_res.detach()) if model.config.draws_prompts else None,
         multimask=True,
     )
 
@@ -276,7 +273,7 @@ def _prompt_and_correct(
                 conditioned[own],
                 points,
                 labels,
-                logits.clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT),
+                as_mask_input(logits),
                 multimask=points.shape[1] == 1,
             )
             meter.add(f"{kind}+", decoded, own_truth, own)
@@ -348,7 +345,7 @@ def _correct_tracked(
         model.without_memory(selected),
         click[own],
         sign[own],
-        last_seen[own].detach().clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT),
+        as_mask_input(last_seen[own].detach()),
         multimask=True,
     )
     meter.add("fix", decoded, truth[own], own)

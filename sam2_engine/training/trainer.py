@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,13 +21,15 @@ from torch import Tensor, nn
 
 from sam2_engine.model import SAM2, VARIANTS, ImageFeatures, ModelConfig
 from sam2_engine.model.conv_trunk import ConvTrunk
-from sam2_engine.training.data import Batch, BatchDataset, ClipSampler, Source, batches
+from sam2_engine.training.data import Batch, BatchDataset, ClipSampler, batches
+from sam2_engine.training.sources import Source
 from sam2_engine.training.steps import (
     StepResult,
     clip_step,
     geometry_step,
     image_step,
 )
+from sam2_engine.whole_file import beside
 
 GEOMETRY, IMAGES, CLIPS = "geometry", "images", "clips"
 _CHECKPOINT_SECONDS = 120.0
@@ -190,7 +191,7 @@ class Trainer:
         """Write the checkpoint beside the old one and put it in its place."""
         if self.rank != 0:
             return
-        _write_atomically(
+        _write(
             self.checkpoint_path,
             {
                 "config": asdict(self.model.config),
@@ -279,7 +280,7 @@ class Trainer:
 
     def _finish(self, stage: Stage) -> None:
         if self.rank == 0:
-            _write_atomically(
+            _write(
                 self.out / f"{self.progress.stage + 1}-{stage.name}.pt",
                 {"config": asdict(self.model.config), "average": self.average},
             )
@@ -509,7 +510,6 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _write_atomically(path: Path, state: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+def _write(path: Path, state: dict[str, Any]) -> None:
+    with beside(path) as temporary:
+        torch.save(state, temporary)

@@ -26,6 +26,7 @@ from sam2_engine.model.config import ConvStage, ConvTrunkConfig, HieraConfig
 from sam2_engine.names import split_size
 from sam2_engine.weights.download import Progress, fetch, find_file, first_line
 from sam2_engine.weights.registry import MODELS, WeightsError, list_models, model_info
+from sam2_engine.whole_file import beside
 
 State = dict[str, Tensor]
 
@@ -131,15 +132,11 @@ def save_model(
         for key, value in metadata.items()
     }
     texts[_CONFIG_KEY] = json.dumps(asdict(model.config))
-    beside = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
-    try:
-        beside.touch()
-        mode = beside.stat().st_mode
-        save_file(state, beside, texts)
-        beside.chmod(mode)  # safetensors makes files that nobody else may read
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(state, temporary, texts)
+        temporary.chmod(mode)  # safetensors makes files that nobody else may read
 
 
 # -- making it ---------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from platformdirs import user_data_path
 
 from sam2_engine.model.config import VARIANTS
 from sam2_engine.names import split_size
+from sam2_engine.whole_file import write_text
 
 OWN_MODELS_VARIABLE = "SAM2_OWN_MODELS"
 """Environment variable with the JSON file that lists one's own models, name -> facts."""
@@ -152,12 +153,7 @@ def add_own_model(
     }
     target = _own_models_file()
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        beside.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_text(target, json.dumps(listed, indent=1) + "\n")
 
 
 def _listed(name: str) -> ModelInfo | None:

@@ -35,6 +35,7 @@ from napari_sam2.batch_worker import (
     run_job,
 )
 from napari_sam2.io import check_target
+from napari_sam2.io.guard import reason_of
 from napari_sam2.targets import why_not_in
 
 __all__ = [
@@ -127,7 +128,7 @@ def _check_model(client: Any, name: str, settings: Settings) -> None:
     except Exception as error:  # of dask, or whatever the worker lacks
         raise BatchError(
             f"The model {name} cannot be loaded by a worker: is napari-sam2 installed there, and "
-            f"is there enough memory? ({_short(error)})"
+            f"is there enough memory? ({reason_of(error)})"
         ) from error
 
 
@@ -149,13 +150,9 @@ def _results(client: Any, jobs: Sequence[Job], settings: Settings) -> Iterator[J
                 str(job.image),
                 FAILED,
                 "The process that worked on it died, and again when it was tried anew; is there "
-                f"enough memory? ({_short(future.exception())})",
+                f"enough memory? ({reason_of(future.exception())})",
             )
         future.release()
-
-
-def _short(error: object) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from napari_sam2.batch_worker import DONE, FAILED, REPORTS, SKIPPED, JobResult
-from napari_sam2.whole_file import write_text
+from sam2_engine.whole_file import write_text
 
 _COLUMNS = ("name", "image", "status", "object", "object name", "voxels", "size", "unit", "seconds")
 _PAGE = """\

@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_sam2.batch_jobs import Job, TablePrompts
+from napari_sam2.measures import FoundObject, found_objects
 from napari_sam2.targets import overlap
-from napari_sam2.whole_file import write_text
+from sam2_engine.whole_file import write_text
 
 if TYPE_CHECKING:
     from napari_sam2.io import Volume
@@ -63,18 +64,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class FoundObject:
-    """What was found of an object."""
-
-    id: int
-    name: str
-    voxels: int
-    size: float
-    unit: str
-    """Of the size: "ml", "um3", "um2" or "voxels"."""
-
-
-@dataclass(frozen=True)
 class JobResult:
     """What became of a job."""
 
@@ -104,6 +93,7 @@ class _Answer:
     labels: NDArray[Any]
     names: Mapping[int, str] = field(default_factory=dict)
     colours: Mapping[int, tuple[float, float, float]] = field(default_factory=dict)
+    parents: Mapping[int, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -113,6 +103,7 @@ def run_job(job: Job, settings: Settings) -> JobResult:
     Never raises: what goes wrong is the result's message, a sentence without patient data.
     """
     from napari_sam2.io import ReadError, WriteError
+    from napari_sam2.io.guard import reason_of
     from napari_sam2.placement import PlacementError
     from napari_sam2.segmentation import ModelError, PromptError
     from napari_sam2.session_file import SessionFileError
@@ -133,7 +124,7 @@ def run_job(job: Job, settings: Settings) -> JobResult:
     except MemoryError:
         message = f"{job.image} does not fit into this machine's memory."
     except Exception as error:  # one bad file must not end the run
-        message = f"Unexpected {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        message = f"Unexpected {type(error).__name__}: {reason_of(error)}"
     seconds = time.perf_counter() - begin
     return JobResult(job.name, str(job.image), FAILED, message, seconds)
 
@@ -207,6 +198,7 @@ def _run(job: Job, settings: Settings, begin: float) -> JobResult:
         overwrite=True,
         names=answer.names,
         colours=answer.colours,
+        parents=answer.parents,
     )
     written = _sum(output) or ""
     _write_record(job, settings, replace(begun, written=written))
@@ -252,6 +244,7 @@ def _answer(job: Job, settings: Settings, volume: Volume, lazy: LazyModel) -> _A
         return _from_session(job.session, settings, volume, lazy)
     if job.template is not None:
         return _from_template(job.template, settings, volume, lazy)
+    from napari_sam2.io.labels import read_mask
     from napari_sam2.segmentation import loaded, segment
 
     prompts = job.prompts or TablePrompts()
@@ -279,7 +272,7 @@ def _from_session(path: Path, settings: Settings, volume: Volume, lazy: LazyMode
     saved = _saved(settings.run, path)
     image = SessionImage(volume, saved.image)
     labels = image.labels(replay(path, image.array, model=lazy))
-    return _Answer(labels, *_legend(saved.state.objects))
+    return _Answer(labels, saved.state.names, saved.state.colours, saved.state.parents)
 
 
 def _from_template(path: Path, settings: Settings, volume: Volume, lazy: LazyModel) -> _Answer:
@@ -314,7 +307,8 @@ def _from_template(path: Path, settings: Settings, volume: Volume, lazy: LazyMod
             for object_id in session.objects:
                 session.look_closely(object_id, times=None)
         session.propagate(settings.direction)  # type: ignore[arg-type]
-    return _Answer(session.labels, *_legend(saved.state.objects), tuple(notes))
+    said = saved.state
+    return _Answer(session.labels, said.names, said.colours, session.parents, tuple(notes))
 
 
 @functools.lru_cache(maxsize=2)  # a template, and the image's own session
@@ -348,32 +342,6 @@ def _template_image(template: Path, settings: Settings) -> Path:
             "--template-image."
         )
     return known[0]
-
-
-def _legend(objects: Mapping[int, Any]) -> tuple[dict[int, str], dict[int, Any]]:
-    names = {i: info.name for i, info in objects.items()}
-    return names, {i: info.colour for i, info in objects.items() if info.colour is not None}
-
-
-def read_mask(path: Path | str, volume: Volume) -> NDArray[Any]:
-    """Labels of the image's shape; of one frame alone, they are those of the first."""
-    from napari_sam2.io import ReadError, read_labels
-    from napari_sam2.io.place import on_image
-
-    labels, *_ = read_labels(path)
-    masks = np.asarray(on_image(labels, volume, path).array)
-    if masks.shape == volume.shape:
-        return masks
-    first = replace(volume, array=volume.array[:1])
-    masks = np.asarray(on_image(labels, first, path).array)
-    if masks.size != np.prod(volume.shape[1:]) or masks.shape[-2:] != volume.shape[1:]:
-        raise ReadError(
-            f"The mask {path} has the shape {masks.shape}, the image {volume.source} "
-            f"{volume.shape}; a mask is as large as the image, or as its first frame."
-        )
-    whole = np.zeros(volume.shape, masks.dtype)
-    whole[0] = masks.reshape(volume.shape[1:])
-    return whole
 
 
 # ---- the model
@@ -462,23 +430,6 @@ def _write_record(job: Job, settings: Settings, result: JobResult) -> None:
 
 
 # ---- what a person sees
-
-
-def found_objects(
-    labels: NDArray[Any], volume: Volume, names: Mapping[int, str], wanted: Iterable[int] = ()
-) -> tuple[FoundObject, ...]:
-    """How much there is of every object that occurs, has a name or is wanted, by id."""
-    ids, counts = np.unique(labels[labels > 0], return_counts=True)
-    counted = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-    found = []
-    for i in sorted(counted.keys() | names.keys() | set(wanted)):
-        voxels = int(counted.get(i, 0))
-        size, unit = float(voxels), "voxels"
-        if volume.unit != "pixel" and volume.axes == "zyx":
-            size *= volume.voxel_size
-            size, unit = (size / 1000, "ml") if volume.unit == "mm" else (size, "um3")
-        found.append(FoundObject(int(i), names.get(i) or f"Object {i}", voxels, size, unit))
-    return tuple(found)
 
 
 def _thumbnail(volume: Volume, labels: NDArray[Any], window: tuple[float, float] | None) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from platformdirs import user_cache_path
 
-from napari_sam2.whole_file import beside
+from sam2_engine.whole_file import beside
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -23,12 +23,12 @@ from napari_sam2.io import ReadError, WriteError, read_labels, read_volume
 from napari_sam2.segmentation import loaded
 from napari_sam2.targets import why_not
 from napari_sam2.tasks import CPU_BFLOAT16, LazyModel
-from napari_sam2.whole_file import write_text
 from sam2_engine.names import split_size
+from sam2_engine.whole_file import write_text
 
 if TYPE_CHECKING:
-    from sam2_engine.training.data import Source
     from sam2_engine.training.finetune import FineTuned, Score, Status
+    from sam2_engine.training.sources import Source
 
 HELD_OUT = 0.2
 MINUTES = 10.0

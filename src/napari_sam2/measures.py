@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from napari_sam2.io.volume import Volume
 from napari_sam2.object_sums import ObjectSum, add, sums_of
-from napari_sam2.whole_file import write_text
+from sam2_engine.whole_file import write_text
 
 if TYPE_CHECKING:
     from napari_sam2.session import Session
@@ -99,6 +99,18 @@ class Measures:
     """Whether frames are time points."""
 
 
+@dataclass(frozen=True)
+class FoundObject:
+    """What was found of an object."""
+
+    id: int
+    name: str
+    voxels: int
+    size: float
+    unit: str
+    """Of the size: "ml", "um3" or "voxels"."""
+
+
 Steps = Generator[tuple[int, int], None, Measures]
 """Yields (done, total) after each frame, and returns what was measured."""
 
@@ -135,6 +147,23 @@ def measure_labels(
     Raises: ValueError if the shapes differ.
     """
     return finish(labels_steps(labels, image, names=names), progress)
+
+
+def found_objects(
+    labels: NDArray[Any], volume: Volume, names: Mapping[int, str], wanted: Iterable[int] = ()
+) -> tuple[FoundObject, ...]:
+    """How much there is of every object that occurs, has a name or is wanted, by id."""
+    ids, counts = np.unique(labels[labels > 0], return_counts=True)
+    counted = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+    found = []
+    for i in sorted(counted.keys() | names.keys() | set(wanted)):
+        voxels = int(counted.get(i, 0))
+        size, unit = float(voxels), "voxels"
+        if volume.unit != "pixel" and volume.axes == "zyx":
+            size *= volume.voxel_size
+            size, unit = (size / 1000, "ml") if volume.unit == "mm" else (size, "um3")
+        found.append(FoundObject(int(i), names.get(i) or f"Object {i}", voxels, size, unit))
+    return tuple(found)
 
 
 def finish(steps: Steps, progress: Callable[[int, int], None] | None = None) -> Measures:

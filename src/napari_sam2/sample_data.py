@@ -12,9 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from napari_sam2.io.readers import LayerData, layers_of
-from napari_sam2.io.volume import Volume
-
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+from napari_sam2.io.volume import RAS_OF_LPS, Volume
 
 
 def moving_cells() -> list[LayerData]:
@@ -104,7 +102,7 @@ def body_ct() -> list[LayerData]:
         array=phantom.round().astype(np.int16),
         spacing=spacing,
         unit="mm",
-        affine=_LPS_TO_RAS @ affine,
+        affine=RAS_OF_LPS @ affine,
         source="CT phantom",
         windows={"soft tissue": (-150.0, 250.0), "lung": (-1350.0, 150.0)},
     )

@@ -122,7 +122,7 @@ class SecondReading:
         file = Path(path)
         if file.suffix == SUFFIX:
             saved = read_session(file)
-            names = {i: info.name for i, info in saved.state.objects.items()}
+            names = saved.state.names
             return cls(session, saved.labels(), names, file.name)
         from napari_sam2.io import read_labels
 

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,10 +36,7 @@ from napari_sam2.slice_data import (
     SlicePrompts,
 )
 from napari_sam2.targets import why_not
-from napari_sam2.whole_file import beside
-
-if TYPE_CHECKING:
-    from sam2_engine.memory import MemorySelection, MemoryTokens
+from sam2_engine.whole_file import beside
 
 V = TypeVar("V")
 _FORMAT, _VERSION = "napari-sam2 session", 1
@@ -374,14 +371,14 @@ def _from_json(content: Mapping[str, Any], file: zipfile.ZipFile) -> SavedSessio
         shown=_view(reference, content["shown"]).key,
         window=_window(content["window"]),
         end_after=None if end_after is None else _whole(end_after),
-        memory=_memory(content.get("memory", "recent")),
+        memory=_one_of(("recent", "confident"), content.get("memory", "recent")),
         last_id=_whole(content["last_id"], max(objects, default=0)),
         parents=_parents(content.get("parents", ()), objects),
         no_divisions={
             _whole(one["object"], 1): frozenset(map(_whole, one["slices"]))
             for one in content.get("no_divisions", ())
         },
-        memory_tokens=_memory_tokens(content.get("memory_tokens", "all")),
+        memory_tokens=_one_of(("all", "pooled"), content.get("memory_tokens", "all")),
         closely=bool(content.get("closely", True)),
         seconds={
             _whole(one["object"], 1): _number(one["seconds"]) for one in content.get("seconds", ())
@@ -524,18 +521,10 @@ def _whole(value: Any, least: int = 0) -> int:
     return value
 
 
-def _memory(value: Any) -> MemorySelection:
-    if value not in ("recent", "confident"):
-        raise ValueError(f"{value!r} should be recent or confident.")
-    selection: MemorySelection = value
-    return selection
-
-
-def _memory_tokens(value: Any) -> MemoryTokens:
-    if value not in ("all", "pooled"):
-        raise ValueError(f"{value!r} should be all or pooled.")
-    tokens: MemoryTokens = value
-    return tokens
+def _one_of(known: Sequence[str], value: Any) -> Any:
+    if value not in known:
+        raise ValueError(f"{value!r} should be {' or '.join(known)}.")
+    return value
 
 
 def _sign(label: Any) -> int:

@@ -505,6 +505,16 @@ class SessionState:
     seconds: Mapping[int, float] = field(default_factory=dict)
     """Object -> the time that a person has spent on it."""
 
+    @property
+    def names(self) -> dict[int, str]:
+        """By object."""
+        return {object_id: info.name for object_id, info in self.objects.items()}
+
+    @property
+    def colours(self) -> dict[int, tuple[float, float, float]]:
+        """By object, of those that have one of their own."""
+        return {i: info.colour for i, info in self.objects.items() if info.colour is not None}
+
 
 def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice] | None:
     rows = np.flatnonzero(mask.any(axis=1))

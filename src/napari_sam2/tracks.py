@@ -24,7 +24,7 @@ from napari_sam2.lineage import ancestors, divisions, generation
 from napari_sam2.measures import measure_session
 from napari_sam2.session import Session
 from napari_sam2.targets import why_not
-from napari_sam2.whole_file import write_text
+from sam2_engine.whole_file import write_text
 
 if TYPE_CHECKING:
     from napari_sam2.io import Volume

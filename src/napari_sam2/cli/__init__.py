@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 
 from napari_sam2.cli.batch import add_batch
-from napari_sam2.cli.common import EXIT_CODES, FAILED, STOPPED, Parser, UserError, complain
+from napari_sam2.cli.common import FAILED, STOPPED, Parser, UserError, complain
 from napari_sam2.cli.convert import add_convert
 from napari_sam2.cli.find import add_find
 from napari_sam2.cli.finetune import add_finetune
@@ -66,9 +66,6 @@ def _parser() -> Parser:
     parser = Parser(
         prog="napari-sam2",
         description="Segment and track objects in volumes and time-lapses with SAM 2.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.set_defaults(if_stopped="stopped; no labels were written")
     parser.add_argument("--version", action=_Version)

@@ -13,7 +13,6 @@ from napari_sam2.cli.common import (
     BAD_COMMAND,
     BAD_INPUT,
     BAD_OUTPUT,
-    EXIT_CODES,
     FAILED_JOBS,
     OK,
     UserError,
@@ -48,9 +47,7 @@ def add_batch(commands: Any) -> None:
         help="segment many images, and report on them",
         description="Segment many images. What an earlier run has done is skipped; an image that\n"
         "fails does not end the others. OUT gets the labels, report.html and report.csv.",
-        epilog=_TABLES + "\n" + EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        epilog=_TABLES,
     )
     add = parser.add_argument
     add("jobs", metavar="JOBS", help="a CSV of images, or a folder of them")

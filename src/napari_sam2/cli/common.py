@@ -45,7 +45,15 @@ def complain(error: UserError) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors of one line."""
+    """argparse, with texts as they are written, exit codes below them, and errors of one line."""
+
+    def __init__(self, *, epilog: str = "", **options: Any) -> None:
+        super().__init__(
+            epilog=f"{epilog}\n{EXIT_CODES}" if epilog else EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **options,
+        )
 
     def error(self, message: str) -> NoReturn:
         raise UserError(BAD_COMMAND, f"{message} ({self.prog} --help shows how)")

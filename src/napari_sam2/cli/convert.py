@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from napari_sam2.cli.common import EXIT_CODES, OK, clear_errors
+from napari_sam2.cli.common import OK, clear_errors
 
 
 def add_convert(commands: Any) -> None:
@@ -17,9 +17,6 @@ def add_convert(commands: Any) -> None:
         help="write a labels file in another format",
         description="Write a labels file in another format, in the same place; names and colours\n"
         "of objects, and parents of tracks, are kept where both formats have them.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("labels", metavar="LABELS", help="a labels file, DICOM SEG and RTSTRUCT too")

@@ -8,7 +8,6 @@ from typing import Any
 
 from napari_sam2.cli.common import (
     BAD_COMMAND,
-    EXIT_CODES,
     OK,
     Bar,
     UserError,
@@ -36,9 +35,7 @@ def add_find(commands: Any) -> None:
         help="find all objects of an image file and follow them, without prompts",
         description="Find all objects of an image, volume or time-lapse and follow them through "
         "it, and write a labels file that overlays it.",
-        epilog=_EXAMPLES + "\n" + EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        epilog=_EXAMPLES,
     )
     add = find.add_argument
     help_ = (

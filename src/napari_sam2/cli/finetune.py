@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from napari_sam2.cli.common import EXIT_CODES, FAILED, OK, STOPPED, clear_errors
+from napari_sam2.cli.common import FAILED, OK, STOPPED, clear_errors
 
 if TYPE_CHECKING:
     from sam2_engine.training.finetune import Status
@@ -31,9 +31,7 @@ def add_finetune(commands: Any) -> None:
         "finetune",
         help="train a model further on images of your own and their labels",
         description="Train a model further on images of your own and their labels.",
-        epilog=_EXAMPLES + "\n" + EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        epilog=_EXAMPLES,
     )
     add = finetune.add_argument
     help_ = "images, volumes or time-lapses, of all formats that `segment` reads"

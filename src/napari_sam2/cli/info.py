@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from napari_sam2.cli.common import EXIT_CODES, OK, UserError, clear_errors, complain
+from napari_sam2.cli.common import OK, UserError, clear_errors, complain
 
 if TYPE_CHECKING:
     from napari_sam2.io import ImageInfo
@@ -20,9 +20,6 @@ def add_info(commands: Any) -> None:
         help="say what is in an image file or folder",
         description="Say what is in a file or folder: series, shape, spacing, orientation. No "
         "pixels are read, and nothing about the patient is shown.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="as for segment")
     parser.add_argument("--json", action="store_true", help="print it as JSON, for scripts")

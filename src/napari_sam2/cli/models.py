@@ -11,7 +11,7 @@ from napari_sam2.cli.common import OK
 
 def add_models(commands: Any) -> None:
     """Add the command to the subparsers of `napari-sam2`."""
-    models = commands.add_parser("models", help="list the models", allow_abbrev=False)
+    models = commands.add_parser("models", help="list the models")
     models.add_argument("--json", action="store_true", help="print them as JSON, for scripts")
     models.set_defaults(run=_models, if_stopped="stopped")
 

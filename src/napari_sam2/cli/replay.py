@@ -8,7 +8,6 @@ from typing import Any
 
 from napari_sam2.cli.common import (
     BAD_COMMAND,
-    EXIT_CODES,
     OK,
     Bar,
     UserError,
@@ -26,9 +25,6 @@ def add_replay(commands: Any) -> None:
         help="compute the masks of a saved session anew",
         description="Compute the masks of a session, which was saved in napari or by a script,\n"
         "anew from its prompts, and write a labels file that overlays its image.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     replay.add_argument("session", metavar="SESSION", help="a .sam2session file")
     help_ = "follow objects through all slices, not only where the session had looked for them"
@@ -84,9 +80,7 @@ def _replay(options: argparse.Namespace) -> int:
         finally:
             bar.close()
         labels = image.labels(found)
-        objects = saved.state.objects
-        names = {i: info.name for i, info in objects.items()}
-        colours = {i: info.colour for i, info in objects.items() if info.colour is not None}
+        names = saved.state.names
         write_measures(options, labels, volume, names)
         if options.tracks:
             write_tracks_file(options, session, image.placed)
@@ -96,8 +90,8 @@ def _replay(options: argparse.Namespace) -> int:
             volume,
             overwrite=options.overwrite,
             names=names,
-            colours=colours,
+            colours=saved.state.colours,
             parents=saved.state.parents,
         )
-    tell(options, labels, volume, objects.keys(), time.perf_counter() - started, names)
+    tell(options, labels, volume, names.keys(), time.perf_counter() - started, names)
     return OK

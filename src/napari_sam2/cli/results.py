@@ -28,7 +28,7 @@ def tell(
 
     more: what else JSON says.
     """
-    from napari_sam2.batch_worker import found_objects
+    from napari_sam2.measures import found_objects
 
     facts: list[dict[str, Any]] = []
     for found in found_objects(labels, volume, names or {}, wanted):

@@ -9,7 +9,6 @@ from typing import Any
 from napari_sam2.cli.common import (
     BAD_COMMAND,
     EXAMPLES,
-    EXIT_CODES,
     OK,
     Bar,
     UserError,
@@ -43,9 +42,7 @@ def add_segment(commands: Any) -> None:
         "segment",
         help="segment objects in an image file, from prompts on a few slices",
         description="Segment objects in an image file, and write a labels file that overlays it.",
-        epilog=_COORDINATES + "\n" + EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        epilog=_COORDINATES,
     )
     add = segment.add_argument
     several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
@@ -99,8 +96,8 @@ def _segment(options: argparse.Namespace) -> int:
             BAD_COMMAND, "there are no prompts: give at least one --box, --point or --mask"
         )
 
-    from napari_sam2.batch_worker import read_mask
     from napari_sam2.io import check_target, read_volume, write_labels
+    from napari_sam2.io.labels import read_mask
     from napari_sam2.segmentation import segment
 
     started = time.perf_counter()

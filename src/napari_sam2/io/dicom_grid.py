@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from napari_sam2.io.dicom_frames import Frame, Mark
-from napari_sam2.io.volume import spacing_of
+from napari_sam2.io.volume import RAS_OF_LPS, spacing_of
 
 # What tells several volumes of a series apart, by value, in order of trust; and which axis it makes
 _BY_VALUE = {
@@ -275,7 +275,7 @@ def _affine(slices: list[Frame], notes: list[str]) -> np.ndarray:
     affine[:3, 1] = along_column * between_rows
     affine[:3, 2] = step
     affine[:3, 3] = first.position
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM's LPS to RAS
+    return RAS_OF_LPS @ affine
 
 
 def _step(slices: list[Frame], normal: np.ndarray, pixel: float, notes: list[str]) -> np.ndarray:

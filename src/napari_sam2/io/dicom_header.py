@@ -12,6 +12,7 @@ import pydicom
 from pydicom.tag import Tag
 
 from napari_sam2.io.dicom_files import Source, check_inflated_size
+from napari_sam2.io.guard import reason_of
 from napari_sam2.io.kinds import is_marked
 from napari_sam2.io.volume import ReadError
 
@@ -105,11 +106,6 @@ def without_patient(words: str, header: pydicom.Dataset) -> str:
             if len(part) > 2 and part in words.lower():
                 return ""
     return words
-
-
-def reason_of(error: Exception) -> str:
-    """A library's message on one line and not too long."""
-    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 # ---- values, or None or a default where they are missing or no such thing

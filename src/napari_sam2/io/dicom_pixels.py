@@ -16,7 +16,7 @@ from pydicom.uid import UID
 
 from napari_sam2.io.dicom_files import Source
 from napari_sam2.io.dicom_frames import Frame
-from napari_sam2.io.dicom_header import reason_of
+from napari_sam2.io.guard import reason_of
 from napari_sam2.io.volume import ReadError
 
 _PLUGINS = {  # by a part of the transfer syntax's name: packages, and the module that decodes

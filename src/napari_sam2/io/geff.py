@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_sam2.whole_file import beside
+from sam2_engine.whole_file import beside
 
 if TYPE_CHECKING:
     from napari_sam2.tracks import TrackGraph

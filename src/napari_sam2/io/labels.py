@@ -22,7 +22,7 @@ from napari_sam2.io.place import on_image
 from napari_sam2.io.volume import ReadError, Volume, WriteError
 from napari_sam2.label_ids import ids_in
 from napari_sam2.targets import why_not
-from napari_sam2.whole_file import beside
+from sam2_engine.whole_file import beside
 
 Format = Literal["ctc"]
 """A format that no suffix tells: "ctc", a folder of the Cell Tracking Challenge."""
@@ -152,6 +152,28 @@ def read_labels(
         {entry.id: entry.name for entry in legend},
         {entry.id: entry.colour for entry in legend if entry.colour is not None},
     )
+
+
+def read_mask(path: Path | str, volume: Volume) -> np.ndarray:
+    """Labels that prompt objects, in the image's shape; of one frame alone, they are those of the
+    first.
+
+    Raises: ReadError.
+    """
+    labels, *_ = read_labels(path)
+    masks = np.asarray(on_image(labels, volume, path).array)
+    if masks.shape == volume.shape:
+        return masks
+    first = replace(volume, array=volume.array[:1])
+    masks = np.asarray(on_image(labels, first, path).array)
+    if masks.size != np.prod(volume.shape[1:]) or masks.shape[-2:] != volume.shape[1:]:
+        raise ReadError(
+            f"The mask {path} has the shape {masks.shape}, the image {volume.source} "
+            f"{volume.shape}; a mask is as large as the image, or as its first frame."
+        )
+    whole = np.zeros(volume.shape, masks.dtype)
+    whole[0] = masks.reshape(volume.shape[1:])
+    return whole
 
 
 def check_target(

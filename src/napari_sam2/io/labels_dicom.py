@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pydicom
 
+from napari_sam2.io.guard import reason_of
 from napari_sam2.io.legend import Legend, LegendEntry, colour_of_bytes
-from napari_sam2.io.volume import ReadError, Volume, WriteError, spacing_of
+from napari_sam2.io.volume import RAS_OF_LPS, ReadError, Volume, WriteError, spacing_of
 
-RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""(4, 4) from millimetres as DICOM counts them (left, posterior, superior) to RAS, and back."""
 _TRACKING_ID = "napari-sam2 object {}"  # keeps the ids, for segments are numbered without gaps
 _MOST_SEGMENTS = 65535
 _MAY_BE_EMPTY = (
@@ -92,9 +91,9 @@ def write_seg(path: Path, labels: Volume, legend: Legend) -> None:
             content_description="Labels by napari-sam2",
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
         raise WriteError(
-            f"A DICOM segmentation cannot refer to this series ({reason}); write .nii.gz instead."
+            f"A DICOM segmentation cannot refer to this series ({reason_of(error)}); write .nii.gz "
+            "instead."
         ) from error
     segmentation.SeriesDescription = "Segmentation by napari-sam2"
     segmentation.save_as(path)
@@ -116,10 +115,9 @@ def read_seg(path: Path, like: Volume | None = None) -> tuple[Volume, Legend]:
     try:
         volume = segmentation.get_volume(combine_segments=True, dtype=np.uint16)
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
         raise ReadError(
-            f"{path} cannot be read as labels ({reason}); segments that overlap, or that lie on "
-            "unevenly spaced slices, do not fit into one array."
+            f"{path} cannot be read as labels ({reason_of(error)}); segments that overlap, or that "
+            "lie on unevenly spaced slices, do not fit into one array."
         ) from error
     numbers, affine = volume.array, RAS_OF_LPS @ volume.affine[:, [2, 1, 0, 3]]
     if np.linalg.det(affine[:3, :3]) < 0:  # z grows along the normal, as in images

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from napari_sam2.io.legend import Legend, LegendEntry
-from napari_sam2.io.volume import Volume, WriteError, label_dtype
+from napari_sam2.io.volume import RAS_OF_LPS, Volume, WriteError, label_dtype
 from napari_sam2.object_sums import ObjectSum, add, sums_of
 
 _MOST_LINES = 100_000  # of a header
-_LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0])
 
 
 def write_nrrd(path: Path, labels: Volume, legend: Legend) -> None:
@@ -93,7 +92,8 @@ def _place(labels: Volume) -> tuple[np.ndarray, np.ndarray]:
         factor = 1e-3 if labels.unit == "um" else 1.0
         sizes = labels.spacing[-3:] if labels.axes != "tyx" else (1.0, *labels.spacing[-2:])
         return np.diag(np.array(sizes[::-1]) * factor), np.zeros(3)
-    return (_LPS_OF_RAS @ labels.affine[:3, :3]).T, _LPS_OF_RAS @ labels.affine[:3, 3]
+    affine = RAS_OF_LPS @ labels.affine
+    return affine[:3, :3].T, affine[:3, 3]
 
 
 def _segments(data: np.ndarray, legend: Legend) -> dict[str, str]:

@@ -18,9 +18,9 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
 from napari_sam2.io.contours import Contour, contours_of, mask_of
-from napari_sam2.io.labels_dicom import RAS_OF_LPS, series_number, sources_of
+from napari_sam2.io.labels_dicom import series_number, sources_of
 from napari_sam2.io.legend import Legend, LegendEntry, colour_of_bytes
-from napari_sam2.io.volume import ReadError, Volume, WriteError, unread
+from napari_sam2.io.volume import RAS_OF_LPS, ReadError, Volume, WriteError, unread
 
 _STUDY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID"),

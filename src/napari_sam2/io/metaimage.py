@@ -9,7 +9,16 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from napari_sam2.io.volume import ReadError, Volume, check_memory, native, spacing_of, unread
+from napari_sam2.io.guard import check_affine, file_beside, too_small
+from napari_sam2.io.volume import (
+    RAS_OF_LPS,
+    ReadError,
+    Volume,
+    check_memory,
+    native,
+    spacing_of,
+    unread,
+)
 
 _MAX_RATIO = 1100  # deflate cannot pack more than 1032 : 1
 _MAX_LINES, _MAX_LINE = 1000, 4096  # of a header
@@ -41,22 +50,19 @@ def read_metaimage(path: Path, pixels: bool = True) -> Volume:
     needed = int(np.prod(shape, dtype=object)) * components * dtype.itemsize
     size = stored.file.stat().st_size
     if needed > (size if stored.is_raw else size * _MAX_RATIO):
-        raise _too_small(path, shape)
+        raise too_small(path, shape)
     if dtype.kind not in "uif":
         raise ReadError(f"{path} holds values of type {dtype}; save their magnitude and read that.")
     if not 2 <= len(shape) <= 4:
         raise ReadError(f"{path} has {len(shape)} axes; two to four can be read.")
     affine = _affine(reader)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise ReadError(
-            f"The header of {path} gives no usable orientation (NaN, or a spacing of zero)."
-        )
+    check_affine(path, affine)
     full = (*shape, components) if components > 1 else shape
     if pixels and stored.is_raw:
         # ITK takes a header's size of -1 for values that lie at the end.
         offset = size - needed if stored.offset == -1 else stored.offset
         if offset + needed > size:
-            raise _too_small(path, shape)
+            raise too_small(path, shape)
         stored_type = dtype.newbyteorder(">" if stored.is_big_endian else "<")
         array = native(np.memmap(stored.file, stored_type, "r", offset, full))
     elif pixels:
@@ -98,7 +104,7 @@ def _affine(reader: sitk.ImageFileReader) -> np.ndarray:
     affine = np.eye(4)
     affine[:used, :used] = direction * np.array(reader.GetSpacing()[:used])
     affine[:used, 3] = reader.GetOrigin()[:used]
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    return RAS_OF_LPS @ affine
 
 
 @dataclass(frozen=True)
@@ -134,20 +140,7 @@ def _stored(path: Path) -> _Stored:
     is_big = says("binarydatabyteordermsb", "elementbyteordermsb")
     if name.upper() == "LOCAL":
         return _Stored(path, end, is_raw, is_big)
-    if not name or Path(name).name != name or "%" in name or name.upper().startswith("LIST"):
-        raise ReadError(
-            f"{path} keeps its values in {name!r}; only one data file beside the header can be "
-            "read."
-        )
-    if not (path.parent / name).is_file():
-        raise ReadError(f"{path} keeps its values in {name!r}, which is not beside it.")
+    place = file_beside(path, name)
     skipped = fields.get("headersize", "0")
     offset = int(skipped) if re.fullmatch(r"-1|\d{1,9}", skipped) else 0
-    return _Stored(path.parent / name, offset, is_raw, is_big)
-
-
-def _too_small(path: Path, shape: tuple[int, ...]) -> ReadError:
-    return ReadError(
-        f"{path} is truncated or damaged: its header gives the shape {shape}, but its values are "
-        "fewer; copy or download it again."
-    )
+    return _Stored(place, offset, is_raw, is_big)

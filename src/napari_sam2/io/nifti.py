@@ -9,7 +9,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from napari_sam2.io.guard import logged_errors
+from napari_sam2.io.guard import check_affine, logged_errors
 from napari_sam2.io.volume import (
     ReadError,
     Volume,
@@ -43,11 +43,7 @@ def read_nifti(path: Path, pixels: bool = True) -> Volume:
     space, time = header.get_xyzt_units()
     _check_spacing(path, _file_of(image, "header", path), header)
     affine = np.diag([*[_MM.get(space, 1.0)] * 3, 1.0]) @ np.asarray(image.affine, np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise ReadError(
-            f"The header of {path} gives no usable orientation (its affine holds NaN or zero "
-            "spacing); repair it, for example with nibabel or fslorient."
-        )
+    check_affine(path, affine)
     dtype = header.get_data_dtype()
     if dtype.kind == "c":
         raise ReadError(f"{path} holds complex numbers; save its magnitude and read that.")

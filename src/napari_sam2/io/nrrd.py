@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import nrrd
 import numpy as np
 
-from napari_sam2.io.volume import ReadError, Volume, check_memory, native, spacing_of, unread
+from napari_sam2.io.guard import check_affine, file_beside, too_small
+from napari_sam2.io.volume import (
+    RAS_OF_LPS,
+    ReadError,
+    Volume,
+    check_memory,
+    native,
+    spacing_of,
+    unread,
+)
 
 _TO_RAS = {"right": (0, 1), "left": (0, -1), "anterior": (1, 1), "posterior": (1, -1)} | {
     "superior": (2, 1),
@@ -110,11 +118,7 @@ def _place(
     affine[:3, :3] = columns * factor
     affine[:3, 3] = np.asarray(header.get("space origin", np.zeros(3)), float) * factor
     affine[:3] = _to_ras(header) @ affine[:3]
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise ReadError(
-            f"The header of {path} gives no usable orientation (its space directions or origin "
-            "hold NaN, or a spacing of zero)."
-        )
+    check_affine(path, affine)
     return affine, spacing_of(affine), "mm"
 
 
@@ -127,7 +131,7 @@ def _to_ras(header: dict[str, Any]) -> np.ndarray:
     for column, word in enumerate(words[:3]):
         row, sign = _TO_RAS[word]
         matrix[row, column] = sign
-    return matrix if abs(np.linalg.det(matrix)) == 1 else np.diag([-1.0, -1.0, 1.0])
+    return matrix if abs(np.linalg.det(matrix)) == 1 else RAS_OF_LPS[:3, :3]
 
 
 # ---- values
@@ -141,7 +145,7 @@ def _values(
     needed = count * dtype.itemsize
     encoding = str(header["encoding"]).lower()
     detached = header.get("data file", header.get("datafile"))
-    place = path if detached is None else _beside(path, str(detached))
+    place = path if detached is None else file_beside(path, str(detached))
     start = file.tell() if detached is None else 0
     line_skip = int(header.get("line skip", header.get("lineskip", 0)))
     byte_skip = int(header.get("byte skip", header.get("byteskip", 0)))
@@ -151,17 +155,17 @@ def _values(
             start = _skip_lines(place, start, line_skip)
         start = size - needed if byte_skip == -1 else start + byte_skip
         if start < 0 or start + needed > size:
-            raise _too_small(path, shape)
+            raise too_small(path, shape)
         return np.memmap(place, dtype, "r", start, shape, order="F")
     if needed > max(size, 1) * 1100 and encoding != "bzip2" and encoding != "bz2":
-        raise _too_small(path, shape)
+        raise too_small(path, shape)
     check_memory(path, needed)
     if encoding in ("ascii", "text", "txt"):
         with place.open("rb") as data:
             data.seek(start)
             values = np.array(data.read().split(), dtype)
         if values.size != count:
-            raise _too_small(path, shape)
+            raise too_small(path, shape)
         return values.reshape(shape, order="F")
     unpack: Any = {"gzip": gzip.open, "gz": gzip.open, "bzip2": bz2.open, "bz2": bz2.open}.get(
         encoding
@@ -175,21 +179,8 @@ def _values(
             values = unpacked.read(needed)  # no more, whatever it would unpack to
             unpacked.read(1)  # at its end, the file's checksum is compared
     if len(values) < needed:
-        raise _too_small(path, shape)
+        raise too_small(path, shape)
     return np.frombuffer(values, dtype).reshape(shape, order="F")
-
-
-def _beside(path: Path, name: str) -> Path:
-    """The data file of a header, which must lie in the header's folder."""
-    if os.path.isabs(name) or ".." in Path(name).parts or "%" in name or name.startswith("LIST"):
-        raise ReadError(
-            f"{path} keeps its values in {name!r}; only one data file beside the header can be "
-            "read."
-        )
-    place = path.parent / name
-    if not place.is_file():
-        raise ReadError(f"{path} keeps its values in {name!r}, which is not beside it.")
-    return place
 
 
 def _skip_lines(place: Path, start: int, lines: int) -> int:
@@ -198,10 +189,3 @@ def _skip_lines(place: Path, start: int, lines: int) -> int:
         for _ in range(lines):
             data.readline()
         return data.tell()
-
-
-def _too_small(path: Path, shape: tuple[int, ...]) -> ReadError:
-    return ReadError(
-        f"{path} is truncated or damaged: its header gives the shape {shape}, but its values are "
-        "fewer; copy or download it again."
-    )

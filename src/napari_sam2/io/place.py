@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from napari_sam2.io.volume import ReadError, Volume
+from napari_sam2.io.volume import RAS_OF_LPS, ReadError, Volume
 
-_TO_WORLD = np.diag([-1.0, -1.0, 1.0, 1.0])[[2, 1, 0, 3]]  # from R, A, S to S, P, L
+_TO_WORLD = RAS_OF_LPS[[2, 1, 0, 3]]  # from R, A, S to S, P, L
 _REVERSED = np.eye(4)[[2, 1, 0, 3]]  # from z, y, x to x, y, z
 _STRAIGHT = 0.1  # degrees; less is rounding
 

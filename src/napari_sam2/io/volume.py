@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
 
+RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""(4, 4) from millimetres as DICOM and ITK count them (left, posterior, superior) to RAS, and back.
+"""
+
+
 class ReadError(ValueError):
     """A file cannot be read as an image. The message is one sentence that says what to do."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from platformdirs import user_config_path
 
-from napari_sam2.whole_file import write_text
+from sam2_engine.whole_file import write_text
 
 logger = logging.getLogger(__name__)
 

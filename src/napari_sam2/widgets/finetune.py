@@ -51,8 +51,8 @@ from napari_sam2.widgets.score_curve import ScoreCurve
 from napari_sam2.widgets.worker import Worker
 
 if TYPE_CHECKING:
-    from sam2_engine.training.data import Source
     from sam2_engine.training.finetune import Status
+    from sam2_engine.training.sources import Source
 
 _LAYERS, _FILES = "open layers", "files"
 _POLL_MS = 200

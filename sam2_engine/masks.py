@@ -1,4 +1,4 @@
-"""What true masks ask of a model, and how well its masks fit them."""
+"""Where to show an object by its mask, and how well one mask fits another."""
 
 from __future__ import annotations
 
