@@ -195,11 +195,39 @@ def test_an_object_is_not_followed_beyond_its_division(session):
 def test_a_deleted_object_leaves_the_graph(session):
     session.set_division(1, [2, 3])
     session.remove_object(3)
-    assert session.parents == {2: 1}
+    assert session.parents == {2: 1} and session.life(1) == (0, 3)
     session.undo()
     assert session.parents == {2: 1, 3: 1}
     session.remove_object(1)
     assert session.parents == {}
+    assert session.life(2) == session.life(3) == (0, None)  # as after Unlink
+    session.undo()
+    assert session.life(2) == session.life(3) == (4, None)
+
+
+def test_without_its_last_daughter_a_cell_goes_on(session):
+    session.set_life(1, last=5)
+    session.set_division(1, [2, 3])
+    session.remove_object(3)
+    session.remove_object(2)
+    assert session.life(1) == (0, 5)
+    session.undo()
+    assert session.life(1) == (0, 3)
+
+
+def test_a_track_that_is_joined_or_merged_ends_where_its_later_part_did(session):
+    later = session.cut_object(2, 6)
+    session.set_life(later, 6, 7)
+    session.set_parent(later, 2)
+    session.set_parent(2, 1)
+    session.join_objects(2, later)
+    assert session.parents == {2: 1} and session.life(2) == (4, 7)
+    end = session.cut_object(4, 6)
+    session.set_parent(end, 4)
+    session.merge_objects(2, end)  # it has a parent already, and 4 no daughter any more
+    assert session.parents == {2: 1} and session.life(4) == (0, 5)  # the cut
+    session.remove_object(2)
+    assert session.life(1) == (0, None)
 
 
 # -- cut, split, join ----------------------------------------------------------------------------

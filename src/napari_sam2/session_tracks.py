@@ -71,24 +71,18 @@ class TrackEdits(SessionBase):
         Raises LineageError: the parent has a mask where the daughter begins or later, one of them
         has no mask, or the parent descends from the daughter. LockedError where one is locked.
         """
-        before = self._records.parents.get(daughter)
         if parent is None:
             self._check_unlocked(daughter)
         else:
             self._check_link(daughter, parent)
         with self.history.change("Parent"):
             key, records = self.view.key, self._records
-            kin = [one for one in (daughter, before, parent) if one is not None]
-            own = {one: records.own_life((key, one)) for one in kin}
+            for one in (daughter, parent):
+                if one is not None:
+                    records.set_own_life((key, one), records.own_life((key, one)))
             links = {**records.parents}
             links.pop(daughter, None)
             records.set_parents(links if parent is None else links | {daughter: parent})
-            for one, life in own.items():
-                records.set_own_life((key, one), life)
-            if before is not None and before != parent:
-                self._begin(daughter, own[daughter].first)
-                if before not in links.values():
-                    self._end(before, own[before].last)
             if parent is not None:
                 self._begin(daughter, self._span(daughter)[0])
                 self._end(parent, self._span(parent)[1])
@@ -123,6 +117,8 @@ class TrackEdits(SessionBase):
             masks, life = self.masks_of(object_id), records.life(old_place)
             own = records.own_life(old_place)
             changed = records.move(old_place, new_place, frame)
+            links = records.parents.items()
+            records.set_parents({d: new if p == object_id else p for d, p in links})
             if not records.anchors(old_place):
                 end = max(at for at in masks if at < frame)
                 self._make_prompt(old_place, end, masks[end])
@@ -134,8 +130,6 @@ class TrackEdits(SessionBase):
             records.set_own_life(new_place, own._replace(first=frame))
             look = records.look(old_place) or Look()
             records.set_look(new_place, look._replace(is_settled=True))
-            links = self._records.parents.items()
-            records.set_parents({d: new if p == object_id else p for d, p in links})
             self._writer.write(self.view, changed)
         self.objects_changed.emit()
         self.prompts_replaced.emit()
@@ -346,7 +340,7 @@ class TrackEdits(SessionBase):
         place = self.view.key, object_id
         self._records.set_life(place, self._records.life(place)._replace(first=first))
 
-    def _end(self, object_id: int, last: int | None) -> None:
+    def _end(self, object_id: int, last: int) -> None:
         """To which frame an object can be."""
         place = self.view.key, object_id
         self._records.set_life(place, self._records.life(place)._replace(last=last))
