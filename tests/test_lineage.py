@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from altered import saved_otherwise
 from models import small_model
+from napari.layers import Image, Labels
 
 from napari_sam2 import lineage
+from napari_sam2.io import Volume, read_parents, write_labels
+from napari_sam2.io.readers import read_layers
 from napari_sam2.lineage import LineageError
 from napari_sam2.session import LockedError, Session
 from napari_sam2.session_file import SessionFileError, open_session, read_session, save_session
@@ -228,6 +231,28 @@ def test_a_track_that_is_joined_or_merged_ends_where_its_later_part_did(session)
     assert session.parents == {2: 1} and session.life(4) == (0, 5)  # the cut
     session.remove_object(2)
     assert session.life(1) == (0, None)
+
+
+@pytest.mark.parametrize("frames", [None, range(FRAMES)])
+def test_tracks_of_other_labels_come_with_their_parents(tmp_path: Path, frames):
+    """Also where each is taken on its largest slice alone."""
+    movie = Volume(IMAGES, axes="tyx")
+    write_labels(tmp_path / "1_RES", TRUTH, movie, parents={2: 1, 3: 1})
+    ((data, options, _),) = read_layers(tmp_path / "1_RES")
+    for image, labels, parents in (
+        (Image(IMAGES), Labels(data, **options), None),
+        (IMAGES, TRUTH, read_parents(tmp_path / "1_RES") | {4: 2, 1: 3, 9: 4}),
+    ):
+        session = Session(image, small_model(), window=(0, 200))
+        session.take_labels(labels, frames=frames, parents=parents)
+        assert session.parents == {2: 1, 3: 1}  # 4 begins before 2
+        assert [session.life(i) for i in (1, 2, 3, 4)] == [(0, 3), (4, None), (4, None), (0, None)]
+        if frames is not None:
+            np.testing.assert_array_equal(session.labels, TRUTH)
+        assert session.undo() == "Take labels" and not session.labels.any()
+        assert not session.parents and not session.objects
+        session.take_labels(labels, frames=[1, 6], parents=parents)  # who knows what lies between
+        assert not session.parents and session.life(2) == (0, None)
 
 
 # -- cut, split, join ----------------------------------------------------------------------------

@@ -26,15 +26,18 @@ from napari_sam2.alignment import layer_on
 from napari_sam2.areas import CLOSE, Area, around_boxes
 from napari_sam2.given import positions, several
 from napari_sam2.history import Change
+from napari_sam2.io.writers import names_in, parents_in
+from napari_sam2.lineage import ancestors
 from napari_sam2.output import Output, check_labels
 from napari_sam2.sequence_view import SequenceKey
-from napari_sam2.session_base import LockedError, NothingToDo
+from napari_sam2.session_base import LockedError, NothingToDo, default_name
 from napari_sam2.session_tracks import TrackEdits
 from napari_sam2.slice_data import (
     REJECTED,
     Found,
     Keep,
     Kept,
+    Life,
     Look,
     ObjectMask,
     Place,
@@ -224,11 +227,12 @@ class Session(TrackEdits):
         labels: Any,
         object_ids: Iterable[int] | None = None,
         frames: Iterable[int] | None = None,
+        parents: Mapping[int, int] | None = None,
     ) -> list[int]:
         """Take masks of existing labels as if painted by hand. Returns the objects.
 
         The masks start propagations from there. Objects keep their ids, and are made where there
-        are none with these.
+        are none with these, under the names that they have in the layer.
 
         Args:
             labels: integers in the shape of the image, or a napari labels layer of any shape and
@@ -236,48 +240,74 @@ class Session(TrackEdits):
             object_ids: which of them; by default all.
             frames: the slices of the sequence to take; by default, for each object, the one where
                 it is largest.
+            parents: daughter -> parent, by default those of the layer. Of two that are both taken,
+                the daughter begins on its first slice in the labels, and the parent ends on its
+                last one. Links of which that does not hold are left out, and all of them where not
+                all slices are looked at.
 
         Raises LockedError where something locked or approved would change, ValueError where an id
         cannot be used; nothing is taken then.
         """
-        read = self._reader(labels)
+        read, is_layer = self._reader(labels), hasattr(labels, "data_to_world")
         chosen = None if object_ids is None else set(several(object_ids, "objects"))
         wanted = None if frames is None else self._checked(frames)
+        whole = range(len(self.view))
         taken: dict[tuple[int, int], ObjectMask] = {}
-        largest: dict[int, tuple[int, int]] = {}
-        for frame in range(len(self.view)) if wanted is None else wanted:
-            here = read(frame)
-            ids, counts = np.unique(here[here > 0], return_counts=True)
-            for object_id, count in zip(ids.tolist(), counts.tolist(), strict=True):
+        largest: dict[int, int] = {}  # the slice of each
+        spans: dict[int, Life] = {}
+        for frame in whole if wanted is None else wanted:
+            for object_id, mask in ObjectMask.each_of(read(frame)).items():
                 if chosen is not None and object_id not in chosen:
                     continue
-                best, best_frame = largest.get(object_id, (0, None))
-                if wanted is None and count <= best:
-                    continue
-                if wanted is None and best_frame is not None:
-                    del taken[object_id, best_frame]
-                taken[object_id, frame] = ObjectMask.given(here == object_id)
-                largest[object_id] = count, frame
+                spans[object_id] = spans.get(object_id, Life(frame, frame)).widened([frame])
+                if wanted is None and object_id in largest:
+                    best = object_id, largest[object_id]
+                    if mask.summary[0] <= taken[best].summary[0]:
+                        continue
+                    del taken[best]
+                taken[object_id, frame] = mask
+                largest[object_id] = frame
         for object_id, frame in taken:
             if object_id in self.objects:
                 self._check_unlocked(object_id, frame)
                 self._check_alive(object_id, frame)
             else:
                 self._check_new_id(object_id)
+        meta = {"metadata": labels.metadata, "features": labels.features} if is_layer else {}
+        names = names_in(meta)
+        changed: set[int] = set()
         with self.history.change("Take labels"):
+            for object_id in sorted(largest):
+                name, own = names.get(object_id, ""), self.objects.get(object_id)
+                if own is None:
+                    self.add_object(name, object_id)
+                elif name and own.name == default_name(object_id):
+                    self._records.set_object(object_id, replace(own, name=name))
             for (object_id, frame), mask in taken.items():
-                if object_id not in self.objects:
-                    self.add_object(object_id=object_id)
                 place = self.view.key, object_id
                 look = self._records.look(place) or Look()  # many do not each get their own look
                 self._records.set_look(place, look._replace(is_settled=True))
-                self._say(object_id, frame, replace(self._said(object_id, frame), mask=mask))
+                said = replace(self._said(object_id, frame), mask=mask)
+                changed.update(self._record(object_id, frame, said))
+            self._writer.write(self.view, sorted(changed))
+            if wanted is None or {*wanted} >= {*whole}:
+                self._take_parents(parents_in(meta) if parents is None else parents, spans)
         self.objects_changed.emit()
         return sorted(largest)
 
+    def _take_parents(self, parents: Mapping[int, int], spans: Mapping[int, Life]) -> None:
+        """Link those that are there between these frames, where that makes sense."""
+        for daughter, parent in parents.items():
+            if not {daughter, parent} <= spans.keys():
+                continue
+            begin = min(spans[daughter].first, self._span(daughter)[0])
+            end = max(spans[parent].last or 0, self._span(parent)[1])
+            if begin > end and daughter not in ancestors(self._records.parents, parent):
+                self._link(daughter, parent, begin, end)
+
     def _reader(self, labels: Any) -> Callable[[int], NDArray[Any]]:
         """Frame -> (H, W) of a labels layer or of an array in the shape of the image."""
-        if hasattr(labels, "data_to_world"):
+        if hasattr(labels, "data_to_world"):  # a layer
             return lambda frame: layer_on(self.view, labels, frame)
         check_labels(labels, self.view.shape)
         return lambda frame: np.asarray(labels[self.view.index(frame)])
@@ -979,13 +1009,17 @@ class Session(TrackEdits):
     def _say(
         self, object_id: int, frame: int, said: SlicePrompts, claimed: Iterable[int] = ()
     ) -> None:
+        self._writer.write(self.view, self._record(object_id, frame, said), claimed)
+
+    def _record(self, object_id: int, frame: int, said: SlicePrompts) -> list[int]:
+        """Change what is said on a frame. Returns the frames to be written."""
         place, looks = (self.view.key, object_id), self._looks
         if looks.begins_anew(place, frame, said):
             self._records.set_look(place, None)
         changed = self._records.say(place, frame, said)
         if said.mask is not None and self.model.is_loaded and looks.is_undecided(place):
             looks.begin(place)
-        self._writer.write(self.view, changed, claimed)
+        return changed
 
     def _restored(self, change: Change | None) -> str | None:
         """Show what undo or redo has changed."""

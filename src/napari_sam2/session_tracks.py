@@ -76,16 +76,11 @@ class TrackEdits(SessionBase):
         else:
             self._check_link(daughter, parent)
         with self.history.change("Parent"):
-            key, records = self.view.key, self._records
-            for one in (daughter, parent):
-                if one is not None:
-                    records.set_own_life((key, one), records.own_life((key, one)))
-            links = {**records.parents}
-            links.pop(daughter, None)
-            records.set_parents(links if parent is None else links | {daughter: parent})
-            if parent is not None:
-                self._begin(daughter, self._span(daughter)[0])
-                self._end(parent, self._span(parent)[1])
+            if parent is None:
+                links = self._records.parents.items()
+                self._records.set_parents({d: p for d, p in links if d != daughter})
+            else:
+                self._link(daughter, parent, self._span(daughter)[0], self._span(parent)[1])
         self.objects_changed.emit()
 
     def cut_object(self, object_id: int, frame: int) -> int:
@@ -335,15 +330,14 @@ class TrackEdits(SessionBase):
             )
         return min(masks), max(masks)
 
-    def _begin(self, object_id: int, first: int) -> None:
-        """From which frame on an object can be."""
-        place = self.view.key, object_id
-        self._records.set_life(place, self._records.life(place)._replace(first=first))
-
-    def _end(self, object_id: int, last: int) -> None:
-        """To which frame an object can be."""
-        place = self.view.key, object_id
-        self._records.set_life(place, self._records.life(place)._replace(last=last))
+    def _link(self, daughter: int, parent: int, begin: int, end: int) -> None:
+        """Make one object, which begins on a frame, a daughter of another, which ends on one."""
+        records, own, other = self._records, (self.view.key, daughter), (self.view.key, parent)
+        for place in (own, other):
+            records.set_own_life(place, records.own_life(place))
+        records.set_parents({**records.parents, daughter: parent})
+        records.set_life(own, records.life(own)._replace(first=begin))
+        records.set_life(other, records.life(other)._replace(last=end))
 
     def _make_prompt(self, place: Place, frame: int, mask: ObjectMask) -> None:
         """Let a mask be a prompt, as if it was painted; it goes first where masks overlap then."""

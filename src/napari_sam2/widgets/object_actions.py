@@ -20,6 +20,8 @@ from napari_sam2.widgets.panel import INCLUDE
 
 End = Literal["first", "last"]
 """Of the slices on which an object is."""
+Slices = Literal["largest", "shown", "all"]
+"""Of another labels layer."""
 
 
 class ObjectActions:
@@ -195,28 +197,34 @@ class ObjectActions:
         self,
         layer: napari.layers.Labels,
         object_ids: Iterable[int] | None = None,
-        only_here: bool = False,
+        slices: Slices = "largest",
     ) -> None:
         """Take masks of another labels layer as if painted by hand.
 
-        object_ids: which labels; by default all. only_here: on the slice that is shown; else each
-        one on its largest slice.
+        object_ids: which labels; by default all. slices: each one on its "largest" slice, or all
+        on the one that is "shown", or on "all".
         """
         work = self._context.work
         if work is None:
             return
-        frames = [self._context.frame] if only_here else None
+        session = work.session
+        frames = {"largest": None, "shown": [self._context.frame], "all": range(len(session.view))}
         taken: list[int] = []
-        if not self._context.attempt(
-            lambda: taken.extend(work.session.take_labels(layer, object_ids, frames))
-        ):
+        with self._context.in_portions():
+            is_done = self._context.attempt(
+                lambda: taken.extend(session.take_labels(layer, object_ids, frames[slices]))
+            )
+        if not is_done:
             return
         self._marking.add_layers()
         self._context.changed.emit()
         if taken:
             self._panel.object_id = taken[0]
             many = "1 object" if len(taken) == 1 else f"{len(taken)} objects"
-            self._panel.say(f"{many} taken from {layer.name}. Now Propagate.")
+            if session.parents.keys() & set(taken):
+                many += " with their parents"
+            then = "" if slices == "all" else " Now Propagate."
+            self._panel.say(f"{many} taken from {layer.name}.{then}")
         else:
             self._panel.fail(f"There is no such label in {layer.name}.")
 
@@ -245,7 +253,8 @@ class ObjectActions:
             only = [int(layer.selected_label)]
             for text, tip, take in (
                 ("all objects", "Each one on its largest slice.", (layer,)),
-                ("all on this slice", "As they are on this slice.", (layer, None, True)),
+                ("all on this slice", "As they are on this slice.", (layer, None, "shown")),
+                ("all on all slices", "As they are, to correct them.", (layer, None, "all")),
                 ("selected label", "The label that is selected in that layer.", (layer, only)),
             ):
                 action = menu.addAction(f"{layer.name}: {text}")
