@@ -43,7 +43,7 @@ def write_layer(path: str, data: Any, meta: dict[str, Any], *, suffix: str) -> l
     levels = data if meta.get("multiscale") else [data]
     labels, like = _in_file(levels[0], meta) or layer_volume(levels[0], meta)
     array = np.asarray(labels)
-    if not Path(path).suffix and not path.endswith(suffix):
+    if not Path(path).suffix and not path.lower().endswith("_res"):
         path += suffix
     write_labels(
         path,
