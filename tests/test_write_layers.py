@@ -16,7 +16,7 @@ from napari.utils.colormaps import DirectLabelColormap
 
 from napari_sam2.io import Volume, read_labels, read_volume, write_labels
 from napari_sam2.io.readers import read_layers
-from napari_sam2.io.writers import write_ctc
+from napari_sam2.io.writers import write_ctc, write_nifti
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -101,13 +101,14 @@ def test_tracks_that_are_opened_and_saved_again_keep_their_parents(tmp_path: Pat
     labels[2:, 1:4, 1:4], labels[2:, 5:8, 1:4] = 2, 3
     write_labels(tmp_path / "1_RES", labels, Volume(labels, axes="tyx"), parents={2: 1, 3: 1})
     files = sorted((tmp_path / "1_RES").glob("mask*.tif"))
-    for number, path in enumerate((tmp_path / "1_RES", files), start=2):
-        ((data, options, kind),) = read_layers(path)
+    for number, source in enumerate((tmp_path / "1_RES", files), start=2):
+        ((data, options, kind),) = read_layers(source)
         assert kind == "labels"
         layer = Labels(data, **options)
         assert layer.features.to_dict("list") == {"index": [2, 3], "parent": [1, 1]}
         layer.paint((4, 6, 8), 7)
-        save(layer, tmp_path / f"{number}_RES")
+        path = str(tmp_path / f"{number}_RES")  # as the dialog does, with its first filter
+        assert write_nifti(path, *layer.as_layer_data_tuple()[:2]) == [path]
         saved = (tmp_path / f"{number}_RES" / "res_track.txt").read_text()
         assert saved == "1 0 1 0\n2 2 4 1\n3 2 4 1\n7 4 4 0\n"
 
