@@ -91,6 +91,9 @@ def test_a_layer_in_time_is_a_time_lapse(tmp_path: Path) -> None:
     for name in ("l.ome.tif", "cells_RES"):
         back, _, _ = read_labels(tmp_path / name)
         np.testing.assert_array_equal(np.squeeze(back.array), layer.data)
+        ((data, options, kind),) = read_layers(tmp_path / name)  # as labels again
+        assert kind == "labels" and options["axis_labels"] == ("t", "y", "x")
+        np.testing.assert_array_equal(data, layer.data)
     assert (tmp_path / "cells_RES" / "res_track.txt").read_text() == "1 0 2 0\n2 0 2 0\n"
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from napari_sam2.sequence_view import SequenceView
 
-_TILE = 512  # pixels; a layer is read for so many rows and columns of a frame at a time
+_TILE = 2048  # pixels; a layer is read for so many rows and columns of a frame at a time
 _OBLIQUE_TILE = 64  # where rows and columns run across several axes: less lies between
 _ROUNDING = 1e-6  # of a pixel: where a position lies between two, it goes to the later one
 
