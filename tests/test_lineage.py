@@ -12,6 +12,7 @@ from models import small_model
 from napari.layers import Image, Labels
 
 from napari_sam2 import lineage
+from napari_sam2.divisions import divide
 from napari_sam2.io import Volume, read_parents, write_labels
 from napari_sam2.io.readers import read_layers
 from napari_sam2.lineage import LineageError
@@ -162,7 +163,27 @@ def test_what_is_locked_or_has_no_mask_is_no_daughter(session):
     session.edit_object(2, locked=True)
     with pytest.raises(LockedError, match="locked"):
         session.set_division(1, [2, 3])
+    session.edit_object(2, locked=False)
+    session.set_division(1, [2, 3])
+    session.edit_object(3, locked=True)
+    last = session.history.undo_label
+    for edit in (
+        lambda: session.remove_division(1),
+        lambda: session.unlink_objects([1]),
+        lambda: session.set_division(1, [2, session.cut_object(4, 5)]),
+    ):
+        with pytest.raises(LockedError, match="Object 3 is locked"):
+            edit()
+        assert session.parents == {2: 1, 3: 1}  # not a part of it is done
+    session.undo()  # the cut
+    assert session.history.undo_label == last
+    session.edit_object(3, locked=False)
+    session.unlink_objects([1])
+    assert session.parents == {} and session.life(1) == session.life(3) == (0, None)
     empty = session.add_object()
+    with pytest.raises(LineageError, match="no mask here yet"):
+        divide(session, 4, 3, [empty])
+    assert max(session.masks_of(4)) == FRAMES - 1  # not cut in vain
     with pytest.raises(LineageError, match="no mask here yet"):
         session.set_parent(empty, 1)
     with pytest.raises(ValueError, match="no object 99"):

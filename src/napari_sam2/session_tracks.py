@@ -45,9 +45,7 @@ class TrackEdits(SessionBase):
         for daughter in wanted:
             self._check_link(daughter, parent)
         with self.history.change("Division"):
-            for daughter in divisions(self.parents).get(parent, ()):
-                if daughter not in wanted:
-                    self.set_parent(daughter, None)
+            self._unlink(set(divisions(self.parents).get(parent, ())) - {*wanted})
             for daughter in wanted:
                 self.set_parent(daughter, parent)
         self.objects_changed.emit()
@@ -55,14 +53,23 @@ class TrackEdits(SessionBase):
     def remove_division(self, parent: int) -> None:
         """Say that an object does not divide; it and its daughters stay, and may be followed on.
 
-        Raises LineageError where it has no daughters.
+        Raises LineageError where it has no daughters, LockedError where one of them is locked.
         """
         daughters = divisions(self.parents).get(parent, ())
         if not daughters:
             raise LineageError(f"{self._name(parent)} has no daughters.")
         with self.history.change("Remove division"):
-            for daughter in daughters:
-                self.set_parent(daughter, None)
+            self._unlink(daughters)
+        self.objects_changed.emit()
+
+    def unlink_objects(self, object_ids: Iterable[int]) -> None:
+        """Take parents and daughters from objects; all stay, and may be followed on.
+
+        Raises LockedError where one that has a parent by now is locked.
+        """
+        chosen = set(several(object_ids, "objects"))
+        with self.history.change("Unlink"):
+            self._unlink(d for d, p in self.parents.items() if {d, p} & chosen)
         self.objects_changed.emit()
 
     def set_parent(self, daughter: int, parent: int | None) -> None:
@@ -329,6 +336,14 @@ class TrackEdits(SessionBase):
                 f"{self._name(object_id)} has no mask here yet: mark it and propagate first."
             )
         return min(masks), max(masks)
+
+    def _unlink(self, daughters: Iterable[int]) -> None:
+        """Take their parents from all of these, or from none where one is locked."""
+        found = sorted(daughters)
+        for daughter in found:
+            self._check_unlocked(daughter)
+        for daughter in found:
+            self.set_parent(daughter, None)
 
     def _link(self, daughter: int, parent: int, begin: int, end: int) -> None:
         """Make one object, which begins on a frame, a daughter of another, which ends on one."""
