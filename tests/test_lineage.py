@@ -256,12 +256,13 @@ def test_a_track_that_is_joined_or_merged_ends_where_its_later_part_did(session)
 
 @pytest.mark.parametrize("frames", [None, range(FRAMES)])
 def test_tracks_of_other_labels_come_with_their_parents(tmp_path: Path, frames):
-    """Also where each is taken on its largest slice alone."""
+    """Also where each is taken on its largest slice alone, and where only the movie is to scale."""
     movie = Volume(IMAGES, axes="tyx")
     write_labels(tmp_path / "1_RES", TRUTH, movie, parents={2: 1, 3: 1})
     ((data, options, _),) = read_layers(tmp_path / "1_RES")
+    layer = Labels(data, **options)
     for image, labels, parents in (
-        (Image(IMAGES), Labels(data, **options), None),
+        (Image(IMAGES, scale=(300, 0.5, 0.5), units=("s", "um", "um")), layer, None),
         (IMAGES, TRUTH, read_parents(tmp_path / "1_RES") | {4: 2, 1: 3, 9: 4}),
     ):
         session = Session(image, small_model(), window=(0, 200))
