@@ -1026,14 +1026,18 @@ class Session(TrackEdits):
         if change is None:
             return None
         frames: dict[SequenceKey, dict[int, None]] = defaultdict(dict)
+        objects = []
         for cells, place, number in change.cells:
             if self._records.is_lineage(cells):
                 continue
             if self._records.is_object(cells):
-                for key, covered in self._writer.frames_of(number, only_covered=True).items():
-                    frames[key].update(dict.fromkeys(covered))
+                objects.append(number)
             else:
                 frames[place[0]][number] = None  # type: ignore[index]
+        for object_id in objects:
+            covered = self._writer.frames_of(object_id, only_covered=True, known=frames)
+            for key, more in covered.items():
+                frames[key].update(dict.fromkeys(more))
         for key, changed in frames.items():
             self._writer.write(self.view_of(key), changed)
         self.objects_changed.emit()
