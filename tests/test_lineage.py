@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 from altered import saved_otherwise
 from models import small_model
+from napari.layers import Image, Labels
 
 from napari_sam2 import lineage
+from napari_sam2.divisions import divide
+from napari_sam2.io import Volume, read_parents, write_labels
+from napari_sam2.io.readers import read_layers
 from napari_sam2.lineage import LineageError
 from napari_sam2.session import LockedError, Session
 from napari_sam2.session_file import SessionFileError, open_session, read_session, save_session
@@ -159,7 +163,27 @@ def test_what_is_locked_or_has_no_mask_is_no_daughter(session):
     session.edit_object(2, locked=True)
     with pytest.raises(LockedError, match="locked"):
         session.set_division(1, [2, 3])
+    session.edit_object(2, locked=False)
+    session.set_division(1, [2, 3])
+    session.edit_object(3, locked=True)
+    last = session.history.undo_label
+    for edit in (
+        lambda: session.remove_division(1),
+        lambda: session.unlink_objects([1]),
+        lambda: session.set_division(1, [2, session.cut_object(4, 5)]),
+    ):
+        with pytest.raises(LockedError, match="Object 3 is locked"):
+            edit()
+        assert session.parents == {2: 1, 3: 1}  # not a part of it is done
+    session.undo()  # the cut
+    assert session.history.undo_label == last
+    session.edit_object(3, locked=False)
+    session.unlink_objects([1])
+    assert session.parents == {} and session.life(1) == session.life(3) == (0, None)
     empty = session.add_object()
+    with pytest.raises(LineageError, match="no mask here yet"):
+        divide(session, 4, 3, [empty])
+    assert max(session.masks_of(4)) == FRAMES - 1  # not cut in vain
     with pytest.raises(LineageError, match="no mask here yet"):
         session.set_parent(empty, 1)
     with pytest.raises(ValueError, match="no object 99"):
@@ -195,11 +219,62 @@ def test_an_object_is_not_followed_beyond_its_division(session):
 def test_a_deleted_object_leaves_the_graph(session):
     session.set_division(1, [2, 3])
     session.remove_object(3)
-    assert session.parents == {2: 1}
+    assert session.parents == {2: 1} and session.life(1) == (0, 3)
     session.undo()
     assert session.parents == {2: 1, 3: 1}
     session.remove_object(1)
     assert session.parents == {}
+    assert session.life(2) == session.life(3) == (0, None)  # as after Unlink
+    session.undo()
+    assert session.life(2) == session.life(3) == (4, None)
+
+
+def test_without_its_last_daughter_a_cell_goes_on(session):
+    session.set_life(1, last=5)
+    session.set_division(1, [2, 3])
+    session.remove_object(3)
+    session.remove_object(2)
+    assert session.life(1) == (0, 5)
+    session.undo()
+    assert session.life(1) == (0, 3)
+
+
+def test_a_track_that_is_joined_or_merged_ends_where_its_later_part_did(session):
+    later = session.cut_object(2, 6)
+    session.set_life(later, 6, 7)
+    session.set_parent(later, 2)
+    session.set_parent(2, 1)
+    session.join_objects(2, later)
+    assert session.parents == {2: 1} and session.life(2) == (4, 7)
+    end = session.cut_object(4, 6)
+    session.set_parent(end, 4)
+    session.merge_objects(2, end)  # it has a parent already, and 4 no daughter any more
+    assert session.parents == {2: 1} and session.life(4) == (0, 5)  # the cut
+    session.remove_object(2)
+    assert session.life(1) == (0, None)
+
+
+@pytest.mark.parametrize("frames", [None, range(FRAMES)])
+def test_tracks_of_other_labels_come_with_their_parents(tmp_path: Path, frames):
+    """Also where each is taken on its largest slice alone, and where only the movie is to scale."""
+    movie = Volume(IMAGES, axes="tyx")
+    write_labels(tmp_path / "1_RES", TRUTH, movie, parents={2: 1, 3: 1})
+    ((data, options, _),) = read_layers(tmp_path / "1_RES")
+    layer = Labels(data, **options)
+    for image, labels, parents in (
+        (Image(IMAGES, scale=(300, 0.5, 0.5), units=("s", "um", "um")), layer, None),
+        (IMAGES, TRUTH, read_parents(tmp_path / "1_RES") | {4: 2, 1: 3, 9: 4}),
+    ):
+        session = Session(image, small_model(), window=(0, 200))
+        session.take_labels(labels, frames=frames, parents=parents)
+        assert session.parents == {2: 1, 3: 1}  # 4 begins before 2
+        assert [session.life(i) for i in (1, 2, 3, 4)] == [(0, 3), (4, None), (4, None), (0, None)]
+        if frames is not None:
+            np.testing.assert_array_equal(session.labels, TRUTH)
+        assert session.undo() == "Take labels" and not session.labels.any()
+        assert not session.parents and not session.objects
+        session.take_labels(labels, frames=[1, 6], parents=parents)  # who knows what lies between
+        assert not session.parents and session.life(2) == (0, None)
 
 
 # -- cut, split, join ----------------------------------------------------------------------------

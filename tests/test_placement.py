@@ -206,3 +206,14 @@ def test_what_is_placed_is_inside_the_ends_and_these_on_the_image():
     target = Session(other.array, small_model(), window=(0, 200), spacing=other.spacing)
     place(session.snapshot(), target, Placement.between(image, other))
     assert target.life(1) == (0, 4) and target.life(2) == (0, 1)
+
+
+def test_who_has_no_kin_in_the_other_image_is_not_ended_by_it():
+    image, session = template()
+    later = session.add_object("later")
+    session.paint(later, 8, session.masks_of(2)[5].on_frame((40, 50)))
+    session.set_parent(later, 2)
+    target = Session(image.array, small_model(), window=(0, 200), spacing=image.spacing)
+    place(session.snapshot(), target, Placement.between(image, image))
+    assert session.life(2) == (0, 5) and session.life(later) == (8, None)
+    assert target.life(2) == target.life(later) == (0, None) and not target.parents

@@ -132,6 +132,23 @@ def test_marks_of_a_4d_image_belong_to_the_position_of_its_sliders():
     assert layers.read(view).outside == 0
 
 
+def test_a_mark_of_a_4d_image_belongs_to_the_plane_that_it_was_placed_in():
+    """It may lie in two: here on z = 2 and on x = 5, both along t."""
+    layers, _ = make((2, 3, 40, 50), axis=0)
+    at_z, at_x = (
+        SequenceView(layers.image, SequenceKey(0, position))
+        for position in ((None, 2, None, None), (None, None, None, 5))
+    )
+    prepare(layers, at_z)
+    layers.points.add([(1, 2, 4, 5)])
+    assert layers.read(at_z).prompts[1, 1].points == [(4, 5)]
+    assert not layers.read(at_x).prompts
+    prepare(layers, at_x)
+    layers.points.add([(0, 2, 6, 5)])
+    assert layers.read(at_x).prompts[1, 0].points == [(2, 6)]
+    assert layers.read(at_z).prompts.keys() == {(1, 1)}
+
+
 def test_a_2d_image_has_marks_too():
     image = Image(np.zeros((40, 50, 3), np.uint8), rgb=True)
     view = SequenceView(image)

@@ -14,6 +14,7 @@ from reference import fresh_predictor
 from volumes import two_blobs
 
 from napari_sam2.io import Volume
+from napari_sam2.label_writer import LabelWriter
 from napari_sam2.measures import measure_session
 from napari_sam2.output import Output
 from napari_sam2.segmentation import segment
@@ -1161,6 +1162,23 @@ def test_undo_writes_what_is_seen_first_and_the_rest_in_portions(session):
     session.write_rest()
     done[2] = one * square(30)
     np.testing.assert_array_equal(view, done)
+
+
+def test_many_deleted_objects_come_back_without_each_being_compared_with_all(volume, monkeypatch):
+    session = Session(volume, small_model())
+    ids = [session.add_object() for _ in range(12)]
+    for number, object_id in enumerate(ids):
+        for frame in range(SHAPE[0]):
+            session.paint(object_id, frame, square(2 * number))
+    before = session.labels.copy()
+    with session.history.change("Delete objects"):
+        for object_id in ids:
+            session.remove_object(object_id)
+    compared = []
+    monkeypatch.setattr(LabelWriter, "_is_covered", lambda *given: compared.append(given))
+    session.undo()
+    np.testing.assert_array_equal(session.labels, before)
+    assert before.any() and not compared
 
 
 @pytest.mark.parametrize("change", ["lock", "merge", "delete", "overwrite"])

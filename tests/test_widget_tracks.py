@@ -9,6 +9,7 @@ from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QFileDialog
 from test_lineage import FRAMES, IMAGES, TRUTH
 
+from napari_sam2.io.writers import write_ctc
 from napari_sam2.session import Session
 
 
@@ -181,6 +182,15 @@ def test_tracks_are_exported(work, tmp_path, monkeypatch):
     assert "3 4 7 1" in (tmp_path / "cells_RES" / "res_track.txt").read_text()
     d.window.export_to(tmp_path / "no" / "cells.csv")
     assert "⚠" in d.window.status.text()
+    # The layer that is left when the widget is closed still says who descends from whom.
+    d.session.edit_object(3, name="left")
+    layer = d.widget.labels_layer
+    d.viewer.window.remove_dock_widget(d.dock)
+    write_ctc(str(tmp_path / "later_RES"), *layer.as_layer_data_tuple()[:2])
+    tracks = [
+        (tmp_path / name / "res_track.txt").read_text() for name in ("cells_RES", "later_RES")
+    ]
+    assert tracks[0] == tracks[1] and "left" in [*layer.features["name"]]
 
 
 def test_another_image_has_its_own_tracks(work, qtbot):

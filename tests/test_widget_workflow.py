@@ -420,10 +420,15 @@ def test_an_existing_labels_layer_is_a_start(desk):
     other = d.viewer.add_labels(truth, name="truth")
     d.panel.labels_menu.aboutToShow.emit()
     texts = [action.text() for action in d.panel.labels_menu.actions()]
-    assert texts == ["truth: all objects", "truth: all on this slice", "truth: selected label"]
+    assert texts == [
+        "truth: all objects",
+        "truth: all on this slice",
+        "truth: all on all slices",
+        "truth: selected label",
+    ]
     other.selected_label = 9
     d.panel.labels_menu.aboutToShow.emit()
-    d.panel.labels_menu.actions()[2].trigger()
+    d.panel.labels_menu.actions()[3].trigger()
     assert not d.session.prompts, "it is read in another thread"
     d.settle()
     assert d.session.prompts[9].keys() == {4}
@@ -436,6 +441,18 @@ def test_an_existing_labels_layer_is_a_start(desk):
     d.settle()
     np.testing.assert_array_equal(d.labels[3] == 5, truth[3] == 5)
     assert {5, 9} <= set(d.session.masks)
+
+    # What another program has tracked is taken as it is, with its lineage.
+    other.features = {"index": [1, 9], "parent": [0, 5], "name": ["mother", "daughter"]}
+    truth[5:, 26:40, 34:50], truth[:2, 10:24, 12:28] = 9, 5
+    for object_id in (5, 9):
+        d.session.remove_object(object_id)
+    d.panel.labels_menu.actions()[2].trigger()
+    d.settle()
+    assert "2 objects with their parents taken from truth" in d.panel.status.text()
+    np.testing.assert_array_equal(d.labels, truth)
+    assert d.session.parents == {9: 5} and d.session.objects[9].name == "daughter"
+    assert d.session.life(5) == (0, 3) and d.session.life(9) == (4, None)
 
     d.widget.take_labels(other)
     d.viewer.dims.order = (1, 0, 2)

@@ -14,9 +14,9 @@ from dicom_series import write_series
 from napari.layers import Labels
 from napari.utils.colormaps import DirectLabelColormap
 
-from napari_sam2.io import read_labels, read_volume, write_labels
+from napari_sam2.io import Volume, read_labels, read_volume, write_labels
 from napari_sam2.io.readers import read_layers
-from napari_sam2.io.writers import write_ctc
+from napari_sam2.io.writers import write_ctc, write_nifti
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -91,7 +91,29 @@ def test_a_layer_in_time_is_a_time_lapse(tmp_path: Path) -> None:
     for name in ("l.ome.tif", "cells_RES"):
         back, _, _ = read_labels(tmp_path / name)
         np.testing.assert_array_equal(np.squeeze(back.array), layer.data)
+        ((data, options, kind),) = read_layers(tmp_path / name)  # as labels again
+        assert kind == "labels" and options["axis_labels"] == ("t", "y", "x")
+        np.testing.assert_array_equal(data, layer.data)
     assert (tmp_path / "cells_RES" / "res_track.txt").read_text() == "1 0 2 0\n2 0 2 0\n"
+
+
+def test_tracks_that_are_opened_and_saved_again_keep_their_parents(tmp_path: Path) -> None:
+    """As after File > Open Folder, or after opening all masks of it."""
+    labels = np.zeros((5, 9, 12), np.uint8)
+    labels[:2, 1:4, 1:4] = 1
+    labels[2:, 1:4, 1:4], labels[2:, 5:8, 1:4] = 2, 3
+    write_labels(tmp_path / "1_RES", labels, Volume(labels, axes="tyx"), parents={2: 1, 3: 1})
+    files = sorted((tmp_path / "1_RES").glob("mask*.tif"))
+    for number, source in enumerate((tmp_path / "1_RES", files), start=2):
+        ((data, options, kind),) = read_layers(source)
+        assert kind == "labels"
+        layer = Labels(data, **options)
+        assert layer.features.to_dict("list") == {"index": [2, 3], "parent": [1, 1]}
+        layer.paint((4, 6, 8), 7)
+        path = str(tmp_path / f"{number}_RES")  # as the dialog does, with its first filter
+        assert write_nifti(path, *layer.as_layer_data_tuple()[:2]) == [path]
+        saved = (tmp_path / f"{number}_RES" / "res_track.txt").read_text()
+        assert saved == "1 0 1 0\n2 2 4 1\n3 2 4 1\n7 4 4 0\n"
 
 
 def test_labels_that_reach_through_channels_lose_that_axis(tmp_path: Path) -> None:

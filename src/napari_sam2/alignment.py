@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from napari_sam2.sequence_view import image_shape
+
 if TYPE_CHECKING:
     from napari.layers import Image, Labels, Layer
 
     from napari_sam2.sequence_view import SequenceView
 
-_TILE = 512  # pixels; a layer is read for so many rows and columns of a frame at a time
+_TILE = 2048  # pixels; a layer is read for so many rows and columns of a frame at a time
 _OBLIQUE_TILE = 64  # where rows and columns run across several axes: less lies between
 _ROUNDING = 1e-6  # of a pixel: where a position lies between two, it goes to the later one
 
@@ -53,7 +55,8 @@ def align(source: Layer, target: Layer) -> Alignment:
 def layer_on(view: SequenceView, layer: Labels | Image, frame: int) -> NDArray[Any]:
     """A layer of any shape and transform on a frame of an image layer.
 
-    layer: labels, or an image without colours.
+    layer: labels, or an image without colours. One that lies nowhere, as labels of files that know
+    no pixel size, and has the shape of the image lies on its pixels.
 
     Returns (H, W) of the layer's data type: the nearest value of each pixel, and 0 where the layer
     ends. Only what lies on the frame is read.
@@ -63,7 +66,9 @@ def layer_on(view: SequenceView, layer: Labels | Image, frame: int) -> NDArray[A
         raise ValueError("The image is an array without a place; give its labels as an array.")
     data = layer.data[0] if layer.multiscale else layer.data
     corners = view.join(frame, [(0, 0), (1, 0), (0, 1)])
-    origin, below, beside = align(view.layers[0], layer)(corners)
+    image = view.layers[0]
+    is_on_pixels = _lies_nowhere(layer) and tuple(data.shape) == image_shape(image)
+    origin, below, beside = corners if is_on_pixels else align(image, layer)(corners)
     height, width = view.frame_shape
     down, right = below - origin, beside - origin
     down[abs(down) * height < _ROUNDING] = 0
@@ -86,6 +91,14 @@ def layer_on(view: SequenceView, layer: Labels | Image, frame: int) -> NDArray[A
             block = np.asarray(data[tuple(area)])
             tile[:] = np.where(is_inside, block[tuple(nearest)], 0)
     return found
+
+
+def _lies_nowhere(layer: Layer) -> bool:
+    """Whether nothing says where a layer lies and how large its pixels are."""
+    steps = np.eye(layer.ndim)
+    world = np.array([layer.data_to_world(step) for step in (*steps, 0 * steps[0])])
+    is_unplaced = np.array_equal(world, [*steps, 0 * steps[0]])
+    return is_unplaced and all(str(unit) == "pixel" for unit in layer.units)
 
 
 def _units_ratio(source: Layer, target: Layer) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_sam2.alignment import layer_on
-from napari_sam2.label_masks import objects_on
+from napari_sam2.label_masks import LabelMasks
 from napari_sam2.session import Session
 from napari_sam2.slice_data import ObjectMask
 from napari_sam2.tasks import Task
@@ -104,7 +104,7 @@ def add_all(
     from sam2_engine.automatic import labels_image
 
     view = session.view
-    areas, mask_of = objects_on(labels_image(candidates, view.frame_shape))
+    found = ObjectMask.each_of(labels_image(candidates, view.frame_shape))
     masks: dict[tuple[int, int], ObjectMask] = {}
     free = iter(waiting)
     with (
@@ -113,12 +113,12 @@ def add_all(
         session.writing_together(),
     ):
         for number, candidate in enumerate(candidates, start=1):
-            if number not in areas:
+            if number not in found:
                 continue
             object_id = next(free, None) or session.add_object()
             session.add_points(object_id, view.join(frame, [candidate.point]))
-            masks[object_id, frame] = mask_of(number)
-        session.take_masks(masks)
+            masks[object_id, frame] = found[number]
+        session.take_masks(LabelMasks(masks))
     session.objects_changed.emit()
     session.prompts_replaced.emit()
     return [object_id for object_id, _ in masks]

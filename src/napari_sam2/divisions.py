@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from napari_sam2.lineage import divisions
+from napari_sam2.lineage import LineageError, divisions
 from napari_sam2.session import LockedError, Session
 from napari_sam2.slice_data import ObjectMask
 
@@ -123,11 +123,16 @@ def divide(session: Session, parent: int, frame: int, daughters: Iterable[int] =
     for daughter in given:
         if session.objects[daughter].locked:
             raise LockedError(f"{session.objects[daughter].name} is locked. Unlock it first.")
+        if not session.masks_of(daughter):
+            raise LineageError(
+                f"{session.objects[daughter].name} has no mask here yet: mark it and propagate "
+                "first."
+            )
     with session.history.change("Division"):
         if not given:
             return session.split_object(parent, frame)
         if len(given) == 1:
-            first = min(session.masks_of(given[0]), default=frame)
+            first = min(session.masks_of(given[0]))
             given.append(session.cut_object(parent, first))
         session.set_division(parent, given)
     return sorted(given)

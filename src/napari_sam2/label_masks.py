@@ -1,69 +1,85 @@
-"""The masks that labels hold, to be taken into a session."""
+"""What labels hold, to be taken into a session."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from napari_sam2.alignment import layer_on
+from napari_sam2.io.writers import names_in, parents_in
 from napari_sam2.output import check_labels
 from napari_sam2.sequence_view import SequenceView
-from napari_sam2.slice_data import ObjectMask
+from napari_sam2.slice_data import Life, ObjectMask
 
 if TYPE_CHECKING:
     from napari.layers import Labels
+
+
+@dataclass(frozen=True)
+class LabelMasks:
+    """Masks of objects in labels."""
+
+    masks: Mapping[tuple[int, int], ObjectMask]
+    """By object and frame."""
+    spans: Mapping[int, Life] = field(default_factory=dict)
+    """The first and the last frame of each object; none where not all frames were looked at."""
+
+    @property
+    def objects(self) -> list[int]:
+        """In order."""
+        return sorted({object_id for object_id, _ in self.masks})
 
 
 def masks_in(
     view: SequenceView,
     labels: NDArray[Any] | Labels,
     object_ids: Collection[int] | None = None,
-    frames: Iterable[int] | None = None,
-) -> dict[tuple[int, int], ObjectMask]:
-    """(object, frame) -> its mask, for `Session.take_masks`; arguments as for `take_labels`.
+    frames: Sequence[int] | None = None,
+) -> LabelMasks:
+    """Read the masks that `Session.take_masks` takes; arguments as for `take_labels`.
 
     Changes nothing, so that another thread can read what takes long.
     """
     read = _reader(view, labels)
-    found: dict[tuple[int, int], ObjectMask] = {}
-    largest: dict[int, tuple[int, int]] = {}
-    for frame in range(len(view)) if frames is None else frames:
-        areas, mask_of = objects_on(read(frame))
-        for object_id in areas if object_ids is None else areas.keys() & set(object_ids):
-            if frames is None:
-                area, before = largest.get(object_id, (0, frame))
-                if areas[object_id] <= area:
+    whole = range(len(view))
+    masks: dict[tuple[int, int], ObjectMask] = {}
+    largest: dict[int, int] = {}  # the frame of each
+    spans: dict[int, Life] = {}
+    for frame in whole if frames is None else frames:
+        for object_id, mask in ObjectMask.each_of(read(frame)).items():
+            if object_ids is not None and object_id not in object_ids:
+                continue
+            spans[object_id] = spans.get(object_id, Life(frame, frame)).widened([frame])
+            if frames is None and object_id in largest:
+                best = object_id, largest[object_id]
+                if mask.summary[0] <= masks[best].summary[0]:
                     continue
-                found.pop((object_id, before), None)
-                largest[object_id] = areas[object_id], frame
-            found[object_id, frame] = mask_of(object_id)
-    return found
+                del masks[best]
+            masks[object_id, frame] = mask
+            largest[object_id] = frame
+    is_whole = frames is None or {*frames} >= {*whole}
+    return LabelMasks(masks, spans if is_whole else {})
+
+
+def names_and_parents(labels: Any) -> tuple[Mapping[int, str], Mapping[int, int]]:
+    """What a labels layer says of its objects, by id; an array says nothing."""
+    if not _is_layer(labels):
+        return {}, {}
+    meta = {"metadata": labels.metadata, "features": labels.features}
+    return names_in(meta), parents_in(meta)
+
+
+def _is_layer(labels: Any) -> bool:
+    return hasattr(labels, "data_to_world")
 
 
 def _reader(view: SequenceView, labels: Any) -> Callable[[int], NDArray[Any]]:
     """Frame -> (H, W) of a labels layer or of an array in the shape of the image."""
-    if hasattr(labels, "data_to_world"):
+    if _is_layer(labels):
         return lambda frame: layer_on(view, labels, frame)
     check_labels(labels, view.shape)
     return lambda frame: np.asarray(labels[view.index(frame)])
-
-
-def objects_on(labels: NDArray[Any]) -> tuple[dict[int, int], Callable[[int], ObjectMask]]:
-    """The pixels of each object of (H, W), by id, and what makes its mask."""
-    rows, columns = np.nonzero(labels > 0)
-    ids, number, pixels = np.unique(labels[rows, columns], return_inverse=True, return_counts=True)
-    numbered = np.zeros(labels.shape, np.int32)
-    numbered[rows, columns] = number + 1
-    numbers = {object_id: n for n, object_id in enumerate(ids.tolist())}
-    boxes = ndimage.find_objects(numbered)
-
-    def mask(object_id: int) -> ObjectMask:
-        n = numbers[object_id]
-        box = boxes[n]
-        return ObjectMask.given(numbered[box] == n + 1, box[0].start, box[1].start)
-
-    return dict(zip(ids.tolist(), pixels.tolist(), strict=True)), mask

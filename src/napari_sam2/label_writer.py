@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -107,14 +107,21 @@ class LabelWriter:
         for key, frames in self.frames_of(object_id, only_covered).items():
             self.write(self._views[key], frames)
 
-    def frames_of(self, object_id: int, only_covered: bool) -> dict[SequenceKey, list[int]]:
+    def frames_of(
+        self,
+        object_id: int,
+        only_covered: bool,
+        known: Mapping[SequenceKey, Collection[int]] | None = None,
+    ) -> dict[SequenceKey, list[int]]:
         """The frames of all sequences on which an object has a mask.
 
-        only_covered: those where it may lie over another object, or another over it.
+        only_covered: those where it may lie over another object, or another over it, which takes
+            long where there are many. known: frames that are left out.
         """
         found = {}
         for key in self._views:
-            frames = list(self._records.masks((key, object_id)))
+            out = () if known is None else known.get(key, ())
+            frames = [f for f in self._records.masks((key, object_id)) if f not in out]
             if only_covered:
                 others = [(key, i) for i in self._records.objects if i != object_id]
                 frames = [f for f in frames if self._is_covered((key, object_id), f, others)]

@@ -100,8 +100,8 @@ def place(state: SessionState, session: Session, placement: Placement) -> list[s
         if known.look is not None and known.look.is_settled:
             with suppress(NothingToDo):  # clicks do not say how large the object is here
                 session.look_closely(object_id, None if known.look.area is None else CLOSE)
-        if taken and known.life != Life():
-            life = _placed_life(known.life, everywhere, placement, key.axis, axis)
+        if taken and known.own_life != Life():  # a lineage is not placed
+            life = _placed_life(known.own_life, everywhere, placement, key.axis, axis)
             session.set_life(object_id, *life.widened(taken))
         count += len(taken)
         if lost:

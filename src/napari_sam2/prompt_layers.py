@@ -2,9 +2,9 @@
 
 Clicks lie in a Points layer. In a Shapes layer a rectangle is a box, a path or line a scribble, and
 a polygon or ellipse a lasso. Each mark knows from the layer's features which object it belongs to,
-along which axis it was placed, and whether it lies on the object or beside it. A box or lasso that
-lies beside it is a scribble across its widest row. Both layers have the image's ndim, lie where it
-lies and follow it, and may be moved, scaled or turned apart from it.
+along which axis and in the plane of which axes it was placed, and whether it lies on the object or
+beside it. A box or lasso that lies beside it is a scribble across its widest row. Both layers have
+the image's ndim, lie where it lies and follow it, and may be moved, scaled or turned apart from it.
 """
 
 from __future__ import annotations
@@ -165,9 +165,10 @@ class PromptLayers:
         features: dict[str, Any] = {
             "object": np.empty(0, int),
             "axis": np.empty(0, int),
+            "plane": np.empty(0, object),
             "label": np.empty(0, object),
         }
-        defaults = {"object": 1, "axis": _NO_AXIS, "label": POSITIVE}
+        defaults = {"object": 1, "axis": _NO_AXIS, "plane": "", "label": POSITIVE}
         place = image_transform(image, channel_axis)
         self.points: Points = Points(
             ndim=image.ndim,
@@ -217,10 +218,12 @@ class PromptLayers:
         What is right already is not set again, which is slow.
         """
         points, boxes = self.points, self.boxes
-        defaults = {"object": object_id, "axis": _axis_number(key), "label": label}
+        defaults = {"object": object_id, **_sequence_features(key), "label": label}
         for layer in (points, boxes):
-            if layer.feature_defaults.iloc[0].to_dict() != defaults:
-                layer.feature_defaults = defaults
+            # Someone may have given the layer features without some of the columns.
+            wanted = {name: defaults[name] for name in defaults if name in layer.features}
+            if layer.feature_defaults.iloc[0].to_dict() != wanted:
+                layer.feature_defaults = wanted
         with points.block_update_properties(), boxes.block_update_properties():
             for layer, name, value in (
                 (points, "current_face_color", _SIGN_COLOUR[label]),
@@ -262,7 +265,8 @@ class PromptLayers:
             else:
                 self.boxes.add(placed, shape_type=marks.kinds)
             layer.features = marks.features
-            layer.feature_defaults = defaults
+            if set(defaults) == set(layer.features):
+                layer.feature_defaults = defaults
             layer.selected_data = set()
         self.colour(colour_of)
 
@@ -374,7 +378,7 @@ class _Marks:
     positions: list[NDArray[np.float64]] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
     features: dict[str, list[Any]] = field(
-        default_factory=lambda: {"object": [], "axis": [], "label": []}
+        default_factory=lambda: {"object": [], "axis": [], "plane": [], "label": []}
     )
 
     def add(
@@ -383,7 +387,8 @@ class _Marks:
         self.positions.append(view.join(frame, yx))
         self.kinds.append(kind)
         self.features["object"].append(object_id)
-        self.features["axis"].append(_axis_number(view.key))
+        for name, value in _sequence_features(view.key).items():
+            self.features[name].append(value)
         self.features["label"].append(POSITIVE if label else NEGATIVE)
 
 
@@ -456,8 +461,13 @@ def _path(yx: NDArray[np.float64]) -> Path:
     return tuple((float(y), float(x)) for y, x in yx)
 
 
-def _axis_number(key: SequenceKey) -> int:
-    return _NO_AXIS if key.axis is None else key.axis
+def _sequence_features(key: SequenceKey) -> dict[str, Any]:
+    """What tells sequences apart in which a mark may lie: their axis and those of their frames."""
+    plane = [n for n, at in enumerate(key.position) if at is None and n != key.axis]
+    return {
+        "axis": _NO_AXIS if key.axis is None else key.axis,
+        "plane": ",".join(map(str, plane)),
+    }
 
 
 def _edge_colour(label: str, colour: Any) -> Any:
@@ -473,9 +483,12 @@ def _column(layer: Points | Shapes, name: str, default: object) -> NDArray[Any]:
 
 
 def _belong(layer: Points | Shapes, key: SequenceKey) -> list[bool]:
-    """Whether each mark was placed along this axis; one that does not say so was."""
-    axis = _axis_number(key)
-    return [value == axis or _is_missing(value) for value in _column(layer, "axis", axis)]
+    """Whether each mark was placed in such a sequence; one that does not say so was."""
+    belongs = [True] * len(layer.data)
+    for name, wanted in _sequence_features(key).items():
+        for n, value in enumerate(_column(layer, name, wanted)):
+            belongs[n] &= value == wanted or _is_missing(value)
+    return belongs
 
 
 def _objects(layer: Points | Shapes) -> list[int | None]:

@@ -188,7 +188,13 @@ class Records:
         """Of one object that was two: from the earlier beginning to the later end."""
         if not (self.masks(other) or self.prompts.at(other)):
             return
-        own = self.own_life(into).joined(self.own_life(other))
+        own, others = self.own_life(into), self.own_life(other)
+        if self.parents.get(other[1]) == into[1]:
+            own = Life(own.first, others.last)
+        elif self.parents.get(into[1]) == other[1]:
+            own = Life(others.first, own.last)
+        else:
+            own = own.joined(others)
         self.set_life(into, self.life(into).joined(self.life(other)))
         self.set_own_life(into, own)
 
@@ -198,10 +204,21 @@ class Records:
         return self._parents.at(_ALL)
 
     def set_parents(self, parents: Mapping[int, int]) -> None:
-        """All of them; those that are not named have none."""
-        for daughter in self.parents.keys() | parents.keys():
+        """All of them; those that are not named have none. Who has no parent any more, or no
+        daughter, begins or ends as without."""
+        lives = {*self._lives.places, *self._own_lives.places}
+        own = {place: self.own_life(place) for place in lives}
+        daughters, mothers = set(self.parents), set(self.parents.values())
+        for daughter in daughters | parents.keys():
             if self.parents.get(daughter) != parents.get(daughter):
                 self._parents.set(_ALL, daughter, parents.get(daughter))
+        daughters -= set(parents)
+        mothers -= set(parents.values())
+        for place, (first, last) in own.items():
+            if place[1] in daughters:
+                self.set_life(place, self.life(place)._replace(first=first))
+            if place[1] in mothers:
+                self.set_life(place, self.life(place)._replace(last=last))
 
     @property
     def no_divisions(self) -> Mapping[int, frozenset[int]]:

@@ -25,16 +25,18 @@ from numpy.typing import ArrayLike, NDArray
 from napari_sam2.areas import CLOSE, Area, around_boxes
 from napari_sam2.given import positions, several
 from napari_sam2.history import Change
-from napari_sam2.label_masks import masks_in
+from napari_sam2.label_masks import LabelMasks, masks_in, names_and_parents
+from napari_sam2.lineage import ancestors
 from napari_sam2.output import Output
 from napari_sam2.sequence_view import SequenceKey
-from napari_sam2.session_base import LockedError, NothingToDo
+from napari_sam2.session_base import LockedError, NothingToDo, default_name
 from napari_sam2.session_tracks import TrackEdits
 from napari_sam2.slice_data import (
     REJECTED,
     Found,
     Keep,
     Kept,
+    Life,
     Look,
     ObjectMask,
     Place,
@@ -224,11 +226,12 @@ class Session(TrackEdits):
         labels: Any,
         object_ids: Iterable[int] | None = None,
         frames: Iterable[int] | None = None,
+        parents: Mapping[int, int] | None = None,
     ) -> list[int]:
         """Take masks of existing labels as if painted by hand. Returns the objects.
 
         The masks start propagations from there. Objects keep their ids, and are made where there
-        are none with these.
+        are none with these, under the names that they have in the layer.
 
         Args:
             labels: integers in the shape of the image, or a napari labels layer of any shape and
@@ -236,35 +239,61 @@ class Session(TrackEdits):
             object_ids: which of them; by default all.
             frames: the slices of the sequence to take; by default, for each object, the one where
                 it is largest.
+            parents: daughter -> parent, by default those of the layer. Of two that are both taken,
+                the daughter begins on its first slice in the labels, and the parent ends on its
+                last one. Links of which that does not hold are left out, and all of them where not
+                all slices are looked at.
 
         Raises LockedError where something locked or approved would change, ValueError where an id
         cannot be used; nothing is taken then.
         """
         chosen = None if object_ids is None else several(object_ids, "objects")
         wanted = None if frames is None else self._checked(frames)
-        return self.take_masks(masks_in(self.view, labels, chosen, wanted))
+        names, own = names_and_parents(labels)
+        found = masks_in(self.view, labels, chosen, wanted)
+        return self.take_masks(found, names, own if parents is None else parents)
 
-    def take_masks(self, masks: Mapping[tuple[int, int], ObjectMask]) -> list[int]:
-        """Take masks by object and frame; what `take_labels` does with what it has read.
+    def take_masks(
+        self,
+        found: LabelMasks,
+        names: Mapping[int, str] | None = None,
+        parents: Mapping[int, int] | None = None,
+    ) -> list[int]:
+        """Take what `take_labels` takes, once it has been read. Returns the objects.
 
-        Returns the objects. Raises LockedError and ValueError as there.
+        names: of objects that have none yet. parents: as there. Raises as there.
         """
-        for object_id, frame in masks:
+        for object_id, frame in found.masks:
             if object_id in self.objects:
                 self._check_unlocked(object_id, frame)
                 self._check_alive(object_id, frame)
             else:
                 self._check_new_id(object_id)
         with self.history.change("Take labels"), self.writing_together():
-            for (object_id, frame), mask in masks.items():
-                if object_id not in self.objects:
-                    self.add_object(object_id=object_id)
+            for object_id in found.objects:
+                name, own = (names or {}).get(object_id, ""), self.objects.get(object_id)
+                if own is None:
+                    self.add_object(name, object_id)
+                elif name and own.name == default_name(object_id):
+                    self._records.set_object(object_id, replace(own, name=name))
+            for (object_id, frame), mask in found.masks.items():
                 place = self.view.key, object_id
                 look = self._records.look(place) or Look()  # many do not each get their own look
                 self._records.set_look(place, look._replace(is_settled=True))
                 self._say(object_id, frame, replace(self._said(object_id, frame), mask=mask))
+            self._take_parents(parents or {}, found.spans)
         self.objects_changed.emit()
-        return sorted({object_id for object_id, _ in masks})
+        return found.objects
+
+    def _take_parents(self, parents: Mapping[int, int], spans: Mapping[int, Life]) -> None:
+        """Link those that are there between these frames, where that makes sense."""
+        for daughter, parent in parents.items():
+            if not {daughter, parent} <= spans.keys():
+                continue
+            begin = min(spans[daughter].first, self._span(daughter)[0])
+            end = max(spans[parent].last or 0, self._span(parent)[1])
+            if begin > end and daughter not in ancestors(self._records.parents, parent):
+                self._link(daughter, parent, begin, end)
 
     # -- what is kept --------------------------------------------------------------------------
 
@@ -988,14 +1017,18 @@ class Session(TrackEdits):
         if change is None:
             return None
         frames: dict[SequenceKey, dict[int, None]] = defaultdict(dict)
+        objects = []
         for cells, place, number in change.cells:
             if self._records.is_lineage(cells):
                 continue
             if self._records.is_object(cells):
-                for key, covered in self._writer.frames_of(number, only_covered=True).items():
-                    frames[key].update(dict.fromkeys(covered))
+                objects.append(number)
             else:
                 frames[place[0]][number] = None  # type: ignore[index]
+        for object_id in objects:
+            covered = self._writer.frames_of(object_id, only_covered=True, known=frames)
+            for key, more in covered.items():
+                frames[key].update(dict.fromkeys(more))
         for key, changed in frames.items():
             self._writer.write(self.view_of(key), changed)
         self.objects_changed.emit()

@@ -45,9 +45,7 @@ class TrackEdits(SessionBase):
         for daughter in wanted:
             self._check_link(daughter, parent)
         with self.history.change("Division"):
-            for daughter in divisions(self.parents).get(parent, ()):
-                if daughter not in wanted:
-                    self.set_parent(daughter, None)
+            self._unlink(set(divisions(self.parents).get(parent, ())) - {*wanted})
             for daughter in wanted:
                 self.set_parent(daughter, parent)
         self.objects_changed.emit()
@@ -55,14 +53,23 @@ class TrackEdits(SessionBase):
     def remove_division(self, parent: int) -> None:
         """Say that an object does not divide; it and its daughters stay, and may be followed on.
 
-        Raises LineageError where it has no daughters.
+        Raises LineageError where it has no daughters, LockedError where one of them is locked.
         """
         daughters = divisions(self.parents).get(parent, ())
         if not daughters:
             raise LineageError(f"{self._name(parent)} has no daughters.")
         with self.history.change("Remove division"):
-            for daughter in daughters:
-                self.set_parent(daughter, None)
+            self._unlink(daughters)
+        self.objects_changed.emit()
+
+    def unlink_objects(self, object_ids: Iterable[int]) -> None:
+        """Take parents and daughters from objects; all stay, and may be followed on.
+
+        Raises LockedError where one that has a parent by now is locked.
+        """
+        chosen = set(several(object_ids, "objects"))
+        with self.history.change("Unlink"):
+            self._unlink(d for d, p in self.parents.items() if {d, p} & chosen)
         self.objects_changed.emit()
 
     def set_parent(self, daughter: int, parent: int | None) -> None:
@@ -71,27 +78,16 @@ class TrackEdits(SessionBase):
         Raises LineageError: the parent has a mask where the daughter begins or later, one of them
         has no mask, or the parent descends from the daughter. LockedError where one is locked.
         """
-        before = self._records.parents.get(daughter)
         if parent is None:
             self._check_unlocked(daughter)
         else:
             self._check_link(daughter, parent)
         with self.history.change("Parent"):
-            key, records = self.view.key, self._records
-            kin = [one for one in (daughter, before, parent) if one is not None]
-            own = {one: records.own_life((key, one)) for one in kin}
-            links = {**records.parents}
-            links.pop(daughter, None)
-            records.set_parents(links if parent is None else links | {daughter: parent})
-            for one, life in own.items():
-                records.set_own_life((key, one), life)
-            if before is not None and before != parent:
-                self._begin(daughter, own[daughter].first)
-                if before not in links.values():
-                    self._end(before, own[before].last)
-            if parent is not None:
-                self._begin(daughter, self._span(daughter)[0])
-                self._end(parent, self._span(parent)[1])
+            if parent is None:
+                links = self._records.parents.items()
+                self._records.set_parents({d: p for d, p in links if d != daughter})
+            else:
+                self._link(daughter, parent, self._span(daughter)[0], self._span(parent)[1])
         self.objects_changed.emit()
 
     def cut_object(self, object_id: int, frame: int) -> int:
@@ -123,6 +119,8 @@ class TrackEdits(SessionBase):
             masks, life = self.masks_of(object_id), records.life(old_place)
             own = records.own_life(old_place)
             changed = records.move(old_place, new_place, frame)
+            links = records.parents.items()
+            records.set_parents({d: new if p == object_id else p for d, p in links})
             if not records.anchors(old_place):
                 end = max(at for at in masks if at < frame)
                 self._make_prompt(old_place, end, masks[end])
@@ -134,8 +132,6 @@ class TrackEdits(SessionBase):
             records.set_own_life(new_place, own._replace(first=frame))
             look = records.look(old_place) or Look()
             records.set_look(new_place, look._replace(is_settled=True))
-            links = self._records.parents.items()
-            records.set_parents({d: new if p == object_id else p for d, p in links})
             self._writer.write(self.view, changed)
         self.objects_changed.emit()
         self.prompts_replaced.emit()
@@ -341,15 +337,22 @@ class TrackEdits(SessionBase):
             )
         return min(masks), max(masks)
 
-    def _begin(self, object_id: int, first: int) -> None:
-        """From which frame on an object can be."""
-        place = self.view.key, object_id
-        self._records.set_life(place, self._records.life(place)._replace(first=first))
+    def _unlink(self, daughters: Iterable[int]) -> None:
+        """Take their parents from all of these, or from none where one is locked."""
+        found = sorted(daughters)
+        for daughter in found:
+            self._check_unlocked(daughter)
+        for daughter in found:
+            self.set_parent(daughter, None)
 
-    def _end(self, object_id: int, last: int | None) -> None:
-        """To which frame an object can be."""
-        place = self.view.key, object_id
-        self._records.set_life(place, self._records.life(place)._replace(last=last))
+    def _link(self, daughter: int, parent: int, begin: int, end: int) -> None:
+        """Make one object, which begins on a frame, a daughter of another, which ends on one."""
+        records, own, other = self._records, (self.view.key, daughter), (self.view.key, parent)
+        for place in (own, other):
+            records.set_own_life(place, records.own_life(place))
+        records.set_parents({**records.parents, daughter: parent})
+        records.set_life(own, records.life(own)._replace(first=begin))
+        records.set_life(other, records.life(other)._replace(last=end))
 
     def _make_prompt(self, place: Place, frame: int, mask: ObjectMask) -> None:
         """Let a mask be a prompt, as if it was painted; it goes first where masks overlap then."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from napari_sam2.areas import Area, Box, joined
 from napari_sam2.given import positions
+from napari_sam2.label_ids import ids_in
 from napari_sam2.lineage import split_mask
 from napari_sam2.sequence_view import SequenceKey, Windows
 
@@ -109,15 +110,25 @@ class ObjectMask:
         return mask
 
     @classmethod
-    def given(cls, mask: ArrayLike, top: int = 0, left: int = 0) -> ObjectMask:
-        """From a person's (H, W) mask, nonzero on the object; it may be empty.
-
-        top, left: where on the frame it begins, if it is a part of one.
-        """
+    def given(cls, mask: ArrayLike) -> ObjectMask:
+        """From a person's (H, W) mask, nonzero on the object; it may be empty."""
         inside = np.asarray(mask) != 0
         area = _bounding_box(inside) or (slice(0, 0), slice(0, 0))
         logits = np.where(inside[area], np.float16(_CERTAIN), np.float16(0))
-        return cls(top + area[0].start, left + area[1].start, logits, None, 1.0)
+        return cls(area[0].start, area[1].start, logits, None, 1.0)
+
+    @classmethod
+    def each_of(cls, labels: NDArray[Any]) -> dict[int, ObjectMask]:
+        """All objects of (H, W) labels by id, as `given`."""
+        from scipy.ndimage import find_objects
+
+        ids = [0, *sorted(i for i in ids_in(labels[np.newaxis]) if i > 0)]
+        numbers = np.searchsorted(ids, labels)
+        masks = {}
+        for number, box in enumerate(find_objects(numbers), start=1):
+            mask = cls.given(numbers[box] == number)
+            masks[ids[number]] = replace(mask, top=box[0].start, left=box[1].start)
+        return masks
 
     @classmethod
     def union(cls, masks: Sequence[ObjectMask]) -> ObjectMask:

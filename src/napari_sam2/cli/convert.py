@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from napari_sam2.cli.common import OK, clear_errors
@@ -40,8 +39,13 @@ def add_convert(commands: Any) -> None:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from napari_sam2.io import check_target, read_image, read_labels, write_labels
-    from napari_sam2.io.labels_ctc import read_parents
+    from napari_sam2.io import (
+        check_target,
+        read_image,
+        read_labels,
+        read_parents,
+        write_labels,
+    )
     from napari_sam2.io.place import has_place
 
     with clear_errors():
@@ -51,7 +55,7 @@ def _convert(options: argparse.Namespace) -> int:
             )
         like = read_image(options.like, options.series) if options.like else None
         labels, names, colours = read_labels(options.labels, like)
-        parents = read_parents(Path(options.labels))
+        parents = read_parents(options.labels)
         if like is not None and not has_place(like) and has_place(labels):
             is_alike = labels.axes == like.axes.replace("c", "")
             like = labels if is_alike else like  # a time-lapse has no place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -86,11 +87,14 @@ def write_ctc(folder: Path, labels: Volume, legend: Legend) -> None:
     (folder / "res_track.txt").write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
 
 
-def read_parents(path: Path) -> dict[int, int]:
+def read_parents(path: str | os.PathLike[str]) -> dict[int, int]:
     """Track -> the one that it comes from, by label; empty where a path is no folder with tracks.
+
+    path: of a folder as of the Cell Tracking Challenge, with res_track.txt or man_track.txt.
 
     Raises ReadError where its table of tracks is none.
     """
+    path = Path(path)
     table = next((path / name for name in TRACKS if (path / name).is_file()), None)
     if table is None:
         return {}

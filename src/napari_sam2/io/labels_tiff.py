@@ -10,7 +10,9 @@ import tifffile
 from napari_sam2.io.legend import Legend, LegendEntry, colour_of_bytes
 from napari_sam2.io.volume import Volume, WriteError, label_dtype
 
-_NAME, _COLOUR = "object name ", "object colour "  # keys of the OME annotation
+NAME = "object name "
+"""In the OME annotation of labels, before an object's id."""
+_COLOUR = "object colour "
 
 
 def write_tiff(path: Path, labels: Volume, legend: Legend) -> None:
@@ -73,7 +75,7 @@ def tiff_legend(path: Path) -> Legend:
         pairs = annotation.get("Value", {}).get("M", [])
         for pair in pairs if isinstance(pairs, list) else [pairs]:
             key, value = str(pair.get("K", "")), str(pair.get("value", ""))
-            for prefix, found in ((_NAME, names), (_COLOUR, colours)):
+            for prefix, found in ((NAME, names), (_COLOUR, colours)):
                 if key.startswith(prefix) and key.removeprefix(prefix).isdigit():
                     found[int(key.removeprefix(prefix))] = value
     return tuple(
@@ -85,6 +87,6 @@ def tiff_legend(path: Path) -> Legend:
 
 
 def _annotation(legend: Legend) -> dict[str, str]:
-    pairs = {f"{_NAME}{entry.id}": entry.name for entry in legend}
+    pairs = {f"{NAME}{entry.id}": entry.name for entry in legend}
     colours = {f"{_COLOUR}{entry.id}": entry.bytes for entry in legend}
     return pairs | {key: bytes(value).hex() for key, value in colours.items() if value is not None}

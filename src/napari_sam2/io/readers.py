@@ -57,9 +57,9 @@ def read_layers(path: Paths) -> list[LayerData]:
     has_image = False
     for image in images:
         shown = layers_of(image, visible=image.is_labels or not has_image)
-        if image.is_labels and len(paths) == 1:
+        if image.is_labels:
             for _, options, _ in shown:
-                options |= _named(paths[0])
+                options |= _named(paths[0] if len(paths) == 1 else paths[0].parent)
         has_image |= not image.is_labels
         layers += shown
         for note in image.notes:
@@ -125,9 +125,12 @@ def _layer(image: Volume, visible: bool) -> LayerData:
 def _named(path: Path) -> dict[str, Any]:
     """What a labels file says of its objects, as napari shows it and our writers find it again."""
     from napari_sam2.io.labels import read_legend
+    from napari_sam2.io.labels_ctc import read_parents
 
     with clear_errors(path):
-        legend = read_legend(path)
+        legend, parents = read_legend(path), read_parents(path)
+    if parents:
+        return {"features": {"index": [*parents], "parent": [*parents.values()]}}
     if not legend:
         return {}
     features = {"index": [one.id for one in legend], "name": [one.name for one in legend]}

@@ -25,7 +25,7 @@ def read_sequence(source: Path | Sequence[Path]) -> Volume:
     source: a folder, or the files. A number after t, time or frame counts time points, one after c,
     ch or channel channels, another slices; files of stacks are time points. So `t000.tif`... is a
     time-lapse, `cell_t1_z5_c0.tif`... all of it. A folder of the Cell Tracking Challenge with
-    tracks is one, too.
+    tracks is one, too, and holds labels.
 
     Raises: ReadError if the files are not numbered alike, or differ in size or type.
     """
@@ -40,7 +40,8 @@ def read_sequence(source: Path | Sequence[Path]) -> Volume:
     first = _read(files[0])
     _check_alike(files)
     leading, counts = _numbering(place, files, first.axes)
-    if any((place / name).exists() for name in TRACKS):
+    is_tracked = any((place / name).exists() for name in TRACKS)
+    if is_tracked:
         leading = leading.replace("z", "t")
     if set(leading) & set(first.axes.replace("yx", "", 1)):
         raise ReadError(f"{place} holds numbered files that do not make one image; give one file.")
@@ -65,6 +66,7 @@ def read_sequence(source: Path | Sequence[Path]) -> Volume:
         source=place.name,
         axes=axes,
         notes=first.notes,
+        is_labels=is_tracked and first.array.dtype.kind in "ui" and "c" not in axes,
     )
 
 

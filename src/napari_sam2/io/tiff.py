@@ -11,6 +11,7 @@ import numpy as np
 import tifffile
 
 from napari_sam2.io.guard import Guarded, logged_errors
+from napari_sam2.io.labels_tiff import NAME
 from napari_sam2.io.volume import ReadError, Volume, check_memory, native
 
 _INCOMPLETE = ("invalid page offset", "failed to reshape", "does not match page shape")
@@ -56,6 +57,7 @@ def read_tiff(path: Path, series: str | None = None) -> Volume:
         ]
         sizes = _pixel_sizes(tif, index)
         channels = _channel_names(tif, index)
+        is_named = NAME in (tif.ome_metadata or "")
     array, axes = levels[0]
     if axes == "zyx" and sizes["unit"] != "pixel" and sizes["Z"] is None:
         notes.append(
@@ -71,6 +73,7 @@ def read_tiff(path: Path, series: str | None = None) -> Volume:
         notes=tuple(notes),
         channels=channels if named else (),
         pyramid=tuple(level for level, _ in levels[1:]),
+        is_labels=is_named and array.dtype.kind in "ui" and "c" not in axes,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,25 +34,25 @@ def write_layer(path: str, data: Any, meta: dict[str, Any], *, suffix: str) -> l
     suffix: of a path that has none.
     data, meta: as of `layer.as_layer_data_tuple()`. A layer of labels that lies on an image which
         this plugin has opened goes back to that file's axes and place; another one is placed by its
-        scale, affine and units. Names are taken from its session, or the columns "index" and
-        "name" of its features, and colours from its colormap, if each object has its own.
+        scale, affine and units. Names and parents are taken from its session, or the columns
+        "index", "name" and "parent" of its features, and colours from its colormap, if each object
+        has its own.
 
     Returns the path. Raises WriteError.
     """
     levels = data if meta.get("multiscale") else [data]
     labels, like = _in_file(levels[0], meta) or layer_volume(levels[0], meta)
     array = np.asarray(labels)
-    if not Path(path).suffix and not path.endswith(suffix):
+    if not Path(path).suffix and not path.lower().endswith("_res"):
         path += suffix
-    session = session_of(meta.get("metadata", {}))
     write_labels(
         path,
         array,
         like,
         overwrite=True,
-        names=_names(meta),
+        names=names_in(meta),
         colours=_colours(meta),
-        parents=None if session is None else session.parents,
+        parents=parents_in(meta),
     )
     return [path]
 
@@ -71,6 +71,32 @@ def session_of(metadata: Mapping[str, Any]) -> Session | None:
     reference = metadata.get(SESSION_KEY)
     session: Session | None = None if reference is None else reference()
     return session
+
+
+def names_in(meta: Mapping[str, Any]) -> dict[int, str]:
+    """What the objects of a labels layer are called, by id. meta: as for `write_layer`."""
+    session = session_of(meta.get("metadata", {}))
+    if session is not None:
+        return {object_id: info.name for object_id, info in session.objects.items()}
+    return {i: str(name) for i, name in _feature(meta, "name")}
+
+
+def parents_in(meta: Mapping[str, Any]) -> dict[int, int]:
+    """Daughter -> parent, of the objects of a labels layer. meta: as for `write_layer`."""
+    session = session_of(meta.get("metadata", {}))
+    if session is not None:
+        return {**session.parents}
+    pairs = _feature(meta, "parent")
+    return {i: int(parent) for i, parent in pairs if np.isreal(parent) and parent > 0}
+
+
+def _feature(meta: Mapping[str, Any], column: str) -> Iterator[tuple[int, Any]]:
+    """Each object of a labels layer, and what a column of its features says of it."""
+    features = meta.get("features")
+    if features is not None and {"index", column} <= set(features):
+        for i, value in zip(features["index"], features[column], strict=True):
+            if int(i) > 0:
+                yield int(i), value
 
 
 def _in_file(data: Any, meta: Mapping[str, Any]) -> tuple[Any, Volume] | None:
@@ -142,17 +168,6 @@ def _without_channels(data: Any, meta: Mapping[str, Any]) -> Any:
 def _axis_labels(data: Any, meta: Mapping[str, Any]) -> list[str]:
     labels = [str(label).lower() for label in meta.get("axis_labels") or ()]
     return labels if len(labels) == data.ndim else [""] * data.ndim
-
-
-def _names(meta: Mapping[str, Any]) -> dict[int, str]:
-    session = session_of(meta.get("metadata", {}))
-    if session is not None:
-        return {object_id: info.name for object_id, info in session.objects.items()}
-    features = meta.get("features")
-    if features is None or not {"index", "name"} <= set(features):
-        return {}
-    pairs = zip(features["index"], features["name"], strict=True)
-    return {int(i): str(name) for i, name in pairs if int(i) > 0}
 
 
 def _colours(meta: Mapping[str, Any]) -> dict[int, RGB]:

@@ -133,9 +133,7 @@ class MaskLayers:
             return None
         layer = new_labels_layer(self.image, labels, self._channel_axis)
         layer.name = f"{self.image.name} approved"
-        objects = self.session.objects
-        names = [info.name for info in objects.values()]
-        layer.features = {"index": [0, *objects], "name": ["", *names]}
+        self._name_objects(layer)
         self._name_file(layer)
         if self.layer is not None:
             layer.colormap = self.layer.colormap
@@ -152,6 +150,8 @@ class MaskLayers:
         self._events.disconnect_all()
         if self.layer is not None:
             self.layer.metadata.pop(SESSION_KEY, None)
+            if self.is_own:
+                self._name_objects(self.layer)
             unbind_keys(self.layer, self._keys)
             if self._while_held in self.layer.mouse_drag_callbacks:
                 self.layer.mouse_drag_callbacks.remove(self._while_held)
@@ -164,6 +164,8 @@ class MaskLayers:
     def close(self) -> None:
         """Let go of all layers; they stay as they are."""
         self.forget()
+        for layer in self.each.values():
+            self._name_objects(layer)
         self.each.clear()
         self._follow()
 
@@ -268,6 +270,15 @@ class MaskLayers:
         """Let writers and measures find the image's file, and the objects' names."""
         layer.metadata[SESSION_KEY] = weakref.ref(self.session)
         self._name_file(layer)
+
+    def _name_objects(self, layer: Labels) -> None:
+        """Let a layer itself say what its objects are called and descend from."""
+        objects, parents = self.session.objects, self.session.parents
+        layer.features = {
+            "index": [0, *objects],
+            "name": ["", *(info.name for info in objects.values())],
+            "parent": [0, *(parents.get(object_id, 0) for object_id in objects)],
+        }
 
     def _name_file(self, layer: Labels) -> None:
         if METADATA_KEY in self.image.metadata:

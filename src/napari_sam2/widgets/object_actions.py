@@ -12,9 +12,8 @@ from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QColorDialog
 
 from napari_sam2.areas import CLOSE
-from napari_sam2.label_masks import masks_in
+from napari_sam2.label_masks import LabelMasks, masks_in, names_and_parents
 from napari_sam2.session import Keep, Session
-from napari_sam2.slice_data import ObjectMask
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.events import call
 from napari_sam2.widgets.marking import Marking
@@ -22,6 +21,8 @@ from napari_sam2.widgets.panel import INCLUDE
 
 End = Literal["first", "last"]
 """Of the slices on which an object is."""
+Slices = Literal["largest", "shown", "all"]
+"""Of another labels layer."""
 
 
 class ObjectActions:
@@ -197,43 +198,48 @@ class ObjectActions:
         self,
         layer: napari.layers.Labels,
         object_ids: Iterable[int] | None = None,
-        only_here: bool = False,
+        slices: Slices = "largest",
     ) -> None:
         """Take masks of another labels layer as if painted by hand; read in the background.
 
-        object_ids: which labels; by default all. only_here: on the slice that is shown; else each
-        one on its largest slice.
+        object_ids: which labels; by default all. slices: each one on its "largest" slice, or all
+        on the one that is "shown", or on "all".
         """
         work = self._context.work
         if work is None:
             return
         session, view = work.session, work.session.view
-        frames = [self._context.frame] if only_here else None
+        frames = {"largest": None, "shown": [self._context.frame], "all": range(len(view))}
 
-        def done(masks: dict[tuple[int, int], ObjectMask]) -> None:
+        def done(found: LabelMasks) -> None:
             if session is not self._context.session or view is not session.view:
                 self._panel.fail(
                     f"Nothing was taken from {layer.name}: other slices are shown now than when "
                     "you asked for it."
                 )
                 return
+            taken = partial(session.take_masks, found, *names_and_parents(layer))
             with self._context.in_portions():
-                is_taken = self._context.attempt(partial(session.take_masks, masks))
+                is_taken = self._context.attempt(taken)
             if not is_taken:
                 return
             self._marking.add_layers()
             self._context.changed.emit()
-            if masks:
-                taken = sorted({object_id for object_id, _ in masks})
-                self._panel.object_id = taken[0]
-                many = "1 object" if len(taken) == 1 else f"{len(taken)} objects"
-                self._panel.say(f"{many} taken from {layer.name}. Now Propagate.")
+            ids = found.objects
+            if ids:
+                self._panel.object_id = ids[0]
+                many = "1 object" if len(ids) == 1 else f"{len(ids)} objects"
+                if session.parents.keys() & set(ids):
+                    many += " with their parents"
+                then = "" if slices == "all" else " Now Propagate."
+                self._panel.say(f"{many} taken from {layer.name}.{then}")
             else:
                 self._panel.fail(f"There is no such label in {layer.name}.")
 
         self._panel.say(f"Reading {layer.name} …")
-        ids = None if object_ids is None else list(object_ids)
-        self._context.runner.request(lambda: masks_in(view, layer, ids, frames), done)
+        wanted = None if object_ids is None else list(object_ids)
+        read = partial(masks_in, view, layer, wanted, frames[slices])
+        self._context.runner.request(read, done)
 
     def _travel(self, word: str, step: Callable[[Session], str | None]) -> None:
         work = self._context.work
@@ -260,7 +266,8 @@ class ObjectActions:
             only = [int(layer.selected_label)]
             for text, tip, take in (
                 ("all objects", "Each one on its largest slice.", (layer,)),
-                ("all on this slice", "As they are on this slice.", (layer, None, True)),
+                ("all on this slice", "As they are on this slice.", (layer, None, "shown")),
+                ("all on all slices", "As they are, to correct them.", (layer, None, "all")),
                 ("selected label", "The label that is selected in that layer.", (layer, only)),
             ):
                 action = menu.addAction(f"{layer.name}: {text}")

@@ -26,7 +26,7 @@ from napari_sam2.widgets.find_all import FindAll
 from napari_sam2.widgets.images import Images
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.model_choice import ModelChoice
-from napari_sam2.widgets.object_actions import End, ObjectActions
+from napari_sam2.widgets.object_actions import End, ObjectActions, Slices
 from napari_sam2.widgets.panel import BOX, EXCLUDE, INCLUDE, LASSO, PAINT, SCRIBBLE, Panel
 from napari_sam2.widgets.propagation import Propagation
 from napari_sam2.widgets.reviewing import Reviewing
@@ -194,14 +194,14 @@ class SAM2Widget(Docked):
         self,
         layer: napari.layers.Labels,
         object_ids: Iterable[int] | None = None,
-        only_here: bool = False,
+        slices: Slices = "largest",
     ) -> None:
         """Take masks of another labels layer as a start, as if painted by hand.
 
-        object_ids: which labels; by default all. only_here: on the slice that is shown; else each
-        one on its largest slice.
+        object_ids: which labels; by default all. slices: each one on its "largest" slice, or all
+        on the one that is "shown", or on "all".
         """
-        self._objects.take_labels(layer, object_ids, only_here)
+        self._objects.take_labels(layer, object_ids, slices)
 
     def find_all(self) -> None:
         """Open the window in which all objects of the slice that is shown are found."""

@@ -155,17 +155,10 @@ class TracksWindow(QWidget):
 
     def unlink_selected(self) -> None:
         """Take parents and daughters from the selected objects."""
-        session = self._context.session
-        chosen = [] if session is None else self._panel.objects.selected
-
-        def unlink() -> None:
-            assert session is not None
-            links = {d: p for d, p in session.parents.items() if {d, p} & set(chosen)}
-            with session.history.change("Unlink"):
-                for daughter in links:
-                    session.set_parent(daughter, None)
-
-        if chosen and self._attempt(unlink):
+        session, chosen = self._context.session, self._panel.objects.selected
+        if session is None or not chosen:
+            return
+        if self._attempt(lambda: session.unlink_objects(chosen)):
             self._say("They have no parent and no daughters now. Undo brings these back.")
 
     def cut_selected(self) -> None:
