@@ -212,6 +212,7 @@ def test_what_other_plugins_make_of_the_objects_layer_counts_as_painted(desk):
     layer, before = d.widget.labels_layer, d.labels.copy()
     layer.data = before.astype(np.uint16)  # napari's "Convert data type"
     d.settle()
+    QApplication.processEvents()
     assert "keeps its type of numbers" in d.status
     assert layer.data is d.labels
     assert not d.session.prompts_for(1)[2].mask
@@ -220,6 +221,8 @@ def test_what_other_plugins_make_of_the_objects_layer_counts_as_painted(desk):
     new[5, 2:6, 2:6] = 9
     layer.data = new
     d.settle()
+    QApplication.processEvents()
+    assert "painted by hand" in d.status
     np.testing.assert_array_equal(layer.data, new)
     assert layer.data is d.labels
     assert list(d.session.objects) == [1, 2, 9]
