@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import subprocess
 import sys
 import threading
@@ -700,9 +701,10 @@ def test_a_failure_is_told_in_napari_and_nothing_is_lost(desk, monkeypatch):
     monkeypatch.setattr(BrokenFrames, "is_broken", True)
     d.press(d.panel.propagate)
     d.settle()
-    told = "The disk with the image is gone"
-    assert notifications(d.viewer) == [f"SAM 2: {told}"]
-    assert d.status == f"⚠ {told}"
+    told = "cannot be read: The disk with the image is gone"
+    assert len(notifications(d.viewer)) == 1
+    assert re.fullmatch(f"⚠ Slice [1-6] {told}", d.status)
+    assert notifications(d.viewer) == [f"SAM 2: {d.status.removeprefix('⚠ ')}"]
     assert not d.panel.stop.isEnabled() and d.panel.propagate.isEnabled()
     assert not any("SAM 2" in bar.desc for bar in progress._all_instances)
     np.testing.assert_array_equal(d.labels, done)
@@ -710,7 +712,7 @@ def test_a_failure_is_told_in_napari_and_nothing_is_lost(desk, monkeypatch):
     d.go_to(6)
     d.click((20, 20))
     d.settle()
-    assert d.status == f"⚠ {told}"
+    assert d.status == f"⚠ Slice 6 {told}"
     assert sorted(d.session.prompts[1]) == [2, 6], "the click is kept, though it has no mask yet"
 
     monkeypatch.setattr(BrokenFrames, "is_broken", False)

@@ -216,13 +216,18 @@ class SequenceView:
         return np.stack([self.channel(n, frame) for n in range(self.num_channels)], axis=-1)
 
     def channel(self, number: int, frame: int) -> NDArray[Any]:
-        """(H, W) of one of `num_channels`, or (H, W, 3 or 4) for colours."""
-        index = self.index(frame)
-        if self.channels is None:
-            return np.asarray(self.arrays[number][index])
-        at = list(index)
-        at[self.channels.axis] = self.channels.indices[number]
-        return np.asarray(self.arrays[0][tuple(at)])
+        """(H, W) of one of `num_channels`, or (H, W, 3 or 4) for colours.
+
+        Raises OSError with the frame's number where its file cannot be read.
+        """
+        at = list(self.index(frame))
+        array = self.arrays[0 if self.channels else number]
+        if self.channels is not None:
+            at[self.channels.axis] = self.channels.indices[number]
+        try:
+            return np.asarray(array[tuple(at)])
+        except OSError as error:
+            raise OSError(f"Slice {frame} cannot be read: {error}") from error
 
     def index(self, frame: int) -> tuple[int | slice, ...]:
         """What picks a frame's pixels from an array of `shape`."""
