@@ -429,6 +429,24 @@ def test_a_prompt_outside_the_image_is_told(desk):
     assert "not used" in d.status
 
 
+@pytest.mark.filterwarnings("ignore:Non-orthogonal slicing")
+def test_an_image_that_lies_across_its_slices_is_not_marked_beside_what_is_seen(desk):
+    tilt = np.array([[2.97, -0.14, 0, 5], [0.42, 0.99, 0, -8], [0, 0, 1, 3], [0, 0, 0, 1]])
+    d = desk(affine=tilt)  # 8 degrees about x, slices of 3 mm
+    assert "out of its slices" in d.status
+    d.press(d.panel.modes["box"])
+    assert "out of its slices" in d.status
+    assert d.panel.mode is None and d.widget.shapes_layer is None
+    d.viewer.dims.order = (2, 0, 1)  # sagittal slices lie along the world's axis
+    d.press(d.panel.modes["include"])
+    assert d.panel.mode == "include"
+    d.viewer.dims.order = (0, 1, 2)
+    d.widget.points_layer.mode = "pan_zoom"
+    d.image.affine = np.eye(4) + [[0, 1e-4, 0, 5], *[[0] * 4] * 3]  # rounding in a file
+    d.press(d.panel.modes["box"])
+    assert d.panel.mode == "box" and "Drag a box" in d.status
+
+
 def test_objects_are_added_chosen_and_deleted(desk):
     d = desk()
     d.go_to(2)

@@ -17,6 +17,7 @@ Windows = Window | tuple[Window, ...]
 """The intensities shown as black and white, or these for each channel."""
 ELSEWHERE, OUTSIDE = -1, -2
 MOST_CHANNELS = 3
+_BESIDE = 0.5  # pixels or slices
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,34 @@ def sequence_axes(
         return shape[axis] == 1 or str(layer.axis_labels[axis]).lower() in ("c", "channel")
 
     return tuple(sorted(hidden, key=is_unlikely))
+
+
+def is_oblique(layer: Any, order: Sequence[int]) -> bool:
+    """Whether a viewer with these dims.order shows the slices of an image layer where they are not.
+
+    napari draws slices straight, without what turns or shears them out of their plane. A click
+    takes it into account, and then lies half a pixel or a slice or more beside what is shown.
+    """
+    axes = _axes_of(layer, order, None)
+    shown, hidden = axes[-2:], axes[:-2]
+    origin = np.array(layer.data_to_world(np.zeros(layer.ndim)))
+    to_world = np.array([layer.data_to_world(step) for step in np.eye(layer.ndim)]).T
+    to_world -= origin[:, None]
+    to_data = np.linalg.inv(to_world)
+    last = np.array(image_shape(layer)) - 1.0
+    try:
+        for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            at = last / 2
+            at[shown] = last[shown] * (y, x)
+            world = np.empty(layer.ndim)  # where napari shows it
+            world[shown] = to_world[np.ix_(shown, shown)] @ at[shown] + origin[shown]
+            across = at[hidden] + (to_data @ origin)[hidden]
+            world[hidden] = np.linalg.solve(to_data[np.ix_(hidden, hidden)], across)
+            if np.abs(to_data @ (world - origin) - at).max() >= _BESIDE:
+                return True
+    except np.linalg.LinAlgError:
+        return True  # slices are shown from the side
+    return False
 
 
 class SequenceView:
