@@ -790,7 +790,24 @@ def test_images_are_seen_together_as_colours(desk):
     d.press(d.panel.propagate)
     d.settle()
     assert_same(d.labels, d.expected())
+    other.contrast_limits = 0, 90
+    d.qtbot.waitUntil(lambda: d.session.window[1] == (0, 90), timeout=TIMEOUT)
+    d.settle()
+    other.data = blobs()
+    d.settle()
+    assert "stain has changed. Update" in d.status
+    np.testing.assert_array_equal(d.session.view[3][..., 1], other.data[3])
+    d.press(d.panel.update_masks)
+    d.settle()
+    assert_same(d.labels, d.expected())
     d.viewer.layers.remove(other)
+    assert d.panel.channels.currentText() == "with stain (removed)"
+    other.data = blobs()[:3]
+    d.settle()
+    assert d.panel.channels.currentText() == "as it is"
+    assert "scan is seen by itself now" in d.status
+    assert d.session.view.num_channels == 1
+    assert list(d.session.prompts[1]) == [2]
     assert d.session is not None
 
 
