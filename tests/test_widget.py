@@ -442,7 +442,7 @@ def test_an_image_that_lies_across_its_slices_is_not_marked_beside_what_is_seen(
     assert d.panel.mode == "include"
     d.viewer.dims.order = (0, 1, 2)
     d.widget.points_layer.mode = "pan_zoom"
-    d.image.affine = np.eye(4) + [[0, 1e-4, 0, 5], *[[0] * 4] * 3]  # rounding in a file
+    d.image.affine = np.eye(4) + np.eye(4, k=1) * 1e-4  # rounding in a file
     d.press(d.panel.modes["box"])
     assert d.panel.mode == "box" and "Drag a box" in d.status
 

@@ -101,7 +101,8 @@ class Images(QObject):
         work.events.connect(work.session.masks_changed, self._display.on_masks_changed)
         work.events.connect(work.session.objects_changed, self._display.on_objects_changed)
         for seen in (work.image, *work.look.partners):
-            work.events.connect(seen.events.contrast_limits, self._options.on_contrast)
+            # Not the method: another image's callback on the same layer would count as this one.
+            work.events.connect(seen.events.contrast_limits, partial(self._options.on_contrast))
             work.events.connect(seen.events.data, partial(self._on_data, work))
         self.known[work.image] = work
 
@@ -166,10 +167,11 @@ class Images(QObject):
         was_chosen = self._context.work is work
         old = work.layers
         self._forget(work.image)
-        remove_layers(self._context.viewer.layers, old)
         self.adopt(new, recovered)
         if was_chosen:
             self._context.work = new
+        remove_layers(self._context.viewer.layers, old)
+        if was_chosen:
             if has_layers:
                 self._marking.add_layers()
             self._options.fill()
