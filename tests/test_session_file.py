@@ -388,6 +388,25 @@ def test_a_fingerprint_reads_little_and_tells_images_apart(volume: np.ndarray) -
     assert fingerprint(np.array([[0.0, 1]])) == fingerprint(np.array([[-0.0, 1]]))
 
 
+def test_work_on_an_image_with_a_damaged_slice_is_saved(volume: np.ndarray, path: Path) -> None:
+    class Damaged(Lazy):
+        def __getitem__(self, index: Any) -> np.ndarray:
+            if index[0] == 4:
+                raise OSError("data corrupted")
+            return super().__getitem__(index)
+
+    image = Damaged(volume, volume[0].size)
+    session = Session(image, small_model(), window=WINDOW)
+    session.add_points(session.add_object(), [(2, 16, 16)], [1])
+    session.preview(2)
+    with pytest.raises(OSError, match="Slice 4 cannot be read: data corrupted"):
+        session.propagate()
+    save_session(session, path)
+    assert_same(open_session(path, image, model=small_model()), session)
+    with pytest.raises(ChangedImageError):
+        open_session(path, volume, model=small_model())
+
+
 def test_a_changed_image_is_told_and_can_be_opened(volume: np.ndarray, path: Path) -> None:
     session = rich(volume)
     save_session(session, path)

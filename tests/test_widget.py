@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import subprocess
 import sys
 import threading
@@ -428,6 +429,24 @@ def test_a_prompt_outside_the_image_is_told(desk):
     assert "not used" in d.status
 
 
+@pytest.mark.filterwarnings("ignore:Non-orthogonal slicing")
+def test_an_image_that_lies_across_its_slices_is_not_marked_beside_what_is_seen(desk):
+    tilt = np.array([[2.97, -0.14, 0, 5], [0.42, 0.99, 0, -8], [0, 0, 1, 3], [0, 0, 0, 1]])
+    d = desk(affine=tilt)  # 8 degrees about x, slices of 3 mm
+    assert "out of its slices" in d.status
+    d.press(d.panel.modes["box"])
+    assert "out of its slices" in d.status
+    assert d.panel.mode is None and d.widget.shapes_layer is None
+    d.viewer.dims.order = (2, 0, 1)  # sagittal slices lie along the world's axis
+    d.press(d.panel.modes["include"])
+    assert d.panel.mode == "include"
+    d.viewer.dims.order = (0, 1, 2)
+    d.widget.points_layer.mode = "pan_zoom"
+    d.image.affine = np.eye(4) + np.eye(4, k=1) * 1e-4  # rounding in a file
+    d.press(d.panel.modes["box"])
+    assert d.panel.mode == "box" and "Drag a box" in d.status
+
+
 def test_objects_are_added_chosen_and_deleted(desk):
     d = desk()
     d.go_to(2)
@@ -700,9 +719,10 @@ def test_a_failure_is_told_in_napari_and_nothing_is_lost(desk, monkeypatch):
     monkeypatch.setattr(BrokenFrames, "is_broken", True)
     d.press(d.panel.propagate)
     d.settle()
-    told = "The disk with the image is gone"
-    assert notifications(d.viewer) == [f"SAM 2: {told}"]
-    assert d.status == f"⚠ {told}"
+    told = "cannot be read: The disk with the image is gone"
+    assert len(notifications(d.viewer)) == 1
+    assert re.fullmatch(f"⚠ Slice [1-6] {told}", d.status)
+    assert notifications(d.viewer) == [f"SAM 2: {d.status.removeprefix('⚠ ')}"]
     assert not d.panel.stop.isEnabled() and d.panel.propagate.isEnabled()
     assert not any("SAM 2" in bar.desc for bar in progress._all_instances)
     np.testing.assert_array_equal(d.labels, done)
@@ -710,7 +730,7 @@ def test_a_failure_is_told_in_napari_and_nothing_is_lost(desk, monkeypatch):
     d.go_to(6)
     d.click((20, 20))
     d.settle()
-    assert d.status == f"⚠ {told}"
+    assert d.status == f"⚠ Slice 6 {told}"
     assert sorted(d.session.prompts[1]) == [2, 6], "the click is kept, though it has no mask yet"
 
     monkeypatch.setattr(BrokenFrames, "is_broken", False)

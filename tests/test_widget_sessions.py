@@ -456,8 +456,11 @@ def test_work_on_an_image_that_gets_another_shape_comes_back_with_its_old_one(de
     d.settle()
     kept = find_recovery(pixels)
     assert kept is not None and str(kept) in d.status
+    savers = [t for t in threading.enumerate() if t.name == "napari-sam2 autosave" and t.is_alive()]
+    assert len(savers) == 1, "of the image as it is now, and of nothing else"
     d.image.data = pixels
     d.settle()
+    assert d.status == "scan has another shape now."
     d.qtbot.waitUntil(d.panel.recovery.isVisible, timeout=TIMEOUT)
     d.press(d.panel.recover)
     d.settle()

@@ -212,6 +212,7 @@ def test_what_other_plugins_make_of_the_objects_layer_counts_as_painted(desk):
     layer, before = d.widget.labels_layer, d.labels.copy()
     layer.data = before.astype(np.uint16)  # napari's "Convert data type"
     d.settle()
+    QApplication.processEvents()
     assert "keeps its type of numbers" in d.status
     assert layer.data is d.labels
     assert not d.session.prompts_for(1)[2].mask
@@ -220,6 +221,8 @@ def test_what_other_plugins_make_of_the_objects_layer_counts_as_painted(desk):
     new[5, 2:6, 2:6] = 9
     layer.data = new
     d.settle()
+    QApplication.processEvents()
+    assert "painted by hand" in d.status
     np.testing.assert_array_equal(layer.data, new)
     assert layer.data is d.labels
     assert list(d.session.objects) == [1, 2, 9]
@@ -867,7 +870,24 @@ def test_images_are_seen_together_as_colours(desk):
     d.press(d.panel.propagate)
     d.settle()
     assert_same(d.labels, d.expected())
+    other.contrast_limits = 0, 90
+    d.qtbot.waitUntil(lambda: d.session.window[1] == (0, 90), timeout=TIMEOUT)
+    d.settle()
+    other.data = blobs()
+    d.settle()
+    assert "stain has changed. Update" in d.status
+    np.testing.assert_array_equal(d.session.view[3][..., 1], other.data[3])
+    d.press(d.panel.update_masks)
+    d.settle()
+    assert_same(d.labels, d.expected())
     d.viewer.layers.remove(other)
+    assert d.panel.channels.currentText() == "with stain (removed)"
+    other.data = blobs()[:3]
+    d.settle()
+    assert d.panel.channels.currentText() == "as it is"
+    assert "scan is seen by itself now" in d.status
+    assert d.session.view.num_channels == 1
+    assert list(d.session.prompts[1]) == [2]
     assert d.session is not None
 
 

@@ -17,6 +17,7 @@ Windows = Window | tuple[Window, ...]
 """The intensities shown as black and white, or these for each channel."""
 ELSEWHERE, OUTSIDE = -1, -2
 MOST_CHANNELS = 3
+_BESIDE = 0.5  # pixels or slices
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,34 @@ def sequence_axes(
         return shape[axis] == 1 or str(layer.axis_labels[axis]).lower() in ("c", "channel")
 
     return tuple(sorted(hidden, key=is_unlikely))
+
+
+def is_oblique(layer: Any, order: Sequence[int]) -> bool:
+    """Whether a viewer with these dims.order shows the slices of an image layer where they are not.
+
+    napari draws slices straight, without what turns or shears them out of their plane. A click
+    takes it into account, and then lies half a pixel or a slice or more beside what is shown.
+    """
+    axes = _axes_of(layer, order, None)
+    shown, hidden = axes[-2:], axes[:-2]
+    origin = np.array(layer.data_to_world(np.zeros(layer.ndim)))
+    to_world = np.array([layer.data_to_world(step) for step in np.eye(layer.ndim)]).T
+    to_world -= origin[:, None]
+    to_data = np.linalg.inv(to_world)
+    last = np.array(image_shape(layer)) - 1.0
+    try:
+        for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            at = last / 2
+            at[shown] = last[shown] * (y, x)
+            world = np.empty(layer.ndim)  # where napari shows it
+            world[shown] = to_world[np.ix_(shown, shown)] @ at[shown] + origin[shown]
+            across = at[hidden] + (to_data @ origin)[hidden]
+            world[hidden] = np.linalg.solve(to_data[np.ix_(hidden, hidden)], across)
+            if np.abs(to_data @ (world - origin) - at).max() >= _BESIDE:
+                return True
+    except np.linalg.LinAlgError:
+        return True  # slices are shown from the side
+    return False
 
 
 class SequenceView:
@@ -216,13 +245,18 @@ class SequenceView:
         return np.stack([self.channel(n, frame) for n in range(self.num_channels)], axis=-1)
 
     def channel(self, number: int, frame: int) -> NDArray[Any]:
-        """(H, W) of one of `num_channels`, or (H, W, 3 or 4) for colours."""
-        index = self.index(frame)
-        if self.channels is None:
-            return np.asarray(self.arrays[number][index])
-        at = list(index)
-        at[self.channels.axis] = self.channels.indices[number]
-        return np.asarray(self.arrays[0][tuple(at)])
+        """(H, W) of one of `num_channels`, or (H, W, 3 or 4) for colours.
+
+        Raises OSError with the frame's number where its file cannot be read.
+        """
+        at = list(self.index(frame))
+        array = self.arrays[0 if self.channels else number]
+        if self.channels is not None:
+            at[self.channels.axis] = self.channels.indices[number]
+        try:
+            return np.asarray(array[tuple(at)])
+        except OSError as error:
+            raise OSError(f"Slice {frame} cannot be read: {error}") from error
 
     def index(self, frame: int) -> tuple[int | slice, ...]:
         """What picks a frame's pixels from an array of `shape`."""

@@ -327,7 +327,8 @@ def _ratios(spacing: Sequence[float]) -> NDArray[np.float64]:
 def fingerprint(image: Any) -> str:
     """A sum over some of the pixels of an image; equal for equal values of any data type.
 
-    image: as for `Session`. The middle of up to 8 frames is read, never the whole.
+    image: as for `Session`. The middle of up to 8 frames is read, never the whole. A frame that
+    cannot be read counts as such: work on an image with a damaged slice can be saved.
     """
     total = hashlib.sha256()
     for array in SequenceView(image).arrays:
@@ -340,8 +341,12 @@ def fingerprint(image: Any) -> str:
         count = int(np.prod(leading, dtype=np.int64))
         for n in np.unique(np.linspace(0, count - 1, min(count, _SAMPLED_FRAMES)).astype(np.int64)):
             index = (*(int(i) for i in np.unravel_index(n, leading)), *middle)
-            pixels = np.asarray(array[index]).astype("<f8") + 0.0  # there are two zeros
-            total.update(pixels.tobytes())
+            try:
+                pixels = np.asarray(array[index]).astype("<f8") + 0.0  # there are two zeros
+            except Exception:  # each library has its own
+                total.update(b"damaged")
+            else:
+                total.update(pixels.tobytes())
     return f"sha256:{total.hexdigest()}"
 
 

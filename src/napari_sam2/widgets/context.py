@@ -12,6 +12,7 @@ import numpy as np
 from napari.utils.notifications import show_warning
 from qtpy.QtCore import QObject, QTimer, Signal
 
+from napari_sam2.sequence_view import is_oblique
 from napari_sam2.session import Session
 from napari_sam2.widgets.model_choice import ModelChoice
 from napari_sam2.widgets.panel import Panel
@@ -76,6 +77,14 @@ class Context(QObject):
     def is_held(self) -> bool:
         """Whether results must wait, because the person is in the middle of a stroke."""
         return self.work is not None and self.work.is_held
+
+    @property
+    def is_oblique(self) -> bool:
+        """Whether napari shows slices of the image elsewhere than where clicks on them lie."""
+        work, dims = self.work, self.viewer.dims
+        return (
+            work is not None and dims.ndim >= work.image.ndim and is_oblique(work.image, dims.order)
+        )
 
     @property
     def frame(self) -> int:
@@ -147,6 +156,15 @@ class Context(QObject):
         """Whether the person is told that the model is being loaded."""
         return self.panel.status.text().startswith(_LOADING)
 
+    def refuse_oblique(self) -> None:
+        """Say why nothing can be marked on the slices as they are shown."""
+        assert self.work is not None
+        self.panel.fail(
+            f"{self.work.image.name} is turned or sheared out of its slices. napari shows them "
+            "straight, so that marks would lie elsewhere than where you see them. Open its file "
+            'with the reader "SAM 2", or set the layer\'s rotation, shear and affine back.'
+        )
+
     def say_what_next(self) -> None:
         """Tell the person what to do in the state that everything is in."""
         session, say = self.session, self.panel.say
@@ -154,6 +172,8 @@ class Context(QObject):
             say("Open an image (File > Open, or Open Sample); it then appears above.")
         elif not session.model.is_loaded and self.models.is_loading:
             say(self.loading())
+        elif self.is_oblique:
+            self.refuse_oblique()
         elif session.prompts:
             say("Correct any slice with clicks or a box, or go on with Propagate.")
         elif session.prompted_objects:

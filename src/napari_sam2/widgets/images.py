@@ -106,8 +106,10 @@ class Images(QObject):
         changed, updates = work.session.objects_changed, self._self_update.on_objects_changed
         work.events.connect(changed, self._display.on_objects_changed)
         work.events.connect(changed, partial(updates, work.session))
-        work.events.connect(work.image.events.contrast_limits, self._options.on_contrast)
-        work.events.connect(work.image.events.data, self._on_data)
+        for seen in (work.image, *work.look.partners):
+            # Not the method: another image's callback on the same layer would count as this one.
+            work.events.connect(seen.events.contrast_limits, partial(self._options.on_contrast))
+            work.events.connect(seen.events.data, partial(self._on_data, work))
         self.known[work.image] = work
 
     def close(self) -> None:
@@ -171,10 +173,11 @@ class Images(QObject):
         was_chosen = self._context.work is work
         old = work.layers
         self._forget(work.image)
-        remove_layers(self._context.viewer.layers, old)
         self.adopt(new, recovered)
         if was_chosen:
             self._context.work = new
+        remove_layers(self._context.viewer.layers, old)
+        if was_chosen:
             if has_layers:
                 self._marking.add_layers()
             self._options.fill()
@@ -182,13 +185,21 @@ class Images(QObject):
             self._context.changed.emit()
         return new
 
-    def _on_data(self, event: Any) -> None:
-        """Other pixels: marks and masks of the old ones are kept where they still fit."""
-        image = event.source
-        work = self.known[image]
+    def _on_data(self, work: Workspace, event: Any) -> None:
+        """Other pixels, also of what is seen with the image: marks and masks are kept where they
+        still fit."""
+        image, changed = work.image, event.source
         was_chosen = self._context.work is work
+        parting = ""
         try:
-            session = self.new_session(image, work.look)
+            try:
+                session = self.new_session(image, work.look)
+            except ValueError:
+                if not work.look.partners:
+                    raise
+                work.look = Look()
+                parting = f" {image.name} is seen by itself now."
+                session = self.new_session(image)
         except ValueError as error:
             self._forget(image)
             self._on_chosen()
@@ -198,7 +209,11 @@ class Images(QObject):
         if is_alike:
             state = work.session.snapshot()
             session.restore(replace(state, window=session.window), trust=False)
-            text = f"{image.name} has changed. Update brings the masks up to date with it."
+            text = (
+                f"{changed.name} has changed.{parting} Update brings the masks up to date with it."
+            )
+        elif work.session.is_empty:
+            text = f"{image.name} has another shape now."
         else:
             text = f"{image.name} has another shape now, so its marks and masks are gone."
         new = self.replace(work, session)

@@ -95,6 +95,10 @@ class Marking:
         if self._context.work is None:
             self._context.say_what_next()
             return
+        if self._context.is_oblique:
+            self.show_mode()
+            self._context.refuse_oblique()
+            return
         layer = self._layer_for(mode)
         layer.visible = True
         self._panel.mode = mode

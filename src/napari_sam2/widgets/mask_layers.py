@@ -197,6 +197,7 @@ class MaskLayers:
                 own[index] = new[index]
                 changed.append(frame)
         layer.data = own
+        self.has_strokes = False  # the layer tells of this, too
         return changed
 
     def refresh(self) -> None:

@@ -62,7 +62,13 @@ class Options:
         self.fill_axes()
         windows = [(text, choice) for choice, text in window_choices(work.session.view).items()]
         panel.show_choices(panel.windows, windows, work.window)
-        panel.show_choices(panel.channels, _looks(work, self._context.viewer.layers), work.look)
+        layers, partners = self._context.viewer.layers, work.look.partners
+        looks = _looks(work, layers)
+        if partners and work.look not in (look for _, look in looks):
+            names = " and ".join(other.name for other in partners)
+            is_there = all(other in layers for other in partners)
+            looks.append((f"with {names}{'' if is_there else ' (removed)'}", work.look))
+        panel.show_choices(panel.channels, looks, work.look)
         targets: list[tuple[str, object]] = [("a new labels layer", NEW_LAYER)]
         targets += [("one layer per object, too", ONE_EACH)]
         targets += [(layer.name, layer) for layer in self._labels_layers(work)]
