@@ -37,9 +37,12 @@ class SelfUpdate:
         context = self._context
         if session is not context.session or not context.panel.update_by_itself.isChecked():
             return
-        if session is not self._of or session.history.redo_label is not None:
-            self._corrected, self._of = set(), session  # what was taken back stays so
-        self._corrected |= session.corrected
+        if session is not self._of:
+            self._corrected, self._of = set(), session
+        if session.history.redo_label is not None:
+            self._corrected.clear()  # what was taken back stays so
+        else:
+            self._corrected |= session.corrected
         if self._corrected:
             self._rest.start()
 
