@@ -71,6 +71,9 @@ def test_parents_of_tracks_go_from_one_folder_to_another(
     before, after = tmp_path / "1_RES" / table, tmp_path / "2_RES" / "res_track.txt"
     assert after.read_text() == "1 0 1 0\n2 2 4 1\n3 2 4 1\n4 0 1 0\n5 3 4 4\n"
     assert after.read_text() == before.read_text()
+    assert not capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "1_RES"), str(tmp_path / "3.ome.tif")]) == 0
+    assert "does not say which tracks come from which" in capsys.readouterr().err
     before.write_text("1 0 1\n")
     assert main(["convert", str(tmp_path / "1_RES"), str(tmp_path / "3_RES")]) == 3
     assert f"{table} is no table of tracks" in capsys.readouterr().err

@@ -72,5 +72,11 @@ def _convert(options: argparse.Namespace) -> int:
     if not options.quiet:
         for note in labels.notes:
             print(f"warning: {note}", file=sys.stderr)
+        if parents and not read_parents(options.out):
+            print(
+                f"warning: {options.out} does not say which tracks come from which; a folder "
+                "NAME_RES of the Cell Tracking Challenge does.",
+                file=sys.stderr,
+            )
         print(f"{options.out}: labels of shape {' x '.join(map(str, labels.array.shape))}")
     return OK
