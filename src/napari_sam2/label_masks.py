@@ -45,13 +45,13 @@ def masks_in(
     Changes nothing, so that another thread can read what takes long.
     """
     read = _reader(view, labels)
-    whole = range(len(view))
+    whole, chosen = range(len(view)), None if object_ids is None else {*object_ids}
     masks: dict[tuple[int, int], ObjectMask] = {}
     largest: dict[int, int] = {}  # the frame of each
     spans: dict[int, Life] = {}
     for frame in whole if frames is None else frames:
         for object_id, mask in ObjectMask.each_of(read(frame)).items():
-            if object_ids is not None and object_id not in object_ids:
+            if chosen is not None and object_id not in chosen:
                 continue
             spans[object_id] = spans.get(object_id, Life(frame, frame)).widened([frame])
             if frames is None and object_id in largest:
