@@ -120,6 +120,17 @@ def test_an_uncompressed_mha_is_not_read_before_it_is_used(tmp_path: Path, file:
         np.testing.assert_array_equal(volume.array[:-1], array[:-1])
 
 
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_an_mhd_may_have_its_values_in_a_folder_below(tmp_path: Path, is_compressed: bool) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(DATA), str(tmp_path / "a.mhd"), is_compressed)
+    (values,) = (file for file in tmp_path.iterdir() if file.suffix != ".mhd")
+    (tmp_path / "below").mkdir()
+    values.rename(tmp_path / "below" / values.name)
+    text = (tmp_path / "a.mhd").read_text().replace(values.name, f"below/{values.name}")
+    (tmp_path / "a.mhd").write_text(text)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.mhd").array, DATA)
+
+
 @pytest.mark.parametrize("skipped", [0, 10, -1])
 def test_an_mhd_may_skip_a_header_and_swap_bytes(tmp_path: Path, skipped: int) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(DATA), str(tmp_path / "a.mhd"))

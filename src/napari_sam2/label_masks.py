@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ class LabelMasks:
 def masks_in(
     view: SequenceView,
     labels: NDArray[Any] | Labels,
-    object_ids: Collection[int] | None = None,
+    object_ids: Iterable[int] | None = None,
     frames: Sequence[int] | None = None,
 ) -> LabelMasks:
     """Read the masks that `Session.take_masks` takes; arguments as for `take_labels`.

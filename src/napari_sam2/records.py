@@ -206,18 +206,17 @@ class Records:
     def set_parents(self, parents: Mapping[int, int]) -> None:
         """All of them; those that are not named have none. Who has no parent any more, or no
         daughter, begins or ends as without."""
+        orphans = self.parents.keys() - parents.keys()
+        childless = {*self.parents.values()} - {*parents.values()}
         lives = {*self._lives.places, *self._own_lives.places}
-        own = {place: self.own_life(place) for place in lives}
-        daughters, mothers = set(self.parents), set(self.parents.values())
-        for daughter in daughters | parents.keys():
+        own = {at: self.own_life(at) for at in lives if at[1] in orphans | childless}
+        for daughter in self.parents.keys() | parents.keys():
             if self.parents.get(daughter) != parents.get(daughter):
                 self._parents.set(_ALL, daughter, parents.get(daughter))
-        daughters -= set(parents)
-        mothers -= set(parents.values())
         for place, (first, last) in own.items():
-            if place[1] in daughters:
+            if place[1] in orphans:
                 self.set_life(place, self.life(place)._replace(first=first))
-            if place[1] in mothers:
+            if place[1] in childless:
                 self.set_life(place, self.life(place)._replace(last=last))
 
     @property

@@ -750,10 +750,11 @@ class Session(TrackEdits):
         stop: int | None = None,
         to: int | None = None,
         only_stale: bool = False,
+        joins_last: bool = False,
     ) -> Task:
         """What there is to compute now; arguments as for `propagate`.
 
-        only_stale: leave out frames that nothing was ever computed on.
+        only_stale: leave out frames that nothing was ever computed on. joins_last: as for Task.
         """
         if direction not in ("both", "forward", "backward"):
             raise ValueError(f"direction must be both, forward or backward, not {direction!r}.")
@@ -790,7 +791,7 @@ class Session(TrackEdits):
             wanted[object_id] = self._records.wanted(
                 place, self._source, range(low, high + 1), only_stale
             )
-        return Task(self.view, self._source, anchors, wanted, areas, lives)
+        return Task(self.view, self._source, anchors, wanted, areas, lives, joins_last=joins_last)
 
     def has_changed_since(self, task: Task) -> bool:
         """Whether what a person said of the objects of a task is not what it was: marks, painted

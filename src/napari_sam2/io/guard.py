@@ -50,7 +50,7 @@ def too_small(path: Path, shape: tuple[int, ...]) -> ReadError:
 
 
 def file_beside(header: Path, name: str) -> Path:
-    """The one file with the values of a header, which must lie in the header's folder.
+    """The one file with the values of a header, which must lie in the header's folder or below.
 
     Raises: ReadError.
     """

@@ -237,8 +237,7 @@ class ObjectActions:
                 self._panel.fail(f"There is no such label in {layer.name}.")
 
         self._panel.say(f"Reading {layer.name} …")
-        wanted = None if object_ids is None else list(object_ids)
-        read = partial(masks_in, view, layer, wanted, frames[slices])
+        read = partial(masks_in, view, layer, object_ids, frames[slices])
         self._context.runner.request(read, done)
 
     def _travel(self, word: str, step: Callable[[Session], str | None]) -> None:

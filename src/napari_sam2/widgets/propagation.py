@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -70,15 +69,8 @@ class Propagation:
             go = partial(self._follow, session, late, "Nothing is out of date.", **reach)
             self._when_decided(session, late, go)
 
-    def _follow(
-        self,
-        session: Session,
-        ids: list[int],
-        nothing: str,
-        joins_last: bool = False,
-        **reach: Any,
-    ) -> None:
-        """reach: as for `Session.task`. joins_last: as for Task."""
+    def _follow(self, session: Session, ids: list[int], nothing: str, **reach: Any) -> None:
+        """reach: as for `Session.task`."""
 
         def again() -> None:
             left = session.task(self._present(session, ids), **reach)
@@ -88,9 +80,7 @@ class Propagation:
                 self._say_done(session, left)
             else:
                 self._when_decided(
-                    session,
-                    ids,
-                    partial(self._follow, session, ids, nothing, joins_last, **reach),
+                    session, ids, partial(self._follow, session, ids, nothing, **reach)
                 )
 
         try:
@@ -98,7 +88,7 @@ class Propagation:
         except ValueError as error:  # other slices are shown than when it was asked for
             self._panel.fail(str(error))
         else:
-            self._run(session, replace(task, joins_last=joins_last), nothing, again)
+            self._run(session, task, nothing, again)
 
     def check_both_sides(self) -> None:
         """Follow all objects between marked slices from the farther ones, too, and compare."""
