@@ -269,6 +269,16 @@ def test_units_and_missing_axes_are_honoured():
     np.testing.assert_allclose(align(metres, fine)([(1, 2, 3, 3)]), [(2, 6, 6)])
 
 
+def test_units_of_another_kind_do_not_count_as_in_the_viewer():
+    """Labels with the image's scale and no unit, as a script makes them."""
+    place = {"scale": (3, 0.5, 0.5), "translate": (10, 20, 30)}
+    scan = image(volume(), units=("mm",) * 3, **place)
+    labels = Labels(np.random.default_rng(0).integers(0, 9, SHAPE), **place)
+    view = SequenceView(scan, SequenceKey.along(0, 3))
+    for frame in range(len(view)):
+        np.testing.assert_array_equal(layer_on(view, labels, frame), labels.data[frame])
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_labels_of_another_grid_are_found_by_the_nearest(seed):
     rng = np.random.default_rng(seed)

@@ -102,12 +102,18 @@ def _lies_nowhere(layer: Layer) -> bool:
 
 
 def _units_ratio(source: Layer, target: Layer) -> NDArray[np.float64]:
-    """(D,) the units of the source's axes in those of the target's; 1 where it has none."""
+    """(D,) the units of the source's axes in those of the target's; 1 where it has none.
+
+    As in the viewer, units do not count where an axis has one kind of them in one layer and another
+    kind in the other: millimetres and pixels.
+    """
     from pint import get_application_registry
 
     base = get_application_registry().get_base_units
     ratio = np.ones(source.ndim)
     common = min(source.ndim, target.ndim)
     pairs = zip(source.units[-common:], target.units[-common:], strict=True)
-    ratio[-common:] = [base(one)[0] / base(other)[0] for one, other in pairs]
+    in_base = [(base(one), base(other)) for one, other in pairs]
+    if all(one[1] == other[1] for one, other in in_base):
+        ratio[-common:] = [one[0] / other[0] for one, other in in_base]
     return ratio
