@@ -52,7 +52,7 @@ def parts(model: SAM2, objects: int) -> dict[str, Work]:
     memories = [(memory, index) for index in reversed(range(config.num_memories))]
     pointers = [(pointer, float(age)) for age in range(config.max_pointers)]
     tokens = model.memory_tokens(memories, pointers)
-    conditioned = model.attend_to_memory(features, *tokens)
+    conditioned = model.attend_to_memory(features, tokens)
     mask_input = None
     if config.draws_prompts:
         mask_input = torch.zeros(objects, 1, 4 * side, 4 * side, device=device)
@@ -64,7 +64,7 @@ def parts(model: SAM2, objects: int) -> dict[str, Work]:
 
     return {
         ENCODER: lambda: model.encode_image(images),
-        "memory attention": lambda: model.attend_to_memory(features, *tokens),
+        "memory attention": lambda: model.attend_to_memory(features, tokens),
         "decoder": lambda: model.decode_masks(
             features, conditioned, mask_input=mask_input, multimask=True
         ),

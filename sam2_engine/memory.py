@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,8 +15,9 @@ from sam2_engine.model import ModelConfig
 MemorySelection = Literal["recent", "confident"]
 """Which tracked frames are remembered: the last ones, as published, or the surest and most diverse.
 """
-MemoryTokens = Literal["all", "pooled"]
-"""How much of a memory is looked at: all places, as published, or their means over 2 x 2."""
+MemoryTokens = Literal["all", "near", "pooled"]
+"""How much of a memory is looked at: all places, as published; those near the object, and of the
+others their means over 2 x 2; or these means alone."""
 CONFIDENT_IOU = 0.5
 """Predicted IoU from which a mask is remembered where only confident ones are."""
 
@@ -29,6 +30,9 @@ class Memory:
     """(1, memory_dim, S/16, S/16)"""
     pointer: Tensor
     """(1, C)"""
+    near: Tensor | None = None
+    """(S/32, S/32) bool, on the CPU: the cells of 2 x 2 places that are looked at place by place;
+    None: all are."""
 
 
 class Recall(NamedTuple):
@@ -36,6 +40,8 @@ class Recall(NamedTuple):
 
     memories: list[tuple[Tensor, int]]
     pointers: list[tuple[Tensor, float]]
+    near: list[Tensor] | None
+    """Of each memory; None where all are looked at place by place."""
 
 
 class MemoryBank:
@@ -66,17 +72,18 @@ class MemoryBank:
         self._num_recent = config.num_memories - 1
         self._prompted_index = config.num_memories - 1
         self._num_pointers = min(num_frames, config.max_pointers) - 1
-        self._features: dict[int, Tensor] = {}
+        self._recent: dict[int, Memory] = {}
         self._pointers: dict[int, Tensor] = {}
 
     def add(self, frame: int, memory: Memory, confidence: float) -> None:
         """Remember a tracked frame, whatever its confidence, and forget what no later frame can
         see.
         """
-        self._features[frame] = memory.features
+        self._recent[frame] = memory
         self._pointers[frame] = memory.pointer
+        kept: dict[int, Any]
         for kept, limit in (
-            (self._features, self._num_recent),
+            (self._recent, self._num_recent),
             (self._pointers, self._num_pointers),
         ):
             for old in [t for t in kept if (frame - t) * self._step >= limit]:
@@ -85,21 +92,15 @@ class MemoryBank:
     def recall(self, frame: int) -> Recall:
         """What a frame sees: prompted frames, recent frames oldest first, then pointers."""
         selected = _nearest(self._prompted, frame, self._max_prompted)
+        # A prompted frame that was not selected still counts as a recent one.
+        others = {t: memory for t, memory in self._prompted.items() if t not in selected}
 
-        def recent(age: int, kept: Mapping[int, Tensor], field: str) -> Tensor | None:
-            t = frame - self._step * age
-            if t in kept:
-                return kept[t]
-            # A prompted frame that was not selected still counts as a recent one.
-            if t in self._prompted and t not in selected:
-                return getattr(self._prompted[t], field)
-            return None
-
-        memories = [(self._prompted[t].features, self._prompted_index) for t in selected]
+        memories = [(self._prompted[t], self._prompted_index) for t in selected]
         for age in range(self._num_recent, 0, -1):
-            features = recent(age, self._features, "features")
-            if features is not None:
-                memories.append((features, age - 1))
+            t = frame - self._step * age
+            memory = self._recent.get(t, others.get(t))
+            if memory is not None:
+                memories.append((memory, age - 1))
 
         scale = max(self._num_pointers, 1)
         pointers = [
@@ -108,10 +109,12 @@ class MemoryBank:
             if (frame - t) * self._step >= 0
         ]
         for age in range(1, self._num_pointers + 1):
-            pointer = recent(age, self._pointers, "pointer")
-            if pointer is not None:
-                pointers.append((pointer, age / scale))
-        return Recall(memories, pointers)
+            t = frame - self._step * age
+            if t in self._pointers:
+                pointers.append((self._pointers[t], age / scale))
+            elif t in others:
+                pointers.append((others[t].pointer, age / scale))
+        return _recall(memories, pointers)
 
 
 class ConfidentMemoryBank:
@@ -153,18 +156,23 @@ class ConfidentMemoryBank:
         newest, since time may mean nothing.
         """
         selected = _nearest(self._prompted, frame, self._max_prompted)
-        memories = [(self._prompted[t].features, self._prompted_index) for t in selected]
+        memories = [(self._prompted[t], self._prompted_index) for t in selected]
         pointers = [(self._prompted[t].pointer, 1 / self._scale) for t in selected]
         ages = range(len(self._kept), 0, -1)
         ranked = list(zip(ages, (memory for memory, _ in self._kept), strict=True))
-        memories += [(memory.features, age - 1) for age, memory in ranked]
+        memories += [(memory, age - 1) for age, memory in ranked]
         pointers += [(memory.pointer, age / self._scale) for age, memory in reversed(ranked)]
-        return Recall(memories, pointers)
+        return _recall(memories, pointers)
 
     def _likeness(self, pair: tuple[int, int]) -> float:
         """The cosine of the angle between two memories."""
         first, second = (self._kept[index][0].features.flatten().float() for index in pair)
         return float(F.cosine_similarity(first, second, dim=0))
+
+
+def _recall(memories: list[tuple[Memory, int]], pointers: list[tuple[Tensor, float]]) -> Recall:
+    near = [memory.near for memory, _ in memories if memory.near is not None]
+    return Recall([(memory.features, index) for memory, index in memories], pointers, near or None)
 
 
 def _nearest(prompted: Mapping[int, Memory], frame: int, limit: int | None) -> list[int]:

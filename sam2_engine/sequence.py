@@ -39,6 +39,7 @@ from sam2_engine.memory import (
     MemoryTokens,
 )
 from sam2_engine.model import ABSENT_LOGIT, SAM2, Decoded, ImageFeatures, as_mask_input
+from sam2_engine.model.recalled import Recalled, join, near_object
 from sam2_engine.passes import Direction, Pass, Sweep, plan
 from sam2_engine.prompts import Prompt
 
@@ -137,8 +138,9 @@ class SequencePredictor:
             memory: "recent" as published: a tracked frame sees the last few before it. "confident":
                 it sees those that the model was sure of and that differ most, so that frames need
                 not be in any order; a mask that is not confident leads nowhere.
-            memory_tokens: "all" as published. "pooled": a memory's places are averaged 2 x 2, which
-                leaves a quarter of them to look at: quicker, and not quite the same masks.
+            memory_tokens: "all" as published. "near": a memory's places far from the object are
+                averaged 2 x 2, which leaves some two fifths to look at: quicker, and nearly the
+                same masks. "pooled": all are, which leaves a quarter.
             cache_bytes: budget for image features.
             cache_dtype: what they are rounded to, such as torch.float16 to keep twice as many;
                 by default none.
@@ -167,8 +169,9 @@ class SequencePredictor:
             raise ValueError(f'memory must be "recent" or "confident", not {memory!r}.')
         self._is_selective = memory == "confident"
         if memory_tokens not in get_args(MemoryTokens):
-            raise ValueError(f'memory_tokens must be "all" or "pooled", not {memory_tokens!r}.')
-        self._pool = 2 if memory_tokens == "pooled" else 1
+            known = '"all", "near" or "pooled"'
+            raise ValueError(f"memory_tokens must be {known}, not {memory_tokens!r}.")
+        self._memory_tokens = memory_tokens
         self._fill_holes = fill_holes
         self._refine_clicks = refine_clicks
         self._prompts: dict[int, dict[int, Prompt]] = {}
@@ -416,33 +419,26 @@ class SequencePredictor:
             return answers
         self._follow(runners)
         self._encode_with_next(frame, [runner for runner in runners if runner.area is None])
-        groups: dict[tuple[bool, int, int], list[tuple[_Runner, Tensor, Tensor]]] = defaultdict(
-            list
-        )
+        groups: dict[tuple[bool, int, int], list[tuple[_Runner, Recalled]]] = defaultdict(list)
         for runner in runners:
-            tokens, place, num_pointers = self.model.memory_tokens(
-                *runner.bank.recall(frame), self._pool
-            )
-            key = runner.area is None, tokens.shape[1], num_pointers
-            groups[key].append((runner, tokens, place))
+            recall = runner.bank.recall(frame)
+            recalled = self.model.memory_tokens(*recall)
+            key = runner.area is None, len(recall.memories), recalled.num_pointers
+            groups[key].append((runner, recalled))
 
-        portions = [(n, part) for (_, _, n), group in groups.items() for part in _portions(group)]
-        for num_pointers, members in portions:
-            tokens = torch.cat([tokens for _, tokens, _ in members])
-            places = torch.cat([place for _, _, place in members])
-            areas = [runner.area for runner, _, _ in members]
+        for members in (part for group in groups.values() for part in _portions(group)):
+            areas = [runner.area for runner, _ in members]
             features = self._features(frame, areas)
-            conditioned = self.model.attend_to_memory(
-                features, tokens, places, num_pointers, self._pool
-            )
+            recalled = join([recalled for _, recalled in members])
+            conditioned = self.model.attend_to_memory(features, recalled)
             before = None
             if self.model.config.draws_prompts:
-                before = as_mask_input(torch.cat([runner.last for runner, _, _ in members]))
+                before = as_mask_input(torch.cat([runner.last for runner, _ in members]))
             decoded = self.model.decode_masks(
                 features, conditioned, mask_input=before, multimask=True
             )
             memories = self._remember_tracked(features, decoded)
-            for (runner, _, _), answer, memory in zip(
+            for (runner, _), answer, memory in zip(
                 members, self._split(decoded, areas), memories, strict=True
             ):
                 answers[runner.sweep.object_id] = answer
@@ -646,8 +642,10 @@ class SequencePredictor:
             encoded = self.model.encode_memory(
                 features, self.model.upscale(low_res), score, binarise=True
             )
+            near = self._near(low_res)
             for index, i in enumerate(ids):
-                memories[i] = Memory(encoded[index : index + 1], answers[i].pointer)
+                own = encoded[index : index + 1]
+                memories[i] = Memory(own, answers[i].pointer, near[index])
         return memories
 
     # -- helpers -------------------------------------------------------------------------------
@@ -656,10 +654,18 @@ class SequencePredictor:
         encoded = self.model.encode_memory(
             features, self.model.upscale(decoded.low_res), decoded.object_score, binarise=False
         )
+        near = self._near(decoded.low_res)
         return [
-            Memory(encoded[i : i + 1].clone(), decoded.pointer[i : i + 1].clone())
+            Memory(encoded[i : i + 1].clone(), decoded.pointer[i : i + 1].clone(), near[i])
             for i in range(len(encoded))
         ]
+
+    def _near(self, low_res: Tensor) -> Sequence[Tensor | None]:
+        """Which part of each memory is looked at place by place; low_res: (B, 1, S/4, S/4)."""
+        if self._memory_tokens == "all":
+            return [None] * len(low_res)
+        near = near_object(low_res).cpu()
+        return list(near if self._memory_tokens == "near" else torch.zeros_like(near))
 
     def _split(self, decoded: Decoded, areas: Sequence[Area | None]) -> Iterator[_Answer]:
         """One answer per object, with small holes filled if asked for."""

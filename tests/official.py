@@ -195,7 +195,7 @@ class OfficialTracker:
             output = self.tracked[obj].get(t)
             if output is not None and output.maskmem is not None:
                 bank.add(t, Memory(output.maskmem, output.obj_ptr), confidence=1.0)
-        return self.model.attend_to_memory(features, *self.model.memory_tokens(*bank.recall(frame)))
+        return self.model.attend_to_memory(features, self.model.memory_tokens(*bank.recall(frame)))
 
     def _memory(self, frame: int, output: Output, binarise: bool) -> Tensor:
         high_res = F.interpolate(output.low_res, size=(self.model.image_size,) * 2, mode="bilinear")

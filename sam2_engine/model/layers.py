@@ -211,8 +211,12 @@ class Attention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return self.attend(self.q_proj(q), self.k_proj(k), self.v_proj(v))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of projected queries, keys and values, and the output projection."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, plus: Tensor | None = None) -> Tensor:
+        """Attention of projected queries, keys and values, and the output projection.
+
+        plus: (B, keys) what is added to each key's scores.
+        """
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v)
+        mask = None if plus is None else plus[:, None, None].to(q.dtype)
+        out = F.scaled_dot_product_attention(q, k, v, mask)
         return self.out_proj(out.transpose(1, 2).flatten(2))

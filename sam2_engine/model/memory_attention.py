@@ -6,11 +6,11 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sam2_engine.model.layers import Attention, Linear, in_parts, linear, uses_onednn
 from sam2_engine.model.position import axial_rotations, rotate, rotate_in_place
-from sam2_engine.model.soft_averages import shiftable_keys, soft_averages
+from sam2_engine.model.recalled import Detail, detail_table
+from sam2_engine.model.soft_averages import shiftable_keys, shiftable_queries, soft_averages
 
 
 class RotaryAttention(Attention):
@@ -19,18 +19,25 @@ class RotaryAttention(Attention):
     def __init__(self, channels: int, kv_channels: int | None = None) -> None:
         super().__init__(channels, heads=1, kv_channels=kv_channels)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, unplaced: int = 0, pool: int = 1) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, unplaced: int = 0, detail: Detail | None = None
+    ) -> Tensor:
         """Attend; the last ``unplaced`` keys have no place in the image and are not turned.
 
-        Queries (1, tokens, channels) serve all objects of a larger batch of keys. Keys stand for
-        pool x pool places each.
+        Queries (1, tokens, channels) serve all objects of a larger batch of keys. Without a detail,
+        keys stand for a place each, in the order of the queries, once or several times over.
         """
         side, width = math.isqrt(q.shape[1]), self.q_proj.out_features
-        q = rotate(self.q_proj(q), axial_rotations(width, side, side, q.device))
-        turns = axial_rotations(width, side, side, q.device, pool)
+        turns = axial_rotations(width, side, side, q.device)
+        q = rotate(self.q_proj(q), turns)
         if uses_onednn(q):
-            return self._attend_narrow(q, k, v, turns, unplaced)
-        return self.attend(q.expand(len(k), -1, -1), self._keys(k, turns, unplaced), self.v_proj(v))
+            return self._attend_narrow(q, k, v, turns, unplaced, detail)
+        q, v = q.expand(len(k), -1, -1), self.v_proj(v)
+        if detail is None:
+            return self.attend(q, self._keys(k, turns, unplaced), v)
+        table, log_places = detail_table(width, side, q.device)
+        k = rotate(self.k_proj(k), table[detail.rows])
+        return self.attend(q, k, v, log_places[detail.rows])
 
     def _keys(self, k: Tensor, turns: Tensor, unplaced: int) -> Tensor:
         k = self.k_proj(k)
@@ -39,7 +46,13 @@ class RotaryAttention(Attention):
         return torch.cat((turned, k[:, placed:]), dim=1) if unplaced else turned
 
     def _attend_narrow(
-        self, q: Tensor, k: Tensor, v: Tensor, turns: Tensor, unplaced: int
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        turns: Tensor,
+        unplaced: int,
+        detail: Detail | None,
     ) -> Tensor:
         """The same from values before their projection, object by object.
 
@@ -47,15 +60,23 @@ class RotaryAttention(Attention):
         then, which is less work where they are narrower than their projection, as memories are.
         """
         half_or_full = self.k_proj.weight.dtype
-        q = F.pad(q / math.sqrt(q.shape[2]), (0, 2)).to(half_or_full).expand(len(k), -1, -1)
+        side, width = math.isqrt(q.shape[1]), q.shape[2]
+        q = shiftable_queries(q / math.sqrt(q.shape[2])).to(half_or_full).expand(len(k), -1, -1)
         to_keys = shiftable_keys(self.k_proj.weight, self.k_proj.bias)
         placed = k.shape[1] - unplaced
         averages = v.new_empty(len(k), q.shape[1], v.shape[2])
         for index, average in enumerate(averages):
-            keys = linear(k[index], *to_keys)
-            rotate_in_place(keys[:placed, :-2], turns)
+            length = k.shape[1] if detail is None else detail.lengths[index]
+            keys = linear(k[index, :length], *to_keys)
+            if detail is None:
+                rotate_in_place(keys[:placed, :-2], turns)
+            else:
+                rows = detail.rows[index, :length]
+                table, log_places = detail_table(width, side, q.device)
+                rotate_in_place(keys[:, :-2], table[rows])
+                keys[:, -1] = log_places[rows]
             keys = keys.to(half_or_full)
-            values = v[index].t().to(half_or_full, memory_format=torch.contiguous_format)
+            values = v[index, :length].t().to(half_or_full).contiguous()
             soft_averages(q[index], keys, values, out=average)
         weight = self.out_proj.weight @ self.v_proj.weight
         bias = self.out_proj(self.v_proj.bias[None])[0]
@@ -76,11 +97,11 @@ class MemoryAttentionLayer(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
 
     def forward(
-        self, x: Tensor, memory: Tensor, placed: Tensor, num_pointers: int, pool: int
+        self, x: Tensor, memory: Tensor, placed: Tensor, num_pointers: int, detail: Detail | None
     ) -> Tensor:
         normed = self.norm1(x)
         x = x + self.self_attn(normed, normed, normed)
-        x = x + self.cross_attn_image(self.norm2(x), placed, memory, num_pointers, pool)
+        x = x + self.cross_attn_image(self.norm2(x), placed, memory, num_pointers, detail)
         tokens = x.flatten(0, 1)
         return in_parts(self._feed_forward, tokens, self.linear1.out_features).view_as(x)
 
@@ -107,7 +128,7 @@ class MemoryAttention(nn.Module):
         memory: Tensor,
         memory_pos: Tensor,
         num_pointers: int,
-        pool: int = 1,
+        detail: Detail | None = None,
     ) -> Tensor:
         """Condition the image on the memories.
 
@@ -115,11 +136,11 @@ class MemoryAttention(nn.Module):
             image: (B, HW, C) stride-16 features of the current frame; (1, HW, C) where all B
                 objects are on one frame, for which less has to be computed.
             image_pos: (1, HW, C) sine encoding.
-            memory: (B, N, memory_dim) tokens: whole memory maps of HW / pool^2 tokens each, then
-                pointers.
+            memory: (B, N, memory_dim) tokens: without a detail, whole memory maps of HW tokens
+                each, then pointers.
             memory_pos: (B or 1, N, memory_dim) their place in space and time.
             num_pointers: how many of the N tokens, at the end, are pointer tokens.
-            pool: how many places of a memory map, along each side, one token stands for.
+            detail: what the tokens stand for where they are not whole maps.
 
         Returns:
             (B, HW, C).
@@ -129,5 +150,5 @@ class MemoryAttention(nn.Module):
         if uses_onednn(memory):  # one channel after the other, as every layer multiplies with it
             memory = memory.transpose(1, 2).contiguous().transpose(1, 2)
         for layer in self.layers:
-            x = layer(x, memory, placed, num_pointers, pool)
+            x = layer(x, memory, placed, num_pointers, detail)
         return self.norm(x)

@@ -73,12 +73,13 @@ def axial_rotations(
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn neighbouring channel pairs of x (..., tokens, channels) by the turns given per token.
+    """Turn neighbouring channel pairs of x (B, tokens, channels) by the turns given per token, for
+    each of the batch or for all.
 
     Where x holds several grids one after the other, the turns repeat.
     """
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    turned = pairs.unflatten(-2, (-1, len(turns))) * turns
+    turned = pairs.unflatten(-2, (-1, turns.shape[-2])) * turns.unsqueeze(-3)
     return torch.view_as_real(turned).flatten(-4, -3).flatten(-2).to(x.dtype)
 
 

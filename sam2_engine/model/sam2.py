@@ -21,6 +21,7 @@ from sam2_engine.model.memory_encoder import MemoryEncoder
 from sam2_engine.model.neck import FpnNeck
 from sam2_engine.model.position import sine_encoding_1d, sine_encoding_2d
 from sam2_engine.model.prompt_encoder import PromptEncoder, draw_prompts
+from sam2_engine.model.recalled import Detail, Recalled, map_tokens, pick_tokens, without_place
 
 ABSENT_LOGIT = -1024.0
 """Every mask logit of an object that is judged not to be visible."""
@@ -190,8 +191,8 @@ class SAM2(nn.Module):
         self,
         memories: Sequence[tuple[Tensor, int]],
         pointers: Sequence[tuple[Tensor, float]],
-        pool: int = 1,
-    ) -> tuple[Tensor, Tensor, int]:
+        near: Sequence[Tensor] | None = None,
+    ) -> Recalled:
         """Lay out a memory bank as tokens.
 
         Args:
@@ -199,44 +200,47 @@ class SAM2(nn.Module):
                 prompted frames, 0 to 5 for the frames 1 to 6 before the current one.
             pointers: pairs of an object pointer (B, C) and its signed distance in frames divided
                 by min(number of frames, 16) - 1.
-            pool: average so many places of a memory, along each side, in one token.
-
-        Returns:
-            Tokens (B, N, memory_dim), their position encoding (1, N, memory_dim), and how many
-            of them, at the end, come from pointers.
+            near: of one object (B = 1), for each memory (h/2, w/2), on the CPU: whether the 2 x 2
+                places of a cell are tokens; those of the others are one, their mean. By default
+                all are.
         """
-        memory_dim = self.config.memory_dim
-        first = memories[0][0]
-        place = sine_encoding_2d(memory_dim, *first.shape[-2:], device=first.device)
-        maps = [place, *(memory for memory, _ in memories)]
-        if pool > 1:
-            maps = [F.avg_pool2d(each, pool) for each in maps]
-        place, *tokens = (each.flatten(2).transpose(1, 2).to(self.dtype) for each in maps)
-        positions = [place + self.maskmem_tpos_enc[index] for _, index in memories]
-        if not pointers:
-            return torch.cat(tokens, dim=1), torch.cat(positions, dim=1), 0
+        shape, device = memories[0][0].shape[-2:], self.device
+        place = sine_encoding_2d(self.config.memory_dim, *shape, device=device)
+        tokens, positions, rows = [], [], []
+        for number, (memory, index) in enumerate(memories):
+            what, where = map_tokens(memory), map_tokens(place)
+            if near is not None:
+                own, (what, where) = pick_tokens(near[number], (memory, place))
+                rows.append(own)
+            tokens.append(what.to(self.dtype))
+            positions.append(where.to(self.dtype) + self.maskmem_tpos_enc[index])
+        count = 0
+        if pointers:
+            what, where = self._pointer_tokens(pointers)
+            tokens.append(what)
+            positions.append(where)
+            count = what.shape[1]
+        detail = None
+        if near is not None:
+            of_all = torch.cat((*rows, without_place(count, device)))[None]
+            detail = Detail((of_all.shape[1],), of_all)
+        return Recalled(torch.cat(tokens, dim=1), torch.cat(positions, dim=1), count, detail)
 
+    def _pointer_tokens(self, pointers: Sequence[tuple[Tensor, float]]) -> tuple[Tensor, Tensor]:
+        """(B, N, memory_dim) and their place in time, (1, N, memory_dim)."""
         # A pointer is wider than a memory token: it becomes several tokens.
-        split = self.config.d_model // memory_dim
+        split = self.config.d_model // self.config.memory_dim
         stacked = torch.stack([pointer for pointer, _ in pointers], dim=1)
-        tokens.append(stacked.unflatten(2, (split, memory_dim)).flatten(1, 2))
+        tokens = stacked.unflatten(2, (split, self.config.memory_dim)).flatten(1, 2)
         if self.config.version == "2.1":
-            times = torch.tensor([time for _, time in pointers], device=first.device)
+            times = torch.tensor([time for _, time in pointers], device=tokens.device)
             encoding = sine_encoding_1d(times, self.config.d_model).to(self.dtype)
             encoding = self.obj_ptr_tpos_proj(encoding).repeat_interleave(split, dim=0)
         else:
-            encoding = place.new_zeros(len(pointers) * split, memory_dim)
-        positions.append(encoding[None])
-        return torch.cat(tokens, dim=1), torch.cat(positions, dim=1), len(pointers) * split
+            encoding = tokens.new_zeros(tokens.shape[1:], dtype=self.dtype)
+        return tokens, encoding[None]
 
-    def attend_to_memory(
-        self,
-        features: ImageFeatures,
-        memory: Tensor,
-        memory_pos: Tensor,
-        num_pointer_tokens: int,
-        pool: int = 1,
-    ) -> Tensor:
+    def attend_to_memory(self, features: ImageFeatures, recalled: Recalled) -> Tensor:
         """Stride-16 features conditioned on what memory_tokens gave, (B, C, S/16, S/16)."""
         image = features.shared_stride16
         height, width = image.shape[-2:]
@@ -244,10 +248,7 @@ class SAM2(nn.Module):
         conditioned = self.memory_attention(
             image.flatten(2).transpose(1, 2),
             place.flatten(2).transpose(1, 2).to(image.dtype),
-            memory,
-            memory_pos,
-            num_pointer_tokens,
-            pool,
+            *recalled,
         )
         return conditioned.transpose(1, 2).unflatten(2, (height, width))
 

@@ -26,18 +26,25 @@ _TOO_LARGE = math.exp(_HIGHEST)
 
 def shiftable_keys(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """The weight (C, inputs) and the bias (C,) of a projection to keys, which then have two more
-    channels, 1 and 0: by the first, a query's own channel shifts all its scores; the other keeps
-    channels in pairs, as they are turned.
+    channels, 1 and 0: by the first, a query's own channel shifts all its scores; what is written to
+    the second shifts all scores of a key.
     """
     return F.pad(weight, (0, 0, 0, 2)), torch.cat((bias, bias.new_tensor((1.0, 0.0))))
+
+
+def shiftable_queries(queries: Tensor) -> Tensor:
+    """(..., C) with the two channels, 0 and 1, that belong to such keys."""
+    padded = F.pad(queries, (0, 2))
+    padded[..., -1] = 1
+    return padded
 
 
 def soft_averages(queries: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
     """Write softmax(queries keys^T) values^T to out (Q, D).
 
     Args:
-        queries: (Q, C + 2); the last two channels are used here.
-        keys: (N, C + 2), of which the last two channels are 1 and 0.
+        queries: (Q, C + 2), of which the last two channels are 0, which is used here, and 1.
+        keys: (N, C + 2), of which the last two channels are 1 and what is added to their scores.
         values: (D, N).
     """
     parts = math.ceil(len(queries) * len(keys) / _SCORES_AT_ONCE)

@@ -398,7 +398,7 @@ def _attend(
     pointers += [
         (tracked[t - age][1], age / scale) for age in range(1, most + 1) if t - age in tracked
     ]
-    return model.attend_to_memory(features, *model.memory_tokens(memories, pointers))
+    return model.attend_to_memory(features, model.memory_tokens(memories, pointers))
 
 
 def _object_weights(clip: Tensor) -> Tensor:
