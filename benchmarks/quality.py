@@ -1,7 +1,7 @@
 """How well objects of real images are segmented from few prompts, beside a classical method.
 
     python -m benchmarks.quality --data DIR [--split dev] [--model NAME_OR_PATH] [--limit N]
-                                 [--memory recent|confident] [--memory-tokens all|pooled]
+                                 [--memory recent|confident] [--memory-tokens all|near|pooled]
                                  [--json FILE] [--jobs N]
 
 The protocol is described in docs/benchmarks.md.
@@ -297,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--memory-tokens",
-        choices=("all", "pooled"),
+        choices=("all", "near", "pooled"),
         default="all",
         help="how much of a memory a tracked frame looks at (default: all, as published)",
     )

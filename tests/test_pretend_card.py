@@ -44,7 +44,7 @@ def test_what_is_on_a_card_does_not_meet_what_is_not(card):
 
 
 def followed(model) -> list[np.ndarray]:
-    predictor = SequencePredictor(model, FRAMES, memory_tokens="pooled")
+    predictor = SequencePredictor(model, FRAMES, memory_tokens="near")
     predictor.set_prompts(1, frame=1, box=(20, 18, 66, 64))
     predictor.set_prompts(2, frame=1, points=[(70, 98), (20, 100)], labels=[1, 0])
     predictor.set_prompts(3, frame=2, mask=LARGE[2])

@@ -29,6 +29,7 @@ from sam2_engine.memory import CONFIDENT_IOU, ConfidentMemoryBank, Memory, Memor
 from sam2_engine.model import SAM2, ImageFeatures
 from sam2_engine.model.position import axial_rotations
 from sam2_engine.model.prompt_encoder import draw_prompts
+from sam2_engine.model.recalled import Recalled, join, near_object
 from sam2_engine.sequence import SequencePredictor
 from sam2_engine.weights.loading import half_precision, load_model, multiplies_bfloat16
 
@@ -443,17 +444,66 @@ def test_confident_memories_do_not_depend_on_the_order_of_calls() -> None:
         predictor(memory="best")
 
 
-def test_pooled_memories_are_a_quarter_and_no_order_of_calls_shows() -> None:
+def recalled(model: SAM2, kept: tuple[float, ...]) -> list[Recalled]:
+    """Of each object two memories and a pointer, with that share of its cells near it."""
+    rng = torch.Generator().manual_seed(0)
+    side, channels = model.image_size // 16, model.config.memory_dim
+    found = []
+    for share in kept:
+        maps = [torch.randn(1, channels, side, side, generator=rng) for _ in range(2)]
+        pointer = torch.randn(1, model.config.d_model, generator=rng)
+        near = [torch.rand(side // 2, side // 2, generator=rng) < share for _ in maps]
+        memories = list(zip(maps, (6, 0), strict=True))
+        found.append(model.memory_tokens(memories, [(pointer, 0.5)], near))
+    return found
+
+
+def test_far_from_an_object_four_places_of_a_memory_are_one_token() -> None:
     model = small_model()
     side = model.image_size // 16
-    maps = torch.arange(2.0 * 16 * side * side).view(2, 16, side, side)
-    tokens, places, pointers = model.memory_tokens([(maps, 6)], [(torch.zeros(2, 64), 0.5)], pool=2)
-    assert tokens.shape[1] == places.shape[1] == side**2 // 4 + pointers
-    torch.testing.assert_close(tokens[0, 0], maps[0, :, :2, :2].mean(dim=(1, 2)))
+    one = torch.arange(16.0 * side * side).view(1, 16, side, side)
+    near = torch.zeros(side // 2, side // 2, dtype=torch.bool)
+    near[0, 1] = True
+    found = model.memory_tokens([(one, 6)], [(torch.zeros(1, 64), 0.5)], [near])
+    assert found.tokens.shape[1] == found.places.shape[1] == side**2 // 4 + 3 + found.num_pointers
+    torch.testing.assert_close(found.tokens[0, :4], one[0, :, :2, 2:4].flatten(1).t())
+    torch.testing.assert_close(found.tokens[0, 4], one[0, :, :2, :2].mean(dim=(1, 2)))
+    torch.testing.assert_close(found.tokens[0, 5], one[0, :, :2, 4:6].mean(dim=(1, 2)))
 
+    mask = torch.full((1, 1, 4 * side, 4 * side), -1.0)
+    mask[..., 16, 8] = 1.0  # in the cell 2, 1, and nowhere else
+    rows, columns = near_object(mask)[0].nonzero(as_tuple=True)
+    assert (rows.unique().tolist(), columns.unique().tolist()) == ([1, 2, 3], [0, 1, 2])
+
+
+@pytest.mark.parametrize("grad", [False, True])  # other products
+def test_all_places_near_are_what_is_published_and_objects_together_are_as_alone(grad) -> None:
+    model = small_model()
+    frame = FrameSource([np.full((64, 64), 100, np.uint8)], model.image_size, (0, 255))[0]
+    with torch.inference_mode(not grad):
+        features = model.encode_image(frame[None])
+        (whole,) = recalled(model, (2.0,))
+        usual = model.attend_to_memory(features, whole._replace(detail=None))
+        assert not torch.equal(whole.tokens[0, 0], whole.tokens[0, 1])
+        in_order = whole.detail.rows[0, : -whole.num_pointers]
+        assert in_order.tolist() == 2 * list(range((model.image_size // 16) ** 2))
+        same_as_usual = model.attend_to_memory(features, whole)
+        torch.testing.assert_close(same_as_usual, usual, atol=1e-5, rtol=1e-4)
+
+        several = recalled(model, (0.0, 0.6, 0.3, 2.0))
+        assert len({one.tokens.shape[1] for one in several}) == 4
+        together = model.attend_to_memory(features.expand(4), join(several))
+        alone = torch.cat([model.attend_to_memory(features, one) for one in several])
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(together[0], together[3], atol=1e-3)
+
+
+@pytest.mark.parametrize("memory_tokens", ["near", "pooled"])
+def test_of_memories_in_parts_no_order_of_calls_shows(memory_tokens) -> None:
     def asked() -> SequencePredictor:
-        p = predictor(memory_tokens="pooled")
+        p = predictor(memory_tokens=memory_tokens)
         p.set_prompts(1, 3, points=[(25, 22)])
+        p.set_prompts(2, 3, box=(2, 2, 9, 12))
         return p
 
     p = asked()

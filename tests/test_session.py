@@ -677,10 +677,10 @@ def test_masks_follow_from_which_slices_are_remembered(volume):
     session = Session(volume, small_model(), window=(0, 250))
     session.add_points(session.add_object(), [(0, 14, 16)])
     session.propagate()
-    session.memory, session.memory_tokens = "confident", "pooled"
+    session.memory, session.memory_tokens = "confident", "near"
     assert session.stale(1) == [0, 1, 2, 3, 4]
     session.propagate()
-    options = {"memory": "confident", "memory_tokens": "pooled"}
+    options = {"memory": "confident", "memory_tokens": "near"}
     fresh = Session(volume, small_model(), window=(0, 250), **options)
     fresh.add_points(fresh.add_object(), [(0, 14, 16)])
     fresh.propagate()

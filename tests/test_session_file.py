@@ -110,7 +110,7 @@ def assert_same(found: Session, expected: Session) -> None:
 
 
 def test_all_of_a_session_comes_back(volume: np.ndarray, path: Path) -> None:
-    session = rich(volume, end_after=3, memory="confident", memory_tokens="pooled")
+    session = rich(volume, end_after=3, memory="confident", memory_tokens="near")
     session.spend(2, 70)
     session.spend(2, 5.5)
     assert session.prompts_of(SequenceKey.along(0, 3))[2][0].corrects is not None

@@ -5,7 +5,7 @@ import torch
 
 from sam2_engine.model import soft_averages as module
 from sam2_engine.model.layers import uses_onednn
-from sam2_engine.model.soft_averages import shiftable_keys, soft_averages
+from sam2_engine.model.soft_averages import shiftable_keys, shiftable_queries, soft_averages
 
 
 @pytest.fixture(autouse=True)
@@ -25,13 +25,12 @@ def inputs(spread: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return queries, keys, torch.randn(8, 500)
 
 
-def averages(queries, keys, values):
+def averages(queries, keys, values, plus=0.0):
     weight, bias = shiftable_keys(torch.eye(keys.shape[1]), torch.zeros(keys.shape[1]))
     found = torch.full((len(queries), len(values)), torch.nan)
-    own_channels = torch.full((len(queries), 2), 5.0)
-    soft_averages(
-        torch.cat((queries, own_channels), dim=1), keys @ weight.t() + bias, values, out=found
-    )
+    keys = keys @ weight.t() + bias
+    keys[:, -1] = plus
+    soft_averages(shiftable_queries(queries), keys, values, out=found)
     return found
 
 
@@ -46,6 +45,14 @@ def test_averages_are_those_of_a_softmax(spread, parts, monkeypatch):
     monkeypatch.setattr(module, "_SCORES_AT_ONCE", 100 * 500 // parts)
     given = inputs(spread)
     torch.testing.assert_close(averages(*given), expected(*given), atol=2e-5, rtol=1e-4)
+
+
+def test_a_key_counts_as_often_as_it_is_told_to():
+    queries, keys, values = inputs(3.0)
+    times = torch.arange(500) % 3 + 1
+    again = keys.repeat_interleave(times, dim=0), values.repeat_interleave(times, dim=1)
+    found = averages(queries, keys, values, plus=times.log())
+    torch.testing.assert_close(found, expected(queries, *again), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("spread", [100.0, 1000.0])

@@ -89,7 +89,7 @@ def segment(
         "auto", "cpu", "cpu-bfloat16", "cuda" or "mps".
     window: the intensities shown as black and white; by default the 0.5 and 99.5 percentiles of the
         volume.
-    memory, memory_tokens: as for `Session`; "confident" for slices in no order, "pooled" for speed.
+    memory, memory_tokens: as for `Session`; "confident" for slices in no order, "near" for speed.
     closely: whether objects are looked at in an area about them, 6 times their size where they are
         prompted, as `Session.look_closely` does. By default small ones are, as `Session` decides it
         by itself; True: all, which is slower; False: none.

@@ -112,8 +112,9 @@ class SessionBase:
                 None to look for it to the last slice.
             memory: which slices are remembered on the way, as for `SequencePredictor`: the
                 "recent" ones, or the "confident" ones, wherever they lie.
-            memory_tokens: "pooled" looks at a quarter of each memory, which is quicker and changes
-                masks a little.
+            memory_tokens: "near" looks at a memory far from its object coarsely, which is quicker,
+                the more so with SAM 2.1 and several objects, and changes masks a little; "pooled"
+                looks at all of it so.
             closely: whether small objects are looked at closely by themselves, by models of up to
                 512 pixels: as by `look_closely`, from the first mark on. It is decided once for an
                 object, by `preview`, `propagate` or `update`, before it is followed; where its mask

@@ -378,7 +378,7 @@ def _from_json(content: Mapping[str, Any], file: zipfile.ZipFile) -> SavedSessio
             _whole(one["object"], 1): frozenset(map(_whole, one["slices"]))
             for one in content.get("no_divisions", ())
         },
-        memory_tokens=_one_of(("all", "pooled"), content.get("memory_tokens", "all")),
+        memory_tokens=_one_of(("all", "near", "pooled"), content.get("memory_tokens", "all")),
         closely=bool(content.get("closely", True)),
         seconds={
             _whole(one["object"], 1): _number(one["seconds"]) for one in content.get("seconds", ())

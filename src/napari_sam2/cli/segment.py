@@ -67,8 +67,11 @@ def add_segment(commands: Any) -> None:
         "which suits images in no order"
     )
     add("--memory", choices=("recent", "confident"), default="recent", help=help_)
-    help_ = "pooled: look at a quarter of each remembered slice, which is quicker, less exact"
-    add("--memory-tokens", choices=("all", "pooled"), default="all", help=help_)
+    help_ = (
+        "how much of a remembered slice is looked at: all (default); near, which is coarse far "
+        "from the object, quicker and nearly as exact; or pooled, coarse everywhere"
+    )
+    add("--memory-tokens", choices=("all", "near", "pooled"), default="all", help=help_)
     add_closely(segment)
     add_model_and_window(segment)
     add_output(segment)
