@@ -171,7 +171,7 @@ class Meter:
             torch.cuda.reset_peak_memory_stats()
         elif sys.platform == "linux":
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         return self._read()[0]
 
     def _read(self) -> tuple[int, int]:
@@ -180,7 +180,7 @@ class Meter:
             return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
         if sys.platform != "linux":
             return 0, 0
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         fields = dict(line.split(":", 1) for line in lines)
         now, peak = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
         return now, peak

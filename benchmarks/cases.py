@@ -49,7 +49,7 @@ def read_items(folder: Path, split: str, limit: int | None = None) -> list[Item]
         raise SystemExit(
             f"No manifest.json in {folder}: give a folder in the format of docs/benchmarks.md."
         )
-    entries = json.loads(path.read_text())["items"]
+    entries = json.loads(path.read_text(encoding="utf-8"))["items"]
     modalities: dict[str, set[str]] = defaultdict(set)
     for entry in entries:
         modalities[entry["name"].split("/")[0]].add(entry["modality"])

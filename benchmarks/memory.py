@@ -102,7 +102,7 @@ def measure_apart(
     command = [sys.executable, "-m", "benchmarks.memory", "--model", model]
     command += ["--case", str(frames), str(objects)]
     command += ["--resolution", str(resolution)] if resolution else []
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=True)
     case: dict[str, Any] = json.loads(done.stdout)
     return case
 

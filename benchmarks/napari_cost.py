@@ -77,7 +77,7 @@ def start(script: str) -> dict[str, Any]:
     xvfb = shutil.which("xvfb-run")
     if xvfb and not (os.environ.get("DISPLAY") or os.environ.get("QT_QPA_PLATFORM")):
         command = [xvfb, "-a", "-s", "-screen 0 1400x900x24", *command]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise RuntimeError(done.stderr)
     found = json.loads(done.stdout.splitlines()[-1])

@@ -358,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def read_classical(path: Path) -> list[dict[str, Any]]:
     """The classical method's rows of an earlier run; it takes long, and no model changes it."""
     try:
-        rows = json.loads(path.read_text())["rows"]
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     except (OSError, ValueError, KeyError) as error:
         raise SystemExit(f"{path} is no JSON file of this benchmark: {error}.") from None
     return [row for row in rows if row["method"] == "classical"]

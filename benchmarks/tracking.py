@@ -152,7 +152,7 @@ def _write(folder: Path, labels: Labels, parents: Mapping[int, int]) -> None:
 
 def _run(python: str, *arguments: object) -> str:
     command = [python, "-m", "benchmarks.tracking_scores", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise SystemExit(f"The measures failed:\n{done.stderr}\n{__doc__}")
     return done.stdout

@@ -34,7 +34,7 @@ def score(truth: Path, result: Path) -> dict[str, float]:
     pairs = zip(sorted(truth.glob("mask*.tif")), sorted(result.glob("mask*.tif")), strict=True)
     matches = [match(str(true), str(found)) for true, found in pairs]
     scores = {"SEG": seg([m[0] for m in matches], [m[4] for m in matches])}
-    if not (result / "res_track.txt").read_text().strip():
+    if not (result / "res_track.txt").read_text(encoding="utf-8").strip():
         return scores | {"DET": 0.0, "TRA": 0.0}  # nothing was found; traccuracy takes no such file
     pair = [load_ctc_data(str(folder), name=folder.name) for folder in (truth, result)]
     ((ctc, *_), _) = run_metrics(*pair, CTCMatcher(), [CTCMetrics()])

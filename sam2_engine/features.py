@@ -198,9 +198,10 @@ def encode_parts(
     unknown = [image for image, known in zip(images, stored, strict=True) if known is None]
     if unknown:
         batch = torch.stack(unknown)
-        if model.device.type == "cuda":  # from pinned memory, while the card goes on computing
+        is_pinned = model.device.type == "cuda"  # then the card goes on computing meanwhile
+        if is_pinned:
             batch = batch.pin_memory()
-        batched = model.encode_image(batch.to(model.device, non_blocking=True))
+        batched = model.encode_image(batch.to(model.device, non_blocking=is_pinned))
     encoded: list[ImageFeatures] = []
     taken = 0
     for image, known in zip(images, stored, strict=True):

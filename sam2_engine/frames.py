@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from sam2_engine.model.layers import resized
+
 Fit = Literal["stretch", "pad"]
 Area = tuple[int, int, int, int]
 """Part of a frame: y0, x0, y1, x1 in pixels, the last two just beyond it."""
@@ -156,7 +158,7 @@ class Geometry:
         """(B, C, h, w) float of the part that is seen -> (B, C, S, S), empty parts 0."""
         height, width = self.filled
         if image.shape[-2:] != (height, width):
-            image = F.interpolate(image, size=(height, width), mode="bilinear", antialias=True)
+            image = resized(image, (height, width))
         return F.pad(image, (0, self.image_size - width, 0, self.image_size - height))
 
     def logits_to_frame(self, low_res: Tensor) -> Tensor:

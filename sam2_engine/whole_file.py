@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_WAITS = (0.0, 0.1, 0.3, 0.6)  # seconds
 
 
 @contextmanager
@@ -19,7 +23,7 @@ def beside(path: Path, suffix: str = "") -> Iterator[Path]:
 
     Raises: OSError.
     """
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part{suffix}")
+    temporary = path.with_name(f".{short(path.name)}.{secrets.token_hex(4)}.part{suffix}")
     try:
         yield temporary
         _replace(temporary, path)
@@ -27,6 +31,11 @@ def beside(path: Path, suffix: str = "") -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):
             temporary.unlink()
+
+
+def short(name: str) -> str:
+    """The beginning of a file's name, which leaves room for more: names have 255 bytes at most."""
+    return os.fsencode(name)[:100].decode(errors="ignore")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -38,16 +47,41 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
+def move(source: Path, target: Path) -> None:
+    """Give a file or a folder another name, or the name of an older file, which is gone then.
+
+    Windows refuses that while a program has one of them open, as virus scanners have every new file
+    for a moment; so it is tried for a second.
+
+    Raises: OSError.
+    """
+    for wait in _WAITS:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            gc.collect()  # closes the files of arrays that nobody has any more
+            time.sleep(wait)
+    try:
+        os.replace(source, target)
+    except PermissionError as error:
+        reason = (
+            f"{error.strerror or error}; it may be open in another program, or as a layer in "
+            "napari: close it there, or choose another name"
+        )
+        raise PermissionError(error.errno, reason, str(target)) from error
+
+
 def _replace(new: Path, target: Path) -> None:
     """Put a file or a folder in the place of an older one."""
     if not (new.is_dir() and target.exists()):
-        os.replace(new, target)
+        move(new, target)
         return
     old = target.with_name(f"{target.name}.old-{secrets.token_hex(4)}")  # folders cannot be swapped
-    os.replace(target, old)
+    move(target, old)
     try:
-        os.replace(new, target)
+        move(new, target)
     except OSError:
-        os.replace(old, target)
+        move(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)

@@ -1,6 +1,7 @@
 """A graphics card that is not there: tensors that say they are on one, computed by the processor.
 
-As on a card, tensors of both must not meet in an operation, and none goes to numpy from there.
+As on a card, tensors of both must not meet in an operation, and none goes to numpy from there. It
+is one of CUDA, or of Apple, which knows no numbers of 64 bits and lacks an operation.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 CARD = torch.device("cuda", 0)
+"""The one that is pretended."""
 _MARK = "_is_on_pretended_card"
 
 
@@ -33,6 +35,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _put_on_card(value: Any) -> Any:
     for tensor in _tensors(value):
+        if CARD.type == "mps" and tensor.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64.")
         setattr(tensor, _MARK, True)
     return value
 
@@ -41,7 +45,7 @@ def _without_device(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[A
     """The arguments without a device, and the device that they name."""
     named, left = None, []
     for one in args:
-        if isinstance(one, torch.device) or (isinstance(one, str) and one in ("cpu", "cuda")):
+        if isinstance(one, torch.device) or (isinstance(one, str) and one in ("cpu", CARD.type)):
             named = torch.device(one)
         else:
             left.append(one)
@@ -83,11 +87,13 @@ class PretendCard(TorchFunctionMode):
                 _put_on_card(owner)
             return func(*args, **kwargs)
         if on_card:
+            if CARD.type == "mps" and kwargs.get("antialias"):
+                raise NotImplementedError("_upsample_bilinear2d_aa is not implemented for MPS.")
             self._check(name, func, args, given)
         args, kwargs, device = _without_device(args, kwargs)
         found = func(*args, **kwargs)
         if (device or (CARD if on_card else None)) == CARD or (
-            device is not None and device.type == "cuda"
+            device is not None and device.type == CARD.type
         ):
             self.calls += 1
             _put_on_card(found)
@@ -101,7 +107,7 @@ class PretendCard(TorchFunctionMode):
         if name != "to":
             goes = name == "cuda"
         elif device is not None:
-            goes = device.type == "cuda"
+            goes = device.type == CARD.type
         elif args and isinstance(args[0], Tensor):
             dtype, goes = args[0].dtype, _is_on_card(args[0])
         moved = owner if dtype is None else owner.to(dtype)
@@ -128,7 +134,7 @@ class PretendCard(TorchFunctionMode):
 
 _GETTERS: dict[Any, Callable[[Tensor], Any]] = {
     Tensor.device.__get__: lambda _: CARD,  # type: ignore[attr-defined]
-    Tensor.is_cuda.__get__: lambda _: True,  # type: ignore[attr-defined]
+    Tensor.is_cuda.__get__: lambda _: CARD.type == "cuda",  # type: ignore[attr-defined]
     Tensor.is_cpu.__get__: lambda _: False,  # type: ignore[attr-defined]
     Tensor.get_device: lambda _: 0,
 }
@@ -148,10 +154,12 @@ class _Stream:
 
 
 @contextmanager
-def pretended_card(monkeypatch: Any) -> Iterator[PretendCard]:
-    """A card in this thread; what has to do with streams does nothing."""
+def pretended_card(monkeypatch: Any, kind: str = "cuda") -> Iterator[PretendCard]:
+    """A card in this thread, "cuda" or "mps"; what has to do with streams does nothing."""
     with monkeypatch.context() as patch, PretendCard() as card:
-        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setitem(globals(), "CARD", torch.device(kind, 0))
+        patch.setattr(torch.backends.mps, "is_available", lambda: kind == "mps")
+        patch.setattr(torch.cuda, "is_available", lambda: kind == "cuda")
         patch.setattr(torch.cuda, "device_count", lambda: 1)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
         patch.setattr(torch.cuda, "Stream", lambda _: _Stream())

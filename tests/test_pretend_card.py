@@ -53,9 +53,10 @@ def followed(model) -> list[np.ndarray]:
     return [result.logits for result in (*found, *predictor.propagate())]
 
 
-def test_objects_are_followed_on_a_card(monkeypatch):
-    with pretended_card(monkeypatch) as card:
-        found = followed(device_model("cuda", torch.float32))
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_objects_are_followed_on_a_card(monkeypatch, kind):
+    with pretended_card(monkeypatch, kind) as card:
+        found = followed(device_model(kind, torch.float32))
     assert card.calls > 1000
     for one, other in zip(found, followed(small_model()), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-3)

@@ -472,3 +472,14 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys) -> None:
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert "missing.json" in error and len(error.splitlines()) == 1
+    (tmp_path / "list.json").write_text("[]")
+    for wrong in (["--data", str(tmp_path / "list.json")], ["--from", "nothing"]):
+        assert main([*wrong, "--out", str(tmp_path / "out"), "--random-trunk"]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_several_processes_say_once_what_is_wrong(tmp_path, capfd) -> None:
+    arguments = ["--stages", "nothing", "--processes", "2", "--out", str(tmp_path)]
+    assert main(arguments) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("Error: There is no stage 'nothing'") and len(error.splitlines()) == 1

@@ -220,3 +220,13 @@ class Attention(nn.Module):
         mask = None if plus is None else plus[:, None, None].to(q.dtype)
         out = F.scaled_dot_product_attention(q, k, v, mask)
         return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) float to another size, so that what gets smaller is averaged.
+
+    By the processor for an Apple card, which cannot do so before torch 2.7.
+    """
+    there = image.cpu() if image.device.type == "mps" else image
+    small = F.interpolate(there, size=size, mode="bilinear", antialias=True)
+    return small.to(image.device)

@@ -14,7 +14,7 @@ from sam2_engine.model.compiled import CompiledParts, Compute, Part
 from sam2_engine.model.config import HieraConfig, ModelConfig
 from sam2_engine.model.conv_trunk import ConvTrunk
 from sam2_engine.model.hiera import Hiera
-from sam2_engine.model.layers import MLP, Linear, recycle_memory
+from sam2_engine.model.layers import MLP, Linear, recycle_memory, resized
 from sam2_engine.model.mask_decoder import MaskDecoder
 from sam2_engine.model.memory_attention import MemoryAttention
 from sam2_engine.model.memory_encoder import MemoryEncoder
@@ -354,11 +354,8 @@ class SAM2(nn.Module):
     def mask_as_output(self, features: ImageFeatures, mask: Tensor) -> Decoded:
         """Take a mask prompt (B, 1, S, S), 0 or 1, as the answer; the decoder adds a pointer."""
         mask = mask.to(self.dtype)
-        low_res = F.interpolate(
-            mask.float() * _MASK_SCALE + _MASK_BIAS,
-            size=(self.image_size // 4,) * 2,
-            mode="bilinear",
-            antialias=True,
+        low_res = resized(
+            mask.float() * _MASK_SCALE + _MASK_BIAS, (self.image_size // 4, self.image_size // 4)
         )
         decoded = self.decode_masks(
             features, features.stride16, mask_input=self.mask_downsample(mask)

@@ -8,6 +8,7 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,7 +24,7 @@ from sam2_engine.training.trainer import (
     scaled,
     tiny_is_zero,
 )
-from sam2_engine.weights import load_model
+from sam2_engine.weights import WeightsError, load_model
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,11 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.processes < 2:
         return _train(0, options)
     with tempfile.TemporaryDirectory() as folder:
-        meeting = f"file://{Path(folder) / 'meeting'}"
+        meeting = str(Path(folder) / "meeting")
+        codes = mp.get_context("spawn").SimpleQueue()
         mp.start_processes(
-            _train_together, (options, meeting), nprocs=options.processes, start_method="spawn"
+            _train_together, (options, meeting, codes), options.processes, start_method="spawn"
         )
-    return 0
+        return int(codes.get())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,6 +87,7 @@ def _train(rank: int, options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
+    problem = None
     try:
         stages = _chosen_stages(options)
         if options.minutes:
@@ -96,8 +99,12 @@ def _train(rank: int, options: argparse.Namespace) -> int:
         sources = load_sources(options.data) if options.data else []
         trainer = Trainer(model, stages, options.out, sources, options.seed, options.workers, rank)
         resumed = trainer.resume()
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+    except (OSError, ValueError, ModuleNotFoundError, WeightsError) as error:
+        problem = str(error)
+    problem = _first_of_all(problem)
+    if problem is not None:
+        if rank == 0:
+            print(f"Error: {problem}", file=sys.stderr)
         return 2
     if rank == 0:
         print(f"{'Resumed' if resumed else 'Started'}: {trainer.progress}", flush=True)
@@ -118,9 +125,20 @@ def _chosen_stages(options: argparse.Namespace) -> tuple[Stage, ...]:
     return stages
 
 
-def _train_together(rank: int, options: argparse.Namespace, meeting: str) -> None:
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=options.processes)
+def _first_of_all(problem: str | None) -> str | None:
+    """What is wrong in any of the processes, so that none trains without the others."""
+    if not dist.is_initialized():
+        return problem
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    return next((one for one in problems if one is not None), None)
+
+
+def _train_together(rank: int, options: argparse.Namespace, meeting: str, codes: Any) -> None:
+    # Not by a URL, which has no place for a path of Windows.
+    store = dist.FileStore(meeting, options.processes)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=options.processes)
     code = _train(rank, options)
     dist.destroy_process_group()
-    if code:
-        raise SystemExit(code)
+    if rank == 0:
+        codes.put(code)

@@ -461,7 +461,7 @@ class _Record:
     def load(self) -> None:
         """Raises DataError where there is none that can be read."""
         try:
-            content = json.loads(self._scores.read_text())
+            content = json.loads(self._scores.read_text(encoding="utf-8"))
             self.moments = [
                 Moment(one["step"], one["seconds"], Score(**one["score"]))
                 for one in content["moments"]

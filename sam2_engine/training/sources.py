@@ -58,7 +58,11 @@ def load_sources(manifest: str | Path, split: str = "train") -> list[Source]:
         raise FileNotFoundError(
             f"There is no data manifest at {manifest}. Give its path with --data."
         )
-    items = [item for item in json.loads(manifest.read_text())["items"] if item["split"] == split]
+    try:
+        listed = json.loads(manifest.read_text(encoding="utf-8"))["items"]
+        items = [item for item in listed if item["split"] == split]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{manifest} is not a manifest with a list of items.") from error
     if not items:
         raise ValueError(f"{manifest} lists no items of the split {split!r}.")
     return [_load(item, manifest.parent) for item in items]

@@ -396,7 +396,7 @@ class Trainer:
         text = json.dumps(line)
         if self.on_step is None:
             print(text, flush=True)
-        with open(self.out / "train.log", "a") as log:
+        with open(self.out / "train.log", "a", encoding="utf-8") as log:
             log.write(text + "\n")
 
 

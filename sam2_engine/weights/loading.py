@@ -240,7 +240,8 @@ def _read_safetensors(path: Path) -> tuple[State, ModelConfig | None]:
     try:
         with safe_open(path, framework="pt") as file:
             texts = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copied: on Windows a file that is mapped cannot be replaced, as fine-tuning does.
+            state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"{path} is truncated or not a safetensors file ({error}). Download or copy it again."

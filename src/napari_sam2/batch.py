@@ -25,6 +25,7 @@ from napari_sam2.batch_worker import (
     DONE,
     FAILED,
     RECORDS,
+    REPORTS,
     SKIPPED,
     FoundObject,
     JobResult,
@@ -36,7 +37,7 @@ from napari_sam2.batch_worker import (
 )
 from napari_sam2.io import check_target
 from napari_sam2.io.guard import reason_of
-from napari_sam2.targets import why_not_in
+from napari_sam2.targets import why_not, why_not_in
 
 __all__ = [
     "DONE",
@@ -93,6 +94,8 @@ def run_batch(
         WriteError: it would replace what it reads, or there is no such format of labels.
         SessionFileError: a template cannot be read.
         ModelError: a worker does not have the model or the device.
+
+    Raises in the end WriteError, where the report cannot be written; the labels are there.
     """
     settings = replace(settings, out=Path(settings.out).absolute(), run=secrets.token_hex(8))
     jobs = [_absolute(job) for job in jobs]
@@ -236,6 +239,9 @@ def _prepare(out: Path) -> None:
         problem = "it is a file, and a folder is needed"
     if problem:
         raise BatchError(f"Nothing can be written to {out}: {problem}.")
+    for report in REPORTS:
+        if problem := why_not(out / report, overwrite=True):
+            raise BatchError(f"{out / report} cannot be written: {problem}.")
 
 
 def _absolute(job: Job) -> Job:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import math
 import os
-import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from napari_sam2.label_ids import MAX_ID
+from napari_sam2.targets import file_name
 
 _JOB_COLUMNS = ("image", "name", "session", "mask", "series", "volume", "channel")
 _PROMPT_COLUMNS = ("image", "object", "name", "z", "y", "x", "y1", "x1", "label", "first", "last")
@@ -94,8 +95,9 @@ def jobs_of(
     for row in rows:
         image = Path(row["image"])
         name = row.get("name") or _stem(image)
-        job: dict[str, Any] = {"name": _safe(name), "image": image}
-        own = table.get(str(image), table.get(image.name, table.get(name)))
+        job: dict[str, Any] = {"name": file_name(name), "image": image}
+        names = [_same(text) for text in (str(image), image.name, name)]
+        own = next((table[text] for text in names if text in table), None)
         if row.get("session"):
             job["session"] = Path(row["session"])
         elif row.get("mask"):
@@ -119,7 +121,10 @@ def jobs_of(
 
 
 def read_prompts(path: str | os.PathLike[str]) -> dict[str, TablePrompts]:
-    """A table of prompts -> the prompts by what its column `image` says. Raises JobError."""
+    """A table of prompts -> the prompts by what its column `image` says, with / between folders.
+
+    Raises JobError.
+    """
     path = Path(path)
     found: dict[str, TablePrompts] = {}
     for number, row in _rows(path, ("image", "object", "z", "y", "x"), _PROMPT_COLUMNS):
@@ -130,7 +135,7 @@ def read_prompts(path: str | os.PathLike[str]) -> dict[str, TablePrompts]:
                 f"{where}: objects are whole numbers from 1 to {MAX_ID}, not {object_id}."
             )
         z, y, x = (_number(where, column, row[column]) for column in "zyx")
-        image = found.setdefault(row["image"], TablePrompts({}, {}, {}, {}, {}))
+        image = found.setdefault(_same(row["image"]), TablePrompts({}, {}, {}, {}, {}))
         label = row.get("label", "").lower()
         if label not in _NEGATIVE + _POSITIVE:
             raise JobError(f"{where}: the label is 1 (on the object) or 0 (not), not {label!r}.")
@@ -171,7 +176,7 @@ def _table(path: Path) -> list[dict[str, str]]:
             raise JobError(f"{path}, line {number}: there is no image.")
         for column in ("image", "session", "mask"):
             if row.get(column):
-                row[column] = os.path.normpath(path.parent / row[column])
+                row[column] = os.path.normpath(_there(path.parent, row[column]))
         rows.append(row)
     return rows
 
@@ -218,8 +223,9 @@ def _holds_dicom(folder: Path) -> bool:
 def _mask_of(folder: Path, image: Path) -> Path:
     stem = _stem(image)
     for suffix in _LABEL_SUFFIXES:
-        if (folder / f"{stem}{suffix}").is_file():
-            return folder / f"{stem}{suffix}"
+        file = _there(folder, f"{stem}{suffix}")
+        if file.is_file():
+            return file
     raise JobError(f"{folder} holds no labels file named {stem} for {image}.")
 
 
@@ -227,7 +233,7 @@ def _with_own_names(jobs: list[Job]) -> list[Job]:
     """Jobs, checked that no two write to one file, whatever the case of letters."""
     seen: dict[str, Job] = {}
     for job in jobs:
-        other = seen.setdefault(job.name.lower(), job)
+        other = seen.setdefault(_same(job.name).casefold(), job)
         if other is not job:
             raise JobError(
                 f"{other.image} and {job.image} would both be written as {job.name}; give them "
@@ -247,9 +253,17 @@ def _stem(path: Path) -> str:
     return name
 
 
-def _safe(name: str) -> str:
-    """As a file name, everywhere."""
-    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", name).strip(". ") or "image"
+def _same(text: str) -> str:
+    """Equal for a path or a name that was written on any system: Windows has \\ between folders,
+    and macOS takes letters and their accents apart."""
+    return unicodedata.normalize("NFC", text.replace("\\", "/"))
+
+
+def _there(folder: Path, text: str) -> Path:
+    """A file of a folder, whose name may have been written on another system."""
+    slashes = text.replace("\\", "/")
+    spellings = [text, *(unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))]
+    return next((p for p in (folder / one for one in spellings) if p.exists()), folder / text)
 
 
 # ---- tables

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from napari_sam2.batch_worker import DONE, FAILED, REPORTS, SKIPPED, JobResult
+from napari_sam2.io.volume import WriteError
 from sam2_engine.whole_file import write_text
 
 _COLUMNS = ("name", "image", "status", "object", "object name", "voxels", "size", "unit", "seconds")
@@ -67,10 +68,19 @@ def write_report(out: Path, results: Sequence[JobResult], left: int = 0) -> None
     """Write report.html (failed ones first, with thumbnails) and report.csv (a row an object).
 
     left: how many jobs have not been looked at, because the run was stopped.
+
+    Raises: WriteError, when it has written what it can.
     """
     page, table = REPORTS
-    write_text(out / table, _csv(results))
-    write_text(out / page, _html(results, left))
+    problems = []
+    for name, text in ((table, _csv(results)), (page, _html(results, left))):
+        try:
+            write_text(out / name, text)
+        except OSError as error:
+            problems.append(f"{out / name} could not be written: {error.strerror or error}.")
+    if problems:
+        problems.append("All labels are there; the same command skips them and reports anew.")
+        raise WriteError(" ".join(problems))
 
 
 def summary(results: Sequence[JobResult], left: int = 0) -> str:

@@ -166,7 +166,7 @@ def check_outputs(jobs: Sequence[Job], settings: Settings, tables: Sequence[Path
 def read_record(job: Job, settings: Settings) -> JobResult | None:
     """What an earlier run said of a job, if that is there and whole."""
     try:
-        found = json.loads(_record_of(job, settings).read_text())
+        found = json.loads(_record_of(job, settings).read_text(encoding="utf-8"))
         objects = tuple(FoundObject(**one) for one in found.pop("objects"))
         return JobResult(**found | {"objects": objects, "notes": tuple(found["notes"])})
     except (OSError, ValueError, TypeError, KeyError):
@@ -331,17 +331,17 @@ def _place_of_template(run: str, session: Path, image: Path) -> Volume:
 
 def _template_image(template: Path, settings: Settings) -> Path:
     """The image that a template was made on. Raises: SessionFileError where that is not known."""
-    from napari_sam2.session_file import SessionFileError
+    from napari_sam2.session_file import SessionFileError, image_file
 
     if settings.template_image is not None:
         return settings.template_image
-    known = [Path(path) for path in _saved(settings.run, template).image.paths if path]
-    if not known:
+    known = image_file(_saved(settings.run, template).image, template)
+    if known is None:
         raise SessionFileError(
             f"{template.name} does not say which file it was made on; give it with "
             "--template-image."
         )
-    return known[0]
+    return known
 
 
 # ---- the model
@@ -412,7 +412,9 @@ def _sum(path: Path | None) -> str | None:
         return None
     if path.is_dir():
         inside = {
-            str(file.relative_to(path)): _sum(file) for file in path.rglob("*") if file.is_file()
+            file.relative_to(path).as_posix(): _sum(file)
+            for file in path.rglob("*")
+            if file.is_file()
         }
         return hashlib.sha256(json.dumps(inside, sort_keys=True).encode()).hexdigest()
     with path.open("rb") as file:

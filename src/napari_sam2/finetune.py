@@ -291,8 +291,15 @@ def training_folder(output: Path) -> Path:
 def _check_settings(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     """A stopped training goes on with what it was started with, and is not lost by accident."""
     if not resume:
-        if folder.exists():
-            shutil.rmtree(folder)
+        try:
+            if folder.exists():
+                shutil.rmtree(folder)
+        except OSError as error:
+            reason = error.strerror or error
+            raise WriteError(
+                f"The stopped training at {folder} cannot be removed: {reason}; close what is open "
+                "of it."
+            ) from error
         return
     try:
         known = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
@@ -364,4 +371,7 @@ def _write(path: Path, model: Any, card: Card) -> None:
         title = f"{card.name} (fine-tuned from {start})"
         add_own_model(card.name, path, title, card.start, model.image_size)
     except OSError as error:
-        raise WriteError(f"{path} could not be written ({error}).") from error
+        raise WriteError(
+            f"{path} could not be written: {error.strerror or error}. What was learnt is kept in "
+            f"{training_folder(path)}; resume it."
+        ) from error

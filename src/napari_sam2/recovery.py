@@ -7,6 +7,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from platformdirs import user_data_path
 
 from napari_sam2.session import Session
 from napari_sam2.session_file import SUFFIX, SessionWriter, fingerprint
+from sam2_engine.whole_file import short
 
 FOLDER = user_data_path("napari-sam2", appauthor=False) / "recovery"
 """Where sessions are saved that have no file of their own yet."""
@@ -130,7 +132,7 @@ def find_recovery(image: Any) -> Path | None:
 
 def forget_recovery(path: Path) -> None:
     """Delete a file that is not needed any more, because it was saved elsewhere or not wanted."""
-    for one in (path, *path.parent.glob(f".{path.name}.*.part")):
+    for one in (path, *path.parent.glob(f".{escape(short(path.name))}.*.part")):
         with suppress(OSError):
             one.unlink()
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def open_session(
     Args:
         path: of the file.
         image: as for `Session`, of the shape that was saved; by default it is read from the file
-            that it came from.
+            that it came from, or from one of that name beside the session.
         model: another one than the saved one.
         device: as for `Session`.
         labels, overwrite: as for `Session`. What they hold under the ids of the session's objects
@@ -111,7 +112,7 @@ def open_session(
         ValueError: the labels cannot be written to.
     """
     saved = read_session(path)
-    session = _session(saved, image, model, device, labels, overwrite, changed_image)
+    session = _session(saved, path, image, model, device, labels, overwrite, changed_image)
     differences = _differences(session, saved, changed_image)
     for difference in differences:
         warn(f"{difference}; its masks are out of date until they are computed again.")
@@ -145,7 +146,7 @@ def replay(
     if only_approved:
         saved = read_session(path)
         known = "nano" if model is None else model  # none is asked
-        session = _session(saved, image, known, device, None, False, changed_image)
+        session = _session(saved, path, image, known, device, None, False, changed_image)
         session.restore(saved.state, trust=False)
         return session.approved_labels()
     session = replay_session(
@@ -173,7 +174,7 @@ def replay_session(
 ) -> Session:
     """As `replay`, but all of the session, with lineages and masks of their own."""
     saved = read_session(path)
-    session = _session(saved, image, model, device, None, False, changed_image)
+    session = _session(saved, path, image, model, device, None, False, changed_image)
     session.restore(saved.state, trust=False)
     loaded(session.model)
     for key in dict.fromkeys(key for key, _ in saved.state.sequences):
@@ -187,6 +188,7 @@ def replay_session(
 
 def _session(
     saved: SavedSession,
+    path: str | os.PathLike[str],
     image: Any,
     model: LazyModel | SAM2 | str | None,
     device: str,
@@ -194,10 +196,10 @@ def _session(
     overwrite: bool,
     changed_image: bool,
 ) -> Session:
-    """An empty session that a saved one can be restored in."""
+    """An empty session that a saved one, of a file, can be restored in."""
     reference = saved.image
     if image is None:
-        image = _read_image(reference)
+        image = _read_image(reference, path)
     view = SequenceView(image)
     _check_shape(view, reference)
     if not changed_image and fingerprint(image) != reference.fingerprint:
@@ -274,17 +276,29 @@ def _check_shape(view: SequenceView, reference: ImageReference) -> None:
         )
 
 
-def _read_image(reference: ImageReference) -> NDArray[Any]:
+def image_file(reference: ImageReference, session: str | os.PathLike[str]) -> Path | None:
+    """The file that a session's image came from, or if that is gone a file or folder of its name
+    beside the session, which may come from another computer; None where no file is known."""
+    if not reference.paths or not reference.paths[0]:
+        return None
+    path = Path(reference.paths[0])
+    # Takes both / and \, which may have been another system's.
+    moved = Path(session).parent / PureWindowsPath(reference.paths[0]).name
+    return moved if moved.exists() and not path.exists() else path
+
+
+def _read_image(reference: ImageReference, session: str | os.PathLike[str]) -> NDArray[Any]:
     """The image's array, from the file that it came from, with its axes as they were shown."""
     from napari_sam2.io import ReadError, read_volume
     from napari_sam2.saved_image import SessionImage
 
-    if len(reference.paths) != 1 or not reference.paths[0]:
+    path = image_file(reference, session) if len(reference.paths) == 1 else None
+    if path is None:
         raise SessionFileError(
             f"The session does not say which file its {reference} came from: give the image."
         )
     try:
-        volume = read_volume(reference.paths[0])
+        volume = read_volume(path)
     except ReadError as error:
         raise SessionFileError(f"{error} Give the session's image.") from error
     array: NDArray[Any] = SessionImage(volume, reference).array
@@ -369,7 +383,9 @@ def _refer(session: Session) -> ImageReference:
 def _path_of(layer: Any, array: Any) -> str:
     """Of the file that an image came from; empty where it is not known."""
     path = layer.source.path if layer is not None else getattr(array, "filename", None)
-    return str(path) if isinstance(path, str | os.PathLike) else ""
+    if not isinstance(path, str | os.PathLike):
+        return ""
+    return os.path.abspath(path) if os.path.exists(path) else str(path)
 
 
 # -- writing -------------------------------------------------------------------------------------

@@ -1,11 +1,25 @@
-"""Whether files can be written where they shall be, and replace nothing that is read."""
+"""Names of files, and whether they can be written where they shall be and replace nothing that is
+read."""
 
 from __future__ import annotations
 
 import os
+import re
+import sys
 import tempfile
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+
+from sam2_engine.whole_file import move
+
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+def file_name(text: str) -> str:
+    """A text, such as the name of a layer, as the name of a file that every system takes."""
+    name = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", text).strip(". ") or "image"
+    return f"_{name}" if _DEVICES.fullmatch(name) else name  # devices of Windows, in any folder
 
 
 def why_not(
@@ -28,6 +42,8 @@ def why_not(
             return "it exists already; --overwrite (overwrite=True in a script) replaces it"
         if path.exists() and not os.access(path, os.W_OK):
             return "it is write-protected"
+        if path.is_file():
+            move(path, path)  # on Windows not while it is open
         return why_not_in(folder)
     except OSError as error:  # a name that is too long
         return error.strerror or str(error)
@@ -54,4 +70,7 @@ def overlap(written: Iterable[Path], read: Iterable[Path]) -> tuple[Path, Path] 
 
 
 def _place(path: Path) -> Path:
-    return Path(os.path.normcase(os.path.realpath(path)))
+    place = os.path.normcase(os.path.realpath(path))
+    if sys.platform == "darwin":  # whose disks take both spellings for one, as those of Windows
+        place = unicodedata.normalize("NFC", place).casefold()
+    return Path(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from napari.components import LayerList
     from napari.layers import Layer
 
+CTRL = "Cmd" if sys.platform == "darwin" else "Ctrl"
+"""What people press where the notation of napari has Control, and that of Qt Ctrl."""
 Keys = Mapping[str, Callable[[], None]]
 """A key in napari's notation, and what it does."""
 
@@ -60,13 +63,18 @@ def call(action: Callable[[], object], *_: object) -> None:
 def bind_keys(layer: Layer, keys: Keys) -> None:
     """Let keys work while this layer is active, and in no other."""
     for key, action in keys.items():
-        layer.bind_key(key, _for_layer(action), overwrite=True)
+        layer.bind_key(_native(key), _for_layer(action), overwrite=True)
 
 
 def unbind_keys(layer: Layer, keys: Iterable[str]) -> None:
     """Give the keys back to napari."""
     for key in keys:
-        layer.bind_key(key, None)
+        layer.bind_key(_native(key), None)
+
+
+def _native(key: str) -> str:
+    """napari would take Control for the key of that name on a Mac, too."""
+    return key.replace("Control", CTRL)
 
 
 def _for_layer(action: Callable[[], None]) -> Callable[[Layer], None]:

@@ -11,7 +11,7 @@ from napari_sam2.label_ids import ids_in
 from napari_sam2.prompt_layers import PromptLayers
 from napari_sam2.session import Session, Step
 from napari_sam2.widgets.context import Context
-from napari_sam2.widgets.events import Hooks, Keys
+from napari_sam2.widgets.events import CTRL, Hooks, Keys
 from napari_sam2.widgets.panel import BOX, EXCLUDE, INCLUDE, LASSO, PAINT, SCRIBBLE
 from napari_sam2.widgets.workspace import Workspace
 
@@ -107,7 +107,7 @@ class Marking:
         self._panel.mode = mode  # the layer's events tell clicks apart from boxes, not their sign
         self.prepare()
         if self._context.viewer.dims.ndisplay == 3 and mode != PAINT:
-            self._panel.fail("Objects are marked on slices: switch to 2D first (Ctrl+Y).")
+            self._panel.fail(f"Objects are marked on slices: switch to 2D first ({CTRL}+Y).")
         else:
             self._panel.say(_ADVICE[mode].format(self._context.name()))
         self.ahead.start()

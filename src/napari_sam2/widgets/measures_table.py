@@ -41,6 +41,7 @@ from napari_sam2.measures import (
 )
 from napari_sam2.sequence_view import image_shape
 from napari_sam2.session import Session
+from napari_sam2.targets import file_name
 from napari_sam2.widgets.docking import Docked
 from napari_sam2.widgets.events import Connections
 from napari_sam2.widgets.measures_plot import MeasuresPlot
@@ -136,7 +137,7 @@ class MeasuresTable(Docked):
         if self.measures is None or self._measured is None:
             return
         if path is None:
-            name = f"{self._measured[0].name}.csv"
+            name = f"{file_name(self._measured[0].name)}.csv"
             path, _ = QFileDialog.getSaveFileName(self, "Export measures", name, "CSV (*.csv)")
         if not path:
             return

@@ -15,7 +15,7 @@ from napari_sam2.areas import CLOSE
 from napari_sam2.label_masks import LabelMasks, masks_in, names_and_parents
 from napari_sam2.session import Keep, Session
 from napari_sam2.widgets.context import Context
-from napari_sam2.widgets.events import call
+from napari_sam2.widgets.events import CTRL, call
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.panel import INCLUDE
 
@@ -73,7 +73,7 @@ class ObjectActions:
             return
         into, *others = self._panel.objects.selected or [0]
         if not others:
-            self._panel.fail("Select two or more objects first: hold Ctrl and click on each.")
+            self._panel.fail(f"Select two or more objects first: hold {CTRL} and click on each.")
             return
         with self._context.in_portions(), session.history.change("Merge"):
             done = [self._context.attempt(partial(session.merge_objects, into, i)) for i in others]

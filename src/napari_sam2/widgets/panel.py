@@ -25,6 +25,7 @@ from qtpy.QtWidgets import (
 
 from napari_sam2.tasks import CPU_BFLOAT16
 from napari_sam2.widgets.doubt_map import DoubtMap
+from napari_sam2.widgets.events import CTRL
 from napari_sam2.widgets.icons import icon
 from napari_sam2.widgets.object_table import ObjectTable
 from napari_sam2.widgets.slice_strip import APPROVED, LOCKED, PAINTED, SliceStates, SliceStrip
@@ -148,7 +149,7 @@ class Panel(QWidget):
         self.objects = ObjectTable()
         self.new = _button("New", "Begin another object.  Key: N")
         self.delete = _button("Delete", "Delete the selected objects, their marks and masks.")
-        self.merge = _button("Merge", "Make the selected objects one. Select several with Ctrl.")
+        self.merge = _button("Merge", f"Make the selected objects one. Select several with {CTRL}.")
         self.from_labels = _button("Labels", "Take masks of a labels layer as a start.")
         self.labels_menu = QMenu(self)
         self.from_labels.setMenu(self.labels_menu)
@@ -363,8 +364,8 @@ class Panel(QWidget):
     def show_history(self, undo: str | None, redo: str | None) -> None:
         """What can be taken back and made again, in words."""
         for button, what, name, keys in (
-            (self.undo, undo, "Undo", "Ctrl+Z"),
-            (self.redo, redo, "Redo", "Ctrl+Shift+Z"),
+            (self.undo, undo, "Undo", f"{CTRL}+Z"),
+            (self.redo, redo, "Redo", f"{CTRL}+Shift+Z"),
         ):
             button.setEnabled(what is not None)
             of_what = "nothing" if what is None else what.lower()

@@ -21,7 +21,7 @@ from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.display import Display
 from napari_sam2.widgets.docking import Docked
 from napari_sam2.widgets.effort import Effort
-from napari_sam2.widgets.events import Connections, call
+from napari_sam2.widgets.events import CTRL, Connections, call
 from napari_sam2.widgets.find_all import FindAll
 from napari_sam2.widgets.images import Images
 from napari_sam2.widgets.marking import Marking
@@ -57,7 +57,7 @@ KEYS = {
     "Q": "questionable: the next doubtful slice",
     "G": "go: propagate",
     "U": "update what is out of date",
-    "Ctrl+Z": "undo; Ctrl+Shift+Z: redo",
+    f"{CTRL}+Z": f"undo; {CTRL}+Shift+Z: redo",
     "S, A, Delete": "select marks, select all of the slice, delete them",
 }
 """For people; the last row is napari's own."""

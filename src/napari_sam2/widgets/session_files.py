@@ -19,6 +19,7 @@ from napari_sam2.session_file import (
     read_session,
     save_session,
 )
+from napari_sam2.targets import file_name
 from napari_sam2.widgets.canvas import remove_layers
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.events import call
@@ -61,7 +62,7 @@ class SessionFiles:
             return
         chosen = path or (None if ask else work.file)
         if chosen is None:
-            name = str(work.file or f"{work.image.name}{SUFFIX}")
+            name = str(work.file or f"{file_name(work.image.name)}{SUFFIX}")
             chosen, _ = QFileDialog.getSaveFileName(self._panel, "Save session", name, _FILTER)
         if not chosen:
             return

@@ -33,17 +33,18 @@ from napari_sam2.divisions import (
 )
 from napari_sam2.io.writers import write_ctc
 from napari_sam2.session import Session
+from napari_sam2.targets import file_name
 from napari_sam2.tracks import tracks_of, write_tracks
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.docking import scrolling
-from napari_sam2.widgets.events import Connections, call
+from napari_sam2.widgets.events import CTRL, Connections, call
 from napari_sam2.widgets.lineage_view import LineageView
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.tracks_layer import TracksLayer
 
 _REFRESH_MS = 200
 _REFRESH_SHARE = 0.1  # of the time may go into showing tracks
-_SELECT = "Select objects in the table: hold Ctrl and click on each."
+_SELECT = f"Select objects in the table: hold {CTRL} and click on each."
 _WELCOME = f"Next division goes where a cell may divide. {_SELECT}"
 
 
@@ -368,7 +369,7 @@ class TracksWindow(QWidget):
         work = self._context.work
         if work is None:
             return
-        name = f"{work.image.name}{suffix}"
+        name = f"{file_name(work.image.name)}{suffix}"
         chosen, _ = QFileDialog.getSaveFileName(self, f"Export tracks: {kind}", name)
         if chosen:
             self.export_to(chosen if chosen.endswith(suffix) else chosen + suffix)
