@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from qtpy.QtCore import QTimer, Signal
-from qtpy.QtWidgets import QDockWidget, QFrame, QMainWindow, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtCore import QEvent, QObject, QSize, QTimer, Signal
+from qtpy.QtWidgets import (
+    QDockWidget,
+    QFrame,
+    QMainWindow,
+    QScrollArea,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
 
 
 class Docked(QWidget):
@@ -18,8 +26,8 @@ class Docked(QWidget):
     placed = Signal(object)
     """Its dock lies in this window now, for the first time."""
 
-    def __init__(self, body: QWidget | None = None) -> None:
-        """body: what is in it."""
+    def __init__(self, body: QWidget | None = None, footer: QWidget | None = None) -> None:
+        """body: what is in it. footer: what follows it, and stays in sight while it scrolls."""
         super().__init__()
         self.body = body or QWidget()
         area = scrolling(self.body)
@@ -27,10 +35,17 @@ class Docked(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(area)
+        if footer is not None:
+            area.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
+            layout.addWidget(footer)
         self._place = QTimer(self)
         self._place.setSingleShot(True)
         self._place.timeout.connect(self._share_place)
         self._has_place = False
+
+    def hasHeightForWidth(self) -> bool:
+        """Qt's name. With a footer that wraps, its dock could not be made narrower otherwise."""
+        return False
 
     def showEvent(self, event: Any) -> None:
         """Qt's name. napari places the dock after that."""
@@ -58,9 +73,40 @@ class Docked(QWidget):
                 return
 
 
+class _Scrolling(QScrollArea):
+    """As wide as what is in it needs, in any font, so that it scrolls up and down only."""
+
+    def sizeHint(self) -> QSize:
+        """Qt's name. As high as what is in it; Qt's own is some lines at most."""
+        return self._with_bar(self._body.sizeHint())
+
+    def minimumSizeHint(self) -> QSize:
+        """Qt's name."""
+        width = self._with_bar(self._body.minimumSizeHint()).width()
+        return QSize(width, super().minimumSizeHint().height())
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        """Qt's name. What is in it may need more room than before."""
+        if event is not None and event.type() == QEvent.Type.LayoutRequest:
+            self.updateGeometry()
+        return bool(super().eventFilter(watched, event))
+
+    @property
+    def _body(self) -> QWidget:
+        body = self.widget()
+        assert body is not None
+        return body
+
+    def _with_bar(self, size: QSize) -> QSize:
+        bar = self.verticalScrollBar()
+        assert bar is not None
+        frame = 2 * self.frameWidth()
+        return QSize(size.width() + bar.sizeHint().width() + frame, size.height() + frame)
+
+
 def scrolling(body: QWidget) -> QScrollArea:
     """A widget that scrolls where it has too little room."""
-    area = QScrollArea()
+    area = _Scrolling()
     area.setWidgetResizable(True)
     area.setWidget(body)
     return area
