@@ -37,15 +37,13 @@ class Docked(QWidget):
         layout.addWidget(area)
         if footer is not None:
             area.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
+            # Else Qt keeps the dock as wide as it had to be before napari's font was there.
+            footer.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
             layout.addWidget(footer)
         self._place = QTimer(self)
         self._place.setSingleShot(True)
         self._place.timeout.connect(self._share_place)
         self._has_place = False
-
-    def hasHeightForWidth(self) -> bool:
-        """Qt's name. With a footer that wraps, its dock could not be made narrower otherwise."""
-        return False
 
     def showEvent(self, event: Any) -> None:
         """Qt's name. napari places the dock after that."""
@@ -74,34 +72,20 @@ class Docked(QWidget):
 
 
 class _Scrolling(QScrollArea):
-    """As wide as what is in it needs, in any font, so that it scrolls up and down only."""
+    """As large as what is in it, where there is room; Qt's own is some lines at most."""
 
     def sizeHint(self) -> QSize:
-        """Qt's name. As high as what is in it; Qt's own is some lines at most."""
-        return self._with_bar(self._body.sizeHint())
-
-    def minimumSizeHint(self) -> QSize:
         """Qt's name."""
-        width = self._with_bar(self._body.minimumSizeHint()).width()
-        return QSize(width, super().minimumSizeHint().height())
+        body, bar = self.widget(), self.verticalScrollBar()
+        assert body is not None and bar is not None
+        frame, size = 2 * self.frameWidth(), body.sizeHint()
+        return QSize(size.width() + bar.sizeHint().width() + frame, size.height() + frame)
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
         """Qt's name. What is in it may need more room than before."""
         if event is not None and event.type() == QEvent.Type.LayoutRequest:
             self.updateGeometry()
         return bool(super().eventFilter(watched, event))
-
-    @property
-    def _body(self) -> QWidget:
-        body = self.widget()
-        assert body is not None
-        return body
-
-    def _with_bar(self, size: QSize) -> QSize:
-        bar = self.verticalScrollBar()
-        assert bar is not None
-        frame = 2 * self.frameWidth()
-        return QSize(size.width() + bar.sizeHint().width() + frame, size.height() + frame)
 
 
 def scrolling(body: QWidget) -> QScrollArea:
