@@ -9,6 +9,7 @@ import sys
 import threading
 import weakref
 from dataclasses import replace
+from itertools import combinations
 
 import napari.layers
 import numpy as np
@@ -16,8 +17,9 @@ import pytest
 from desk import SHAPE, TIMEOUT, assert_same, blobs, worker_threads
 from models import SMALL, small_model
 from napari.utils import progress
+from napari.utils.theme import get_theme
 from qtpy.QtCore import QEvent, Qt
-from qtpy.QtGui import QShortcut
+from qtpy.QtGui import QColor, QShortcut
 from qtpy.QtWidgets import (
     QApplication,
     QComboBox,
@@ -34,7 +36,18 @@ from qtpy.QtWidgets import (
 
 from napari_sam2.session import Session
 from napari_sam2.widgets import SAM2Widget, choices
+from napari_sam2.widgets.icons import BLUE, GREEN, RED, shade
 from napari_sam2.widgets.sam2_widget import KEYS
+from napari_sam2.widgets.second_reader import DIFFERENCE_COLOURS
+from napari_sam2.widgets.slice_strip import (
+    APPROVED,
+    LOCKED,
+    PAINTED,
+    PROMPTED,
+    REJECTED,
+    SliceStates,
+    SliceStrip,
+)
 from sam2_engine.model import SAM2
 from sam2_engine.weights import save_model
 
@@ -1019,7 +1032,7 @@ def test_it_fits_a_narrow_dock(desk):
     assert d.widget.minimumSizeHint().width() <= 300
     controls = (QComboBox, QPushButton, QSpinBox, QSlider, QToolButton, QProgressBar, QTableWidget)
     d.widget.finder.open()  # a window of the panel, so that its controls are found as well
-    shown = [part for kind in controls for part in d.panel.findChildren(kind)]
+    shown = [part for kind in controls for part in d.widget.findChildren(kind)]
     assert len(shown) > 30
     assert [part for part in shown if not part.toolTip()] == []
 
@@ -1038,8 +1051,77 @@ def test_no_button_is_cut_beside_a_scroll_bar(desk, theme):
         lambda: d.widget.width() == 300 and area.verticalScrollBar().isVisible(), timeout=TIMEOUT
     )
     assert not area.horizontalScrollBar().isVisible()
-    buttons = [*d.panel.findChildren(QPushButton), *d.panel.findChildren(QToolButton)]
+    buttons = [*d.widget.findChildren(QPushButton), *d.widget.findChildren(QToolButton)]
     shown = [button for button in buttons if button.isVisible()]
     assert len(shown) > 20
     assert [b.text() for b in shown if b.width() < b.sizeHint().width()] == []
-    assert max(b.mapTo(d.panel, b.rect().topRight()).x() for b in shown) < area.viewport().width()
+    ends = {b: b.mapTo(d.widget, b.rect().topRight()).x() for b in shown}
+    assert max(ends.values()) < d.widget.width()
+    assert max(ends[b] for b in shown if d.panel.isAncestorOf(b)) < area.viewport().width()
+
+
+def test_propagate_and_messages_stay_in_sight_with_options_open_and_large_letters(desk):
+    d = desk()
+    window = d.viewer.window._qt_window
+    window.resize(1366, 768)
+    window.setStyleSheet(f"{window.styleSheet()} * {{ font-size: 14pt; }}")
+    d.panel.more.setChecked(True)
+    area = d.widget.findChild(QScrollArea)
+    d.qtbot.waitUntil(lambda: area.verticalScrollBar().isVisible(), timeout=TIMEOUT)
+    d.panel.fail("This is a long message. " * 12)
+    QApplication.processEvents()
+    panel = d.panel
+    for part in (panel.propagate, panel.update_masks, panel.stop, panel.undo, panel.status):
+        assert part.visibleRegion().boundingRect() == part.rect(), part.toolTip()
+    assert panel.status.height() >= panel.status.heightForWidth(panel.status.width())
+    d.panel.recovery.show()
+    QApplication.processEvents()
+    assert panel.recover.visibleRegion().boundingRect() == panel.recover.rect()
+
+
+def _lightness(colour: QColor, seen=None) -> float:
+    """Relative luminance as WCAG 2 has it. seen: linear RGB -> what a person sees of it."""
+    linear = np.array(
+        [
+            part / 12.92 if part <= 0.04 else ((part + 0.055) / 1.055) ** 2.4
+            for part in colour.getRgbF()[:3]
+        ]
+    )
+    return float(
+        np.clip(linear if seen is None else seen @ linear, 0, 1) @ [0.2126, 0.7152, 0.0722]
+    )
+
+
+def _contrast(one: float, other: float) -> float:
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_pictures_stand_out_from_buttons_in_both_themes(theme):
+    colours = get_theme(theme)
+    ink, ground = (QColor(*c.as_rgb_tuple(alpha=False)) for c in (colours.text, colours.primary))
+    for colour in (GREEN, RED, BLUE):
+        assert _contrast(_lightness(shade(colour, ink)), _lightness(ground)) >= 3
+
+
+def test_states_and_differences_are_told_without_red_and_green(qtbot):
+    shapes = {}
+    for flag in (0, PROMPTED, PAINTED, APPROVED, LOCKED, REJECTED):
+        strip = SliceStrip()
+        qtbot.addWidget(strip)
+        strip.resize(200, 26)
+        strip.show_states(SliceStates(np.array([0, 0, flag, 0, 0], np.uint8)), 0)
+        image = strip.grab().toImage()
+        places = [(x, y) for y in range(image.height()) for x in range(image.width())]
+        shapes[flag] = [image.pixel(*place) for place in places]
+    drawn = {
+        tuple(pixel != ground for pixel, ground in zip(shape, shapes[0], strict=True))
+        for shape in shapes.values()
+    }
+    assert len(drawn) == len(shapes)
+
+    no_red = np.array(  # protanopia, Machado et al. 2009
+        [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]]
+    )
+    seen = [_lightness(QColor(colour), no_red) for colour in DIFFERENCE_COLOURS.values()]
+    assert min(_contrast(*pair) for pair in combinations(seen, 2)) > 1.5

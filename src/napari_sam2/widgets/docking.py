@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from qtpy.QtCore import QTimer, Signal
-from qtpy.QtWidgets import QDockWidget, QFrame, QMainWindow, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtCore import QEvent, QObject, QSize, QTimer, Signal
+from qtpy.QtWidgets import (
+    QDockWidget,
+    QFrame,
+    QMainWindow,
+    QScrollArea,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
 
 
 class Docked(QWidget):
@@ -18,8 +26,8 @@ class Docked(QWidget):
     placed = Signal(object)
     """Its dock lies in this window now, for the first time."""
 
-    def __init__(self, body: QWidget | None = None) -> None:
-        """body: what is in it."""
+    def __init__(self, body: QWidget | None = None, footer: QWidget | None = None) -> None:
+        """body: what is in it. footer: what follows it, and stays in sight while it scrolls."""
         super().__init__()
         self.body = body or QWidget()
         area = scrolling(self.body)
@@ -27,6 +35,11 @@ class Docked(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(area)
+        if footer is not None:
+            area.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
+            # Else Qt keeps the dock as wide as it had to be before napari's font was there.
+            footer.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+            layout.addWidget(footer)
         self._place = QTimer(self)
         self._place.setSingleShot(True)
         self._place.timeout.connect(self._share_place)
@@ -58,9 +71,26 @@ class Docked(QWidget):
                 return
 
 
+class _Scrolling(QScrollArea):
+    """As large as what is in it, where there is room; Qt's own is some lines at most."""
+
+    def sizeHint(self) -> QSize:
+        """Qt's name."""
+        body, bar = self.widget(), self.verticalScrollBar()
+        assert body is not None and bar is not None
+        frame, size = 2 * self.frameWidth(), body.sizeHint()
+        return QSize(size.width() + bar.sizeHint().width() + frame, size.height() + frame)
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        """Qt's name. What is in it may need more room than before."""
+        if event is not None and event.type() == QEvent.Type.LayoutRequest:
+            self.updateGeometry()
+        return bool(super().eventFilter(watched, event))
+
+
 def scrolling(body: QWidget) -> QScrollArea:
     """A widget that scrolls where it has too little room."""
-    area = QScrollArea()
+    area = _Scrolling()
     area.setWidgetResizable(True)
     area.setWidget(body)
     return area

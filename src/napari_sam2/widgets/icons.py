@@ -9,7 +9,7 @@ import numpy as np
 from qtpy.QtCore import QPointF, QRectF, Qt
 from qtpy.QtGui import QColor, QIcon, QPainter, QPainterPath, QPen, QPixmap, QPolygonF
 
-GREEN, RED, BLUE = QColor(60, 200, 80), QColor(240, 60, 60), QColor(90, 160, 250)
+GREEN, RED, BLUE = QColor(60, 200, 80), QColor(255, 100, 95), QColor(90, 160, 250)
 _SIDE = 32
 
 
@@ -36,6 +36,11 @@ def icon(name: str, ink: QColor) -> QIcon:
     return made
 
 
+def shade(colour: QColor, ink: QColor) -> QColor:
+    """The colour, darker where the theme is light, so that it stands out as well."""
+    return colour.darker(170) if ink.lightness() < 128 else colour
+
+
 def _pen(colour: QColor, width: float = 3) -> QPen:
     pen = QPen(colour, width)
     pen.setCapStyle(Qt.PenCapStyle.RoundCap)
@@ -45,32 +50,32 @@ def _pen(colour: QColor, width: float = 3) -> QPen:
 
 def _include(painter: QPainter, ink: QColor) -> None:
     painter.setPen(Qt.PenStyle.NoPen)
-    painter.setBrush(GREEN)
+    painter.setBrush(shade(GREEN, ink))
     painter.drawEllipse(QPointF(16, 16), 10, 10)
 
 
 def _exclude(painter: QPainter, ink: QColor) -> None:
     painter.setPen(Qt.PenStyle.NoPen)
-    painter.setBrush(RED)
+    painter.setBrush(shade(RED, ink))
     painter.drawPolygon(
         QPolygonF([QPointF(16, 4), QPointF(28, 16), QPointF(16, 28), QPointF(4, 16)])
     )
 
 
 def _box(painter: QPainter, ink: QColor) -> None:
-    painter.setPen(_pen(BLUE, 4))
+    painter.setPen(_pen(shade(BLUE, ink), 4))
     painter.drawRect(QRectF(5, 8, 22, 16))
 
 
 def _scribble(painter: QPainter, ink: QColor) -> None:
-    painter.setPen(_pen(GREEN, 4))
+    painter.setPen(_pen(shade(GREEN, ink), 4))
     path = QPainterPath(QPointF(4, 22))
     path.cubicTo(12, -4, 18, 40, 28, 10)
     painter.drawPath(path)
 
 
 def _lasso(painter: QPainter, ink: QColor) -> None:
-    pen = _pen(BLUE, 3)
+    pen = _pen(shade(BLUE, ink), 3)
     pen.setStyle(Qt.PenStyle.DotLine)
     painter.setPen(pen)
     painter.drawEllipse(QRectF(4, 6, 24, 19))

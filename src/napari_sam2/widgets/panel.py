@@ -77,7 +77,10 @@ _MODES = {
 
 
 class Panel(QWidget):
-    """All controls, from top to bottom. It holds no state but what the person sees."""
+    """All controls, from top to bottom. It holds no state but what the person sees.
+
+    What begins and ends a propagation, and what is said, are in `footer`, which stays in sight.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -240,7 +243,7 @@ class Panel(QWidget):
 
     def _arrange(self) -> None:
         layout = QVBoxLayout(self)
-        layout.setContentsMargins(6, 6, 6, 6)
+        layout.setContentsMargins(6, 6, 6, 4)
         layout.setSpacing(4)
         layout.addLayout(_form({"Image": self.images, "Model": self.models}))
         layout.addLayout(_row((self.download, 3), (self.stop_download, 1)))
@@ -287,6 +290,10 @@ class Panel(QWidget):
         limits = _row((self.first, 1), (QLabel("to"), 0), (self.last, 1))
         self.range.setLayout(limits)
         layout.addWidget(self.range)
+        self.footer = QWidget()
+        layout = QVBoxLayout(self.footer)
+        layout.setContentsMargins(6, 0, 6, 6)
+        layout.setSpacing(4)
         layout.addLayout(_row((self.propagate, 3), (self.update_masks, 2), (self.stop, 2)))
         layout.addWidget(self.progress)
         buttons = (self.undo, self.redo, self.session, self.help)

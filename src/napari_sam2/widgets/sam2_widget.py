@@ -75,7 +75,7 @@ class SAM2Widget(Docked):
     ) -> None:
         """model: a name or a loaded model; by default the one that was chosen last, or nano."""
         panel = Panel()
-        super().__init__(panel)
+        super().__init__(panel, panel.footer)
         self.panel = panel
         self._is_docked = False
         self._models = ModelChoice(self.panel, model, device)

@@ -48,10 +48,10 @@ _HEADS = {
     "Dice": "2 x shared pixels / (your pixels + theirs), over all slices; 1 is full agreement.",
     "Slices": "Slices that differ and are not settled yet.",
 }
-_COLOURS: dict[int | None, str] = {
+DIFFERENCE_COLOURS: dict[int | None, str] = {
     ONLY_MINE: "#ffff00",
     ONLY_THEIRS: "#0050ff",
-    OTHER_OBJECT: "#ff00ff",
+    OTHER_OBJECT: "#ff96d7",  # lighter than the blue, also for who sees no red
 }
 _LEGEND = "yellow: only yours · blue: only theirs · pink: both, but another object"
 _PAUSE_MS = 100
@@ -459,7 +459,7 @@ class SecondReader(QWidget):
         self.theirs.opacity = 1.0
         self.differences = new_labels_layer(work.image, found, axis)
         self.differences.name = "differences"
-        colours = {None: "transparent", 0: "transparent", **_COLOURS}
+        colours = {None: "transparent", 0: "transparent", **DIFFERENCE_COLOURS}
         self.differences.colormap = DirectLabelColormap(color_dict=colours)
         layers = self._context.viewer.layers
         active = layers.selection.active

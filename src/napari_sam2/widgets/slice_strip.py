@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from qtpy.QtCore import QPointF, QRectF, QSize, Qt, Signal
-from qtpy.QtGui import QBrush, QColor, QPainter, QPolygonF
+from qtpy.QtGui import QBrush, QColor, QPainter, QPen, QPolygonF
 from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
 
-from napari_sam2.widgets.icons import GREEN, RED
+from napari_sam2.widgets.icons import GREEN, RED, shade
 
 MASK, STALE, PROMPTED, PAINTED, APPROVED, LOCKED, REJECTED, OUTSIDE = (1 << n for n in range(8))
 _WORDS = {
@@ -24,8 +24,8 @@ _WORDS = {
 }
 _TIP = (
     "The selected object on every slice: filled where it has a mask, faint where that is out of "
-    "date, ▼ marked, ■ painted by hand, green below: approved, white below: locked, red "
-    "below: rejected, hatched: before its first or behind its last slice. Click to go to a slice."
+    "date, ▼ marked, ■ painted by hand, × rejected, a thick line below: approved, a thin one: "
+    "locked, hatched: before its first or behind its last slice. Click to go to a slice."
 )
 
 
@@ -130,11 +130,19 @@ class SliceStrip(QWidget):
             if flag:
                 area = QRectF(run.start * each, band.top(), len(run) * each, band.height())
                 painter.fillRect(area, hatched)
-        for bit, colour in ((APPROVED, GREEN), (LOCKED, self._ink), (REJECTED, RED)):
+        below = band.bottom() + 1
+        for bit, colour, top, high in (
+            (APPROVED, shade(GREEN, self._ink), below, 3),
+            (LOCKED, self._ink, below + 1, 1),
+        ):
             for run, flag in _runs(flags & bit):
                 if flag:
-                    line = QRectF(run.start * each, band.bottom() + 1, len(run) * each, 3)
-                    painter.fillRect(line, colour)
+                    painter.fillRect(QRectF(run.start * each, top, len(run) * each, high), colour)
+        painter.setPen(QPen(shade(RED, self._ink), 2))
+        for frame in np.flatnonzero(flags & REJECTED):
+            x = (frame + 0.5) * each
+            painter.drawLine(QPointF(x - 3, 1), QPointF(x + 3, 7))
+            painter.drawLine(QPointF(x - 3, 7), QPointF(x + 3, 1))
         painter.setPen(Qt.PenStyle.NoPen)
         painter.setBrush(self._ink)
         for frame in np.flatnonzero(flags & (PROMPTED | PAINTED)):
