@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
+import zarr
 from dicom_series import STORED, itk_series, write_series
 from images import DATA, OBLIQUE, assert_same_grid, mirrored, needs_data
 from models import small_model
@@ -250,6 +251,55 @@ def test_time_lapse_to_ome_tiff(tmp_path: Path, checkpoint: str) -> None:
     back = read_volume(out)
     assert back.axes == "tyx" and back.spacing == pytest.approx((60.0, 0.3, 0.3))
     np.testing.assert_array_equal(back.array[0], first[0])
+
+
+def test_a_slice_that_cannot_be_read_is_left_out_and_told_of(
+    tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chunk = damaged_zarr(tmp_path / "scans" / "p.ome.zarr")
+    out = tmp_path / "labels.nii.gz"
+    how = ["--mask", str(tmp_path / "mask.tif"), "--model", checkpoint]
+    mask = np.zeros((8, 24, 20), np.uint8)
+    mask[2, 6:12, 4:9] = 1
+    tifffile.imwrite(how[1], mask)
+    command = ["segment", str(tmp_path / "scans" / "p.ome.zarr"), "-o", str(out), *how, "--json"]
+    assert main(command) == 7
+    said = capsys.readouterr()
+    assert "Slice 5 cannot be read" in json.loads(said.out)["incomplete"]
+    assert said.err.splitlines()[-1].startswith("napari-sam2: Slice 5 cannot be read: ")
+    incomplete = read_volume(out).array
+    assert not incomplete[5].any()
+
+    batch = ["batch", str(tmp_path / "scans"), "-o", str(tmp_path / "out"), "--workers", "1"]
+    batch += ["--masks", str(tmp_path / "masks"), "--model", checkpoint]
+    (tmp_path / "masks").mkdir()
+    tifffile.imwrite(tmp_path / "masks" / "p.tif", mask)
+    assert main(batch) == 6
+    said = capsys.readouterr()
+    assert "1 incomplete" in said.out and "Slice 5 cannot be read" in said.err
+    assert "Slice 5 cannot be read" in (tmp_path / "out" / "report.html").read_text()
+    np.testing.assert_array_equal(read_volume(tmp_path / "out" / "p.nii.gz").array, incomplete)
+    chunk.rename(chunk.with_name("5.0.0"))  # now it can be read
+    assert main(batch) == 0, "it is done anew"
+    assert main([*command, "--overwrite"]) == 0
+    whole = read_volume(out).array
+    np.testing.assert_array_equal(whole[:5], incomplete[:5])
+    np.testing.assert_array_equal(read_volume(tmp_path / "out" / "p.nii.gz").array, whole)
+
+
+def damaged_zarr(path: Path) -> Path:
+    """An OME-Zarr with rubbish in place of slice 5. Returns where the right chunk is."""
+    image = blobs((8, 24, 20))
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    group.create_array("0", data=image, chunks=(1, 24, 20))
+    axes = [{"name": name, "type": "space", "unit": "millimeter"} for name in "zyx"]
+    scale = [{"type": "scale", "scale": [3, 1, 1]}]
+    levels = [{"path": "0", "coordinateTransformations": scale}]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": levels}]
+    chunk = path / "0" / "5.0.0"
+    right = chunk.rename(path / "0" / "right")
+    chunk.write_bytes(b"rubbish")
+    return right
 
 
 def test_overwrite_quiet_and_link(

@@ -104,7 +104,7 @@ class Autosave:
         try:
             if self.path is None:
                 FOLDER.mkdir(parents=True, exist_ok=True)
-                self.path = _new_file(self._writer.image.fingerprint)
+                self.path = _new_file(self._writer.image.fingerprint.whole)
             self._writer.write(self.path)
         except Exception as error:  # whatever it is, work goes on and the next try may succeed
             is_new, self.error = str(error) != self.error, str(error)
@@ -121,7 +121,7 @@ def find_recovery(image: Any) -> Path | None:
     image: as for `Session`; some frames of it are read. Nothing else about it has to be as it was.
     """
     found: dict[Path, float] = {}
-    for path in FOLDER.glob(f"{_stem(fingerprint(image))}-*{SUFFIX}"):
+    for path in FOLDER.glob(f"{_stem(fingerprint(image).whole)}-*{SUFFIX}"):
         if not _is_in_use(path):
             with suppress(OSError):
                 found[path] = path.stat().st_mtime

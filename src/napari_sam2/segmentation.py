@@ -14,8 +14,9 @@ import numpy as np
 from napari_sam2.io.volume import Volume
 from napari_sam2.label_ids import MAX_ID
 from napari_sam2.sequence_view import SequenceKey
-from napari_sam2.session import Direction, NothingToDo, Session
+from napari_sam2.session import Direction, NothingToDo, Session, UnreadableSlices
 from napari_sam2.tasks import LazyModel
+from sam2_engine.unreadable import UnreadableFrame
 
 if TYPE_CHECKING:
     from sam2_engine.memory import MemorySelection, MemoryTokens
@@ -98,7 +99,9 @@ def segment(
     Returns labels (z, y, x) in the smallest unsigned integer type that holds the ids; 0 is
     background. Where objects overlap, masks that were given go first, then the larger logit.
 
-    Raises: PromptError before anything is computed; ModelError if the model cannot be loaded.
+    Raises: PromptError before anything is computed; ModelError if the model cannot be loaded;
+    UnreadableSlices at the end, where slices could not be read: its `session.labels` are those of
+    all others; OSError as soon as none can be read.
     """
     array = volume.array if isinstance(volume, Volume) else volume
     if not hasattr(array, "shape"):
@@ -154,15 +157,17 @@ def segment(
             )
     if closely:
         look_closely_at_all(session)
-    session.propagate(
-        direction,
-        start=int(start),
-        stop=int(stop),
-        progress=None if progress is None else lambda step: progress(step.done, step.total),
-    )
+    with suppress(UnreadableSlices):  # told of when all is there
+        session.propagate(
+            direction,
+            start=int(start),
+            stop=int(stop),
+            progress=None if progress is None else lambda step: progress(step.done, step.total),
+        )
     frames = np.moveaxis(labels, axis, 0)  # masks that were given may lie outside what is wanted
     frames[: int(start)] = 0
     frames[int(stop) + 1 :] = 0
+    session.check_read()
     return labels
 
 
@@ -170,7 +175,8 @@ def look_closely_at_all(session: Session) -> None:
     """Look closely at all objects that are marked in the sequence that is shown."""
     prompts = session.prompts
     for frame in sorted({frame for own in prompts.values() for frame in own}):
-        session.preview(frame)  # tells how large an object is
+        with suppress(UnreadableFrame):
+            session.preview(frame)  # tells how large an object is
     for object_id in prompts:
         with suppress(NothingToDo):  # nothing was found at its points
             session.look_closely(object_id)

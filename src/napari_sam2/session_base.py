@@ -152,6 +152,8 @@ class SessionBase:
         self._facts: dict[int, tuple[Hashable, ObjectFacts]] = {}
         self._comparisons = 0
         self._branched: WeakKeyDictionary[SessionBase, dict[Cell, Any]] = WeakKeyDictionary()
+        self._unread: dict[SequenceKey, dict[int, str]] = {}
+        self._passed: WeakKeyDictionary[Found, frozenset[int]] = WeakKeyDictionary()
         self._other_sides: WeakKeyDictionary[Found, OtherSide] = WeakKeyDictionary()
         self._last_source = self._asked_source()
         self._engine = Engine()
@@ -373,6 +375,13 @@ class SessionBase:
         the sequence that is shown or another one.
         """
         return self._records.stale((key or self.view.key, object_id), self._source)
+
+    @property
+    def unread(self) -> Mapping[int, str]:
+        """Frame -> why it could not be read, in a sentence: those that the last run through the
+        sequence that is shown has passed over. They have no new masks; the next one tries again.
+        """
+        return dict(self._unread.get(self.view.key, {}))
 
     def states(self, object_id: int) -> Mapping[int, State]:
         """Frame -> "auto", "prompted", "painted", "approved", "locked" or "rejected".

@@ -9,6 +9,7 @@ from typing import Any
 from napari_sam2.cli.common import (
     BAD_COMMAND,
     EXAMPLES,
+    INCOMPLETE,
     OK,
     Bar,
     UserError,
@@ -99,6 +100,7 @@ def _segment(options: argparse.Namespace) -> int:
     from napari_sam2.io import check_target, read_volume, write_labels
     from napari_sam2.io.labels import read_mask
     from napari_sam2.segmentation import segment
+    from napari_sam2.session import UnreadableSlices
 
     started = time.perf_counter()
     bar = Bar(options.quiet)
@@ -110,6 +112,7 @@ def _segment(options: argparse.Namespace) -> int:
         check_target(options.output, overwrite=options.overwrite, like=volume)
         masks = read_mask(options.mask, volume) if options.mask else None
         bar.notes = volume.notes
+        incomplete = None
         try:
             labels = segment(
                 volume,
@@ -128,12 +131,15 @@ def _segment(options: argparse.Namespace) -> int:
                 closely=options.closely,
                 progress=bar.update,
             )
+        except UnreadableSlices as error:
+            incomplete, labels = error, error.session.labels
         finally:
             bar.close()
         write_measures(options, labels, volume)
         write_labels(options.output, labels, volume, overwrite=options.overwrite)
-    tell(options, labels, volume, boxes.keys() | points.keys(), time.perf_counter() - started)
-    return OK
+    seconds = time.perf_counter() - started
+    tell(options, labels, volume, boxes.keys() | points.keys(), seconds, incomplete=incomplete)
+    return OK if incomplete is None else INCOMPLETE
 
 
 def _by_id(option: str, prompts: list[str], count: int) -> dict[int, list[tuple[float, ...]]]:
