@@ -16,7 +16,7 @@ from napari_sam2.given import whole_number
 from napari_sam2.history import History
 from napari_sam2.label_ids import MAX_ID
 from napari_sam2.label_writer import LabelWriter
-from napari_sam2.lineage import merged
+from napari_sam2.lineage import Parents, merged
 from napari_sam2.looks import Looks
 from napari_sam2.output import Output
 from napari_sam2.records import Cell, Records
@@ -286,6 +286,9 @@ class SessionBase:
     def merge_objects(self, into: int, other: int) -> None:
         """Make two objects one: prompts and masks of the other are added to the first.
 
+        Links are dropped that cannot be any more, as that of the other daughter where a parent goes
+        on with one.
+
         Raises LockedError where one of them is locked.
         """
         self._check_unlocked(into)
@@ -304,10 +307,22 @@ class SessionBase:
                 self._records.clear(second)
                 self._writer.write(view, frames)
             self._records.set_object(other, None)
-            self._records.set_parents(merged(self._records.parents, into, other))
+            self._records.set_parents(
+                self._possible(merged(self._records.parents, into, other), into)
+            )
             self._records.set_no_divisions(other, frozenset())
         self.objects_changed.emit()
         self.prompts_replaced.emit()
+
+    def _possible(self, parents: Parents, object_id: int) -> dict[int, int]:
+        """Links without those of an object where the parent is still there as a daughter begins."""
+
+        def is_possible(daughter: int, parent: int) -> bool:
+            begins, ends = self.masks_of(daughter), self.masks_of(parent)
+            return not begins or not ends or min(begins) > max(ends)
+
+        links = parents.items()
+        return {d: p for d, p in links if object_id not in (d, p) or is_possible(d, p)}
 
     # -- sequences -----------------------------------------------------------------------------
 
