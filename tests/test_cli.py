@@ -23,6 +23,7 @@ from models import small_model
 
 from napari_sam2 import PromptError, read_volume, segment
 from napari_sam2.cli import main
+from napari_sam2.io import read_labels, read_parents, write_labels
 from napari_sam2.session import Session
 from sam2_engine.model import SAM2
 
@@ -693,6 +694,27 @@ def test_a_mask_of_the_first_frame_alone(tmp_path: Path, checkpoint: str) -> Non
     labels = tifffile.imread(out)
     assert labels.shape == movie.shape
     np.testing.assert_array_equal(labels[0], mask)
+
+
+def test_a_mask_of_tracks_brings_their_parents(tmp_path: Path, checkpoint: str) -> None:
+    image = blobs((6, 24, 20))
+    movie, tracks = tmp_path / "movie.ome.tif", np.zeros(image.shape, np.uint16)
+    tifffile.imwrite(movie, image, metadata={"axes": "TYX"})
+    for number, frames in {1: (0, 1), 2: (3,), 3: (3, 4), 4: (1, 2)}.items():
+        tracks[list(frames), 4 * number : 4 * number + 4, 4:9] = number
+    volume = read_volume(movie)
+    write_labels(tmp_path / "01_RES", tracks, volume, parents={2: 1, 3: 1})
+    with (tmp_path / "01_RES" / "res_track.txt").open() as file:
+        table = file.read()
+    damaged = table.replace("4 1 2 0", "4 1 2 1")  # 1 is still there as 4 begins
+    assert damaged != table
+    (tmp_path / "01_RES" / "res_track.txt").write_text(damaged)
+    how = ["--mask", str(tmp_path / "01_RES"), "--model", checkpoint, "-q"]
+    assert main(["segment", str(movie), "-o", str(tmp_path / "out_RES"), *how]) == 0
+    assert read_parents(tmp_path / "out_RES") == {2: 1, 3: 1}
+    found = read_labels(tmp_path / "out_RES")[0].array
+    assert not (found[2:] == 1).any() and not np.isin(found[:3], [2, 3]).any()
+    np.testing.assert_array_equal(found[3] == 2, tracks[3] == 2)
 
 
 def test_functions_of_a_script_raise_the_same(network: SAM2) -> None:

@@ -252,18 +252,23 @@ def _answer(job: Job, settings: Settings, volume: Volume, lazy: LazyModel) -> _A
     if job.template is not None:
         return _from_template(job.template, settings, volume, lazy)
     from napari_sam2.io.labels import read_mask
-    from napari_sam2.segmentation import loaded, segment
+    from napari_sam2.segmentation import loaded, parents_of_masks, segment
     from napari_sam2.session import UnreadableSlices
 
     prompts, missing = job.prompts or TablePrompts(), ""
+    masks, parents = None, {}
+    if job.mask is not None:
+        masks = read_mask(job.mask, volume)
+        parents = parents_of_masks(job.mask, masks, settings.axis)
     try:
         labels = segment(
             volume,
             boxes=prompts.boxes,  # type: ignore[arg-type]
             points=prompts.points,  # type: ignore[arg-type]
             negative_points=prompts.negative_points,  # type: ignore[arg-type]
-            masks=read_mask(job.mask, volume) if job.mask is not None else None,
+            masks=masks,
             ends=prompts.ends,
+            parents=parents,
             axis=settings.axis,
             direction=settings.direction,  # type: ignore[arg-type]
             model=loaded(lazy),
@@ -272,7 +277,7 @@ def _answer(job: Job, settings: Settings, volume: Volume, lazy: LazyModel) -> _A
         )
     except UnreadableSlices as error:
         labels, missing = error.session.labels, str(error)
-    return _Answer(labels, prompts.names, missing=missing)
+    return _Answer(labels, prompts.names, parents=parents, missing=missing)
 
 
 def _from_session(path: Path, settings: Settings, volume: Volume, lazy: LazyModel) -> _Answer:

@@ -55,6 +55,7 @@ def segment(
     negative_points: Mapping[int, Point | Sequence[Point]] | None = None,
     masks: np.ndarray | None = None,
     ends: Mapping[int, tuple[float, float]] | None = None,
+    parents: Mapping[int, int] | None = None,
     axis: int | str = 0,
     direction: Direction = "both",
     slices: tuple[float, float] | None = None,
@@ -79,6 +80,8 @@ def segment(
         and comes back as it is.
     ends: object id -> the first and the last slice on which it is, both included; it is not looked
         for on others. By default objects may be on all.
+    parents: daughter -> parent, of objects that both have masks: the daughter begins on her first
+        one, and the parent ends on its last.
     axis: 0, 1, 2 or "z", "y", "x": the axis along which the volume is sliced and objects are
         followed.
     direction: as for `Session.propagate`: "forward" leaves out what lies before an object's first
@@ -155,6 +158,11 @@ def segment(
             session.set_prompts(
                 object_id, frame, points=prompt.points, labels=prompt.labels, box=prompt.box
             )
+    for daughter, parent in (parents or {}).items():
+        try:
+            session.set_parent(daughter, parent)
+        except ValueError as error:
+            raise PromptError(str(error)) from error
     if closely:
         look_closely_at_all(session)
     with suppress(UnreadableSlices):  # told of when all is there
@@ -169,6 +177,29 @@ def segment(
     frames[int(stop) + 1 :] = 0
     session.check_read()
     return labels
+
+
+def parents_of_masks(
+    path: str | PathLike[str], masks: np.ndarray, axis: int | str = 0
+) -> dict[int, int]:
+    """The parents of a folder of the Cell Tracking Challenge that `masks` were read from.
+
+    axis: along which objects are followed; there are no parents where it is not the time. Links of
+    tracks that are not there, or of which the parent is still there as the daughter begins, are
+    left out. Raises ReadError.
+    """
+    from napari_sam2.io import read_parents
+
+    parents = read_parents(path)
+    if not parents or axis_number(axis) != 0:
+        return {}
+    begins: dict[int, int] = {}
+    ends: dict[int, int] = {}
+    for frame, labels in enumerate(masks):
+        for object_id in np.unique(labels).tolist():
+            begins.setdefault(object_id, frame)
+            ends[object_id] = frame
+    return {d: p for d, p in parents.items() if d in begins and p in ends and begins[d] > ends[p]}
 
 
 def look_closely_at_all(session: Session) -> None:
