@@ -901,6 +901,14 @@ def test_images_are_seen_together_as_colours(desk):
     assert list(d.session.prompts[1]) == [2]
     assert d.session is not None
 
+    # Few entries are channels, unless their name says what they are.
+    for name, offered in (("t", []), ("Z", []), ("stage", ["axis stage: channels 1 to 3"])):
+        labels = (name, "plane", "y", "x")
+        few = d.viewer.add_image(np.zeros((3, *SHAPE), np.uint8), axis_labels=labels)
+        d.widget.choose_image(few)
+        texts = [d.panel.channels.itemText(i) for i in range(d.panel.channels.count())]
+        assert [text for text in texts if text.startswith("axis")] == offered
+
 
 def test_masks_are_written_where_the_person_wants_them(desk):
     d = desk()
