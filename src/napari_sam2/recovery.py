@@ -15,6 +15,7 @@ from platformdirs import user_data_path
 
 from napari_sam2.session import Session
 from napari_sam2.session_file import SUFFIX, SessionWriter, fingerprint
+from napari_sam2.session_format import Fingerprint, read_fingerprint
 
 FOLDER = user_data_path("napari-sam2", appauthor=False) / "recovery"
 """Where sessions are saved that have no file of their own yet."""
@@ -121,8 +122,9 @@ def find_recovery(image: Any) -> Path | None:
     image: as for `Session`; some frames of it are read. Nothing else about it has to be as it was.
     """
     found: dict[Path, float] = {}
-    for path in FOLDER.glob(f"{_stem(fingerprint(image).whole)}-*{SUFFIX}"):
-        if not _is_in_use(path):
+    now = fingerprint(image)
+    for path in FOLDER.glob(f"*-*{SUFFIX}"):
+        if _is_of(path, now) and not _is_in_use(path):
             with suppress(OSError):
                 found[path] = path.stat().st_mtime
     return max(found, key=lambda path: found[path], default=None)
@@ -133,6 +135,14 @@ def forget_recovery(path: Path) -> None:
     for one in (path, *path.parent.glob(f".{path.name}.*.part")):
         with suppress(OSError):
             one.unlink()
+
+
+def _is_of(path: Path, image: Fingerprint) -> bool:
+    """Whether a file is of an image, by its name; or within, if slices could not be read once."""
+    if path.name.startswith(f"{_stem(image.whole)}-"):
+        return True
+    saved = read_fingerprint(path)
+    return saved is not None and saved.fits(image)
 
 
 def _stem(fingerprint: str) -> str:

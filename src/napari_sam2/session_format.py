@@ -353,6 +353,19 @@ def _json_of(file: zipfile.ZipFile, path: str | os.PathLike[str]) -> dict[str, A
     return content  # type: ignore[no-any-return]
 
 
+def read_fingerprint(path: str | os.PathLike[str]) -> Fingerprint | None:
+    """That of a session's image, without the rest of the file; None where it is no session."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return _fingerprint(_json_of(file, path)["image"])
+    except Exception:  # as in read_session
+        return None
+
+
+def _fingerprint(image: Mapping[str, Any]) -> Fingerprint:
+    return Fingerprint(str(image["fingerprint"]), tuple(map(str, image.get("fingerprints", ()))))
+
+
 def _from_json(content: Mapping[str, Any], file: zipfile.ZipFile) -> SavedSession:
     image = content["image"]
     channels = image["channels"]
@@ -366,9 +379,7 @@ def _from_json(content: Mapping[str, Any], file: zipfile.ZipFile) -> SavedSessio
         if channels is None
         else Channels(_whole(channels["axis"]), tuple(map(_whole, channels["indices"]))),
         spacing=tuple(_number(step) for step in image["spacing"]),
-        fingerprint=Fingerprint(
-            str(image["fingerprint"]), tuple(map(str, image.get("fingerprints", ())))
-        ),
+        fingerprint=_fingerprint(image),
     )
     objects = {
         _whole(one["id"], 1): ObjectInfo(
