@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from sam2_engine.frames import Area, Geometry
+from sam2_engine.unreadable import UnreadableFrame
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class FrameResult:
     """Of frames that are seen in the whole."""
     areas: tuple[Area | None, ...]
     """(N,) the part of the frame that was looked at for each object; None: all."""
+    error: UnreadableFrame | None = None
+    """Why the frame could not be read; N is 0 then. Only where that was asked for."""
 
     @property
     def logits(self) -> NDArray[np.float32]:

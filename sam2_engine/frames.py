@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sam2_engine.model.layers import resized
+from sam2_engine.unreadable import FAILURES_IN_A_ROW, UnreadableFrame
 
 Fit = Literal["stretch", "pad"]
 Area = tuple[int, int, int, int]
@@ -189,7 +191,10 @@ class FrameSource:
     ) -> None:
         """Look at the first frame for the shape, and at some more for the window if none is given.
 
+        Frames that cannot be read are passed over; others serve in their place.
+
         Raises:
+            UnreadableFrame: none of them can be read.
             ValueError: no frames, frames that are not 2-D or colours, an unknown fit, a window
                 that is empty, or pixels without a size.
         """
@@ -201,7 +206,8 @@ class FrameSource:
         if not (np.isfinite(pixel_size).all() and min(pixel_size) > 0):
             raise ValueError(f"A pixel has a height and a width above 0, not {pixel_size}.")
         self._last: tuple[int, NDArray[Any]] | None = None
-        first = self._read(0)
+        self._readable, first = next(_readable_frames(frames))
+        first = _checked(self._readable, first)
         self._raw_shape = first.shape
         shape = first.shape[0], first.shape[1]
         self.geometry = Geometry(shape, image_size, fit, pixel_size)
@@ -247,19 +253,30 @@ class FrameSource:
         return self._last[1]
 
     def _read(self, index: int) -> NDArray[Any]:
-        frame = _without_alpha(np.asarray(self._frames[index]))
-        if frame.ndim not in (2, 3) or (frame.ndim == 3 and frame.shape[2] not in (1, 2, 3)):
-            raise ValueError(
-                f"Frame {index} has shape {frame.shape}; a frame is (height, width), "
-                "or (height, width, channels) with 2 or 3 channels for colours."
-            )
-        if not frame.size:
-            raise ValueError(f"Frame {index} has no pixels.")
-        if np.iscomplexobj(frame) or frame.dtype.kind not in "buif":
-            raise ValueError(
-                f"Frame {index} holds {frame.dtype}, which is not an image of numbers."
-            )
-        return frame
+        return _checked(index, _frame_of(self._frames, index))
+
+    def is_gone(self) -> bool:
+        """Whether a frame that could be read before cannot be read any more: it is tried."""
+        try:
+            _frame_of(self._frames, self._readable)
+        except UnreadableFrame:
+            return True
+        return False
+
+
+def _checked(index: int, frame: NDArray[Any]) -> NDArray[Any]:
+    """A frame, if it is one; raises ValueError."""
+    frame = _without_alpha(frame)
+    if frame.ndim not in (2, 3) or (frame.ndim == 3 and frame.shape[2] not in (1, 2, 3)):
+        raise ValueError(
+            f"Frame {index} has shape {frame.shape}; a frame is (height, width), "
+            "or (height, width, channels) with 2 or 3 channels for colours."
+        )
+    if not frame.size:
+        raise ValueError(f"Frame {index} has no pixels.")
+    if np.iscomplexobj(frame) or frame.dtype.kind not in "buif":
+        raise ValueError(f"Frame {index} holds {frame.dtype}, which is not an image of numbers.")
+    return frame
 
 
 def normalised(images: Tensor) -> Tensor:
@@ -272,12 +289,11 @@ def normalised(images: Tensor) -> Tensor:
 
 def sample_window(frames: Frames, percentiles: tuple[float, float] = (0.5, 99.5)) -> Window:
     """Percentiles of up to 16 frames spread over the sequence, of all channels together; alpha is
-    none of them.
+    none of them, nor are frames that cannot be read. Raises UnreadableFrame where none can.
     """
-    picked = np.unique(np.linspace(0, len(frames) - 1, _SAMPLED_FRAMES).round().astype(int))
     samples = []
-    for index in picked:
-        frame = _without_alpha(np.asarray(frames[int(index)]))
+    for _, frame in _readable_frames(frames):
+        frame = _without_alpha(frame)
         values = frame.astype(_exact(frame.dtype)).ravel()
         samples.append(values[:: max(1, values.size // _SAMPLED_PIXELS)])
     values = np.concatenate(samples)
@@ -290,6 +306,34 @@ def sample_window(frames: Frames, percentiles: tuple[float, float] = (0.5, 99.5)
     # Nearly all is background: the few pixels that differ are the picture.
     low, high = float(values.min()), float(values.max())
     return (low, high) if low < high else (low, low + 1.0)
+
+
+def _readable_frames(frames: Frames) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Up to 16 frames spread over the sequence, with their numbers, without those that cannot be
+    read. Raises UnreadableFrame where none can, and at once where the first few cannot.
+    """
+    picked = np.unique(np.linspace(0, len(frames) - 1, _SAMPLED_FRAMES).round().astype(int))
+    failures, is_any = [], False
+    for index in picked:
+        try:
+            frame = _frame_of(frames, int(index))
+        except UnreadableFrame as error:
+            failures.append(error)
+            if not is_any and len(failures) in (FAILURES_IN_A_ROW, len(picked)):
+                raise failures[0] from None
+        else:
+            is_any = True
+            yield int(index), frame
+
+
+def _frame_of(frames: Frames, index: int) -> NDArray[Any]:
+    """A frame as it is given; raises UnreadableFrame for whatever goes wrong there."""
+    try:
+        return np.asarray(frames[index])
+    except MemoryError:
+        raise
+    except Exception as error:  # each kind of file has its own
+        raise UnreadableFrame(index, str(error) or type(error).__name__) from error
 
 
 def _without_alpha(frame: NDArray[Any]) -> NDArray[Any]:

@@ -42,6 +42,7 @@ from sam2_engine.model import ABSENT_LOGIT, SAM2, Decoded, ImageFeatures, as_mas
 from sam2_engine.model.recalled import Recalled, join, near_object
 from sam2_engine.passes import Direction, Pass, Sweep, plan
 from sam2_engine.prompts import Prompt
+from sam2_engine.unreadable import FAILURES_IN_A_ROW, UnreadableFrame
 
 T = TypeVar("T")
 _BEYOND = -8.0  # the logit where an object may not lie
@@ -86,6 +87,8 @@ class _Runner:
     """The last frame that is wanted now."""
     absent: int = 0
     """On how many frames in a row, up to now, the object has not been found."""
+    is_whole: bool = True
+    """Whether every frame up to now could be read, so that its memories are those of any run."""
 
     @property
     def ahead(self) -> range:
@@ -177,6 +180,8 @@ class SequencePredictor:
         self._prompts: dict[int, dict[int, Prompt]] = {}
         self._prompted_frames: dict[int, _PromptedFrame] = {}
         self._paused: dict[tuple[int, int, int], _Runner] = {}
+        self._unreadable: dict[int, UnreadableFrame] = {}  # of the last run; not tried again in it
+        self._failures = 0  # in a row
 
     def __len__(self) -> int:
         """Number of frames."""
@@ -270,6 +275,7 @@ class SequencePredictor:
         """
         self._check_frame(frame)
         ids = [i for i in self._chosen(objects) if frame in self._prompts[i]]
+        self._unreadable = {}
         prompts = {i: self._prompts[i][frame] for i in ids}
         return self._result(frame, self._decode_prompts(frame, prompts), self._prompts)
 
@@ -280,6 +286,7 @@ class SequencePredictor:
         start: int | None = None,
         stop: int | None = None,
         only: Mapping[int, Collection[int]] | None = None,
+        skip_unreadable: bool = False,
     ) -> Iterator[FrameResult]:
         """Track objects through the sequence, one frame at a time.
 
@@ -297,15 +304,20 @@ class SequencePredictor:
             start, stop: first and last frame wanted, both included; by default all.
             only: the frames wanted of each object, of those from `start` to `stop`; an object that
                 is not named is left out. By default all frames of all objects.
+            skip_unreadable: go on past frames that cannot be read, as if they were not there.
+                Their results have an `error` and no objects. Nothing is tracked from a prompted
+                frame that cannot be read.
 
         Yields:
             A FrameResult with the objects that the frame belongs to.
 
         Raises:
             ValueError: no such object, frame or direction; raised by the call itself.
+            UnreadableFrame: a frame cannot be read. With `skip_unreadable`: several in a row, and
+                by then none that could be read before, either.
         """
         ids, passes = self._plan(objects, direction, start, stop, only)
-        return self._run(ids, passes)
+        return self._run(ids, passes, skip_unreadable)
 
     def num_steps(
         self,
@@ -343,24 +355,43 @@ class SequencePredictor:
 
     # -- tracking ------------------------------------------------------------------------------
 
-    def _run(self, ids: tuple[int, ...], passes: list[Pass]) -> Iterator[FrameResult]:
+    def _run(self, ids: tuple[int, ...], passes: list[Pass], skips: bool) -> Iterator[FrameResult]:
         if not ids:
             return
         given = {i: dict(self._prompts[i]) for i in ids}
-        runs = []
+        self._unreadable, self._failures = {}, 0
+        runs, told = [], {frame for one in passes for frame in one.shown}
         for one in passes:
-            resumed = [self._resume(sweep, ids, one.wanted_of(sweep)) for sweep in one.sweeps]
+            resumed = []
+            for sweep in one.sweeps:
+                try:
+                    resumed.append(self._resume(sweep, ids, one.wanted_of(sweep), skips))
+                except UnreadableFrame as error:
+                    self._pass_over(error, skips)
+                    if error.frame not in told:
+                        told.add(error.frame)
+                        yield replace(self._result(error.frame, {}, given), error=error)
             runs.append((one, resumed))
         self._paused.clear()  # of earlier calls, which could pile up
         for one, runners in runs:
             looks_ahead = self.features.encodes_ahead
             try:
                 for frame in one.frames(t for runner in runners for t in runner.ahead):
-                    answers = {
-                        i: self._prompted_frame(frame).answers[i] for i in one.shown.get(frame, [])
-                    }
                     active = [runner for runner in runners if runner.is_due(frame)]
-                    tracked = self._track(frame, active)
+                    try:
+                        answers = {
+                            i: self._prompted_frame(frame).answers[i]
+                            for i in one.shown.get(frame, [])
+                        }
+                        tracked = self._track(frame, active)
+                    except UnreadableFrame as error:
+                        self._pass_over(error, skips)
+                        for runner in active:
+                            runner.next, runner.is_whole = frame + one.step, False
+                        if frame in one.yielded:
+                            yield replace(self._result(frame, {}, given), error=error)
+                        continue
+                    self._failures = 0
                     looks_ahead = looks_ahead and self._encode_ahead(frame, one.step, runners)
                     answers |= {i: a for i, a in tracked.items() if frame in one.wanted[i]}
                     if answers:
@@ -369,7 +400,17 @@ class SequencePredictor:
                 for runner in runners:
                     self._pause(runner)
 
-    def _resume(self, sweep: Sweep, ids: tuple[int, ...], wanted: Sequence[int]) -> _Runner:
+    def _pass_over(self, error: UnreadableFrame, skips: bool) -> None:
+        """Go on past a frame, unless it is not asked for or there is no sense in it."""
+        self._unreadable[error.frame] = error
+        self._failures += 1
+        is_row = self._failures % FAILURES_IN_A_ROW == 0
+        if not skips or (is_row and self.source.is_gone()):
+            raise error
+
+    def _resume(
+        self, sweep: Sweep, ids: tuple[int, ...], wanted: Sequence[int], skips: bool
+    ) -> _Runner:
         """A runner at the sweep's origin, or where an earlier call left the same sweep."""
         state = self._state(sweep, ids)
         paused = self._paused.pop(sweep.key, None)
@@ -377,9 +418,14 @@ class SequencePredictor:
             behind = (wanted[0] - paused.next) * sweep.frames.step >= 0
             if behind:
                 return replace(paused, sweep=sweep, end=wanted[-1])
-        memories = {
-            frame: self._prompted_frame(frame).memories[sweep.object_id] for frame in sweep.sees
-        }
+        memories = {}
+        for frame in sweep.sees:
+            try:
+                memories[frame] = self._prompted_frame(frame).memories[sweep.object_id]
+            except UnreadableFrame as error:
+                if frame == sweep.origin or not skips:
+                    raise
+                self._unreadable[frame] = error
         config, most = self.model.config, self._max_prompted
         bank = (
             ConfidentMemoryBank(config, memories, most)
@@ -388,11 +434,14 @@ class SequencePredictor:
         )
         origin = self._prompted_frame(sweep.origin).answers[sweep.object_id]
         first = sweep.frames[0]
-        return _Runner(sweep, state, bank, first, origin.low_res, origin.area, wanted[-1])
+        is_whole = len(memories) == len(sweep.sees)
+        low_res, area = origin.low_res, origin.area
+        return _Runner(sweep, state, bank, first, low_res, area, wanted[-1], is_whole=is_whole)
 
     def _pause(self, runner: _Runner) -> None:
         """Keep a sweep that was begun and not finished."""
-        if runner.next != runner.sweep.frames[0] and runner.next in runner.sweep.frames:
+        is_begun = runner.next != runner.sweep.frames[0]
+        if is_begun and runner.is_whole and runner.next in runner.sweep.frames:
             self._paused[runner.sweep.key] = runner
 
     def _state(self, sweep: Sweep, ids: tuple[int, ...]) -> tuple[Any, ...]:
@@ -469,6 +518,8 @@ class SequencePredictor:
         """Of a frame as it is looked at for some objects: for all of them on all of it, or for each
         in an area.
         """
+        if frame in self._unreadable:
+            raise self._unreadable[frame]
         if areas[0] is None:
             return self.features[frame].expand(len(areas))
         parts: list[Part] = [(frame, area) for area in areas if area is not None]
@@ -491,25 +542,37 @@ class SequencePredictor:
         count, step = frames_at_once(self.model), runners[0].sweep.frames.step
         due = self._sure_of(runners, count)
         following = [t for t in range(frame, frame + count * step, step) if t in due]
+        following = [t for t in following if t not in self._unreadable]
         missing = [t for t in following if t not in self.features]
         if len(missing) > 1 and self.features.holds(len(missing) + 1):
-            self.features.encode(following)
+            try:
+                self.features.encode(following)
+            except UnreadableFrame as error:
+                if error.frame == frame:
+                    raise
+                self._unreadable[error.frame] = error  # told of when it is needed
 
     def _encode_ahead(self, frame: int, step: int, runners: Sequence[_Runner]) -> bool:
         """Have the device encode the next frames beside what it still has to do for this one, one
-        batch ahead. Returns False where one of them cannot be had: the error is raised where that
-        frame is needed, when the results before it are out.
+        batch ahead. Returns False where something fails: the error is raised where that frame is
+        needed, when the results before it are out.
         """
         count = frames_at_once(self.model)
         most = 2 * count - 1  # the rest of this batch, and the next one
         due = self._sure_of([runner for runner in runners if runner.area is None], most)
-        following = [t for t in range(frame + step, frame + (most + 1) * step, step) if t in due]
+        following = [
+            t
+            for t in range(frame + step, frame + (most + 1) * step, step)
+            if t in due and t not in self._unreadable
+        ]
         missing = [t for t in following if t not in self.features]
         is_enough = len(following) - len(missing) >= count
         if missing and not is_enough and self.features.holds(len(following) + 2):
             later = missing[count:]
             try:
                 self.features.encode([t for t in following if t not in later])
+            except UnreadableFrame as error:
+                self._unreadable[error.frame] = error
             except Exception:
                 return False
         return True

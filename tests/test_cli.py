@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
+import zarr
 from dicom_series import STORED, itk_series, write_series
 from images import DATA, OBLIQUE, assert_same_grid, mirrored, needs_data
 from models import small_model
 
 from napari_sam2 import PromptError, read_volume, segment
 from napari_sam2.cli import main
+from napari_sam2.io import read_labels, read_parents, write_labels
 from napari_sam2.session import Session
 from sam2_engine.model import SAM2
 
@@ -250,6 +252,55 @@ def test_time_lapse_to_ome_tiff(tmp_path: Path, checkpoint: str) -> None:
     back = read_volume(out)
     assert back.axes == "tyx" and back.spacing == pytest.approx((60.0, 0.3, 0.3))
     np.testing.assert_array_equal(back.array[0], first[0])
+
+
+def test_a_slice_that_cannot_be_read_is_left_out_and_told_of(
+    tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chunk = damaged_zarr(tmp_path / "scans" / "p.ome.zarr")
+    out = tmp_path / "labels.nii.gz"
+    how = ["--mask", str(tmp_path / "mask.tif"), "--model", checkpoint]
+    mask = np.zeros((8, 24, 20), np.uint8)
+    mask[2, 6:12, 4:9] = 1
+    tifffile.imwrite(how[1], mask)
+    command = ["segment", str(tmp_path / "scans" / "p.ome.zarr"), "-o", str(out), *how, "--json"]
+    assert main(command) == 7
+    said = capsys.readouterr()
+    assert "Slice 5 cannot be read" in json.loads(said.out)["incomplete"]
+    assert said.err.splitlines()[-1].startswith("napari-sam2: Slice 5 cannot be read: ")
+    incomplete = read_volume(out).array
+    assert not incomplete[5].any()
+
+    batch = ["batch", str(tmp_path / "scans"), "-o", str(tmp_path / "out"), "--workers", "1"]
+    batch += ["--masks", str(tmp_path / "masks"), "--model", checkpoint]
+    (tmp_path / "masks").mkdir()
+    tifffile.imwrite(tmp_path / "masks" / "p.tif", mask)
+    assert main(batch) == 6
+    said = capsys.readouterr()
+    assert "1 incomplete" in said.out and "Slice 5 cannot be read" in said.err
+    assert "Slice 5 cannot be read" in (tmp_path / "out" / "report.html").read_text()
+    np.testing.assert_array_equal(read_volume(tmp_path / "out" / "p.nii.gz").array, incomplete)
+    chunk.rename(chunk.with_name("5.0.0"))  # now it can be read
+    assert main(batch) == 0, "it is done anew"
+    assert main([*command, "--overwrite"]) == 0
+    whole = read_volume(out).array
+    np.testing.assert_array_equal(whole[:5], incomplete[:5])
+    np.testing.assert_array_equal(read_volume(tmp_path / "out" / "p.nii.gz").array, whole)
+
+
+def damaged_zarr(path: Path) -> Path:
+    """An OME-Zarr with rubbish in place of slice 5. Returns where the right chunk is."""
+    image = blobs((8, 24, 20))
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    group.create_array("0", data=image, chunks=(1, 24, 20))
+    axes = [{"name": name, "type": "space", "unit": "millimeter"} for name in "zyx"]
+    scale = [{"type": "scale", "scale": [3, 1, 1]}]
+    levels = [{"path": "0", "coordinateTransformations": scale}]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": levels}]
+    chunk = path / "0" / "5.0.0"
+    right = chunk.rename(path / "0" / "right")
+    chunk.write_bytes(b"rubbish")
+    return right
 
 
 def test_overwrite_quiet_and_link(
@@ -643,6 +694,27 @@ def test_a_mask_of_the_first_frame_alone(tmp_path: Path, checkpoint: str) -> Non
     labels = tifffile.imread(out)
     assert labels.shape == movie.shape
     np.testing.assert_array_equal(labels[0], mask)
+
+
+def test_a_mask_of_tracks_brings_their_parents(tmp_path: Path, checkpoint: str) -> None:
+    image = blobs((6, 24, 20))
+    movie, tracks = tmp_path / "movie.ome.tif", np.zeros(image.shape, np.uint16)
+    tifffile.imwrite(movie, image, metadata={"axes": "TYX"})
+    for number, frames in {1: (0, 1), 2: (3,), 3: (3, 4), 4: (1, 2)}.items():
+        tracks[list(frames), 4 * number : 4 * number + 4, 4:9] = number
+    volume = read_volume(movie)
+    write_labels(tmp_path / "01_RES", tracks, volume, parents={2: 1, 3: 1})
+    with (tmp_path / "01_RES" / "res_track.txt").open() as file:
+        table = file.read()
+    damaged = table.replace("4 1 2 0", "4 1 2 1")  # 1 is still there as 4 begins
+    assert damaged != table
+    (tmp_path / "01_RES" / "res_track.txt").write_text(damaged)
+    how = ["--mask", str(tmp_path / "01_RES"), "--model", checkpoint, "-q"]
+    assert main(["segment", str(movie), "-o", str(tmp_path / "out_RES"), *how]) == 0
+    assert read_parents(tmp_path / "out_RES") == {2: 1, 3: 1}
+    found = read_labels(tmp_path / "out_RES")[0].array
+    assert not (found[2:] == 1).any() and not np.isin(found[:3], [2, 3]).any()
+    np.testing.assert_array_equal(found[3] == 2, tracks[3] == 2)
 
 
 def test_functions_of_a_script_raise_the_same(network: SAM2) -> None:

@@ -507,6 +507,23 @@ def test_merging_keeps_the_graph_whole(session):
     assert session.parents == {2: 1, 3: 1}
 
 
+@pytest.mark.parametrize(("into", "other"), [(1, 2), (2, 1)])
+def test_a_parent_that_goes_on_with_one_daughter_has_no_other(session, tmp_path, into, other):
+    session.set_division(1, [2, 3])
+    session.merge_objects(into, other)
+    assert session.parents == {}, "3 begins while it is still there"
+    assert session.life(into) == (0, None)
+    write_labels(tmp_path / "1_RES", session.labels, Volume(IMAGES), parents=session.parents)
+    session.undo()
+    assert session.parents == {2: 1, 3: 1} and session.life(1) == (0, 3)
+
+
+def test_a_daughter_that_began_before_her_parent_ended_is_none(session):
+    session.set_division(1, [2, 3])
+    session.merge_objects(2, 4)  # which is there from the first frame on
+    assert session.parents == {3: 1}
+
+
 # -- on disk -------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lazy import Lazy
 
 from napari_sam2 import recovery, session_format
 from napari_sam2.recovery import Autosave, find_recovery, forget_recovery
@@ -240,6 +241,26 @@ def test_what_is_found_again(folder: Path) -> None:
     forget_recovery(second.path)
     forget_recovery(second.path)
     assert find_recovery(image()) is None
+
+
+def test_work_is_found_again_when_a_slice_can_be_read_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Damaged(Lazy):
+        def __getitem__(self, index: Any) -> np.ndarray:
+            if index[0] == 2:  # one of those that are looked at
+                raise OSError("gone")
+            return super().__getitem__(index)
+
+    whole = image()
+    work = Session(Damaged(whole, whole[0].size), "nano", window=(0, 1))
+    work.add_object()
+    with Autosave(work, seconds=0) as autosave:
+        work.paint(1, 0, pattern(0))
+    assert autosave.path is not None
+    monkeypatch.setattr(recovery, "_in_use", set())
+    assert find_recovery(whole) == find_recovery(work.image) == autosave.path
+    assert find_recovery(whole + 1) is None
 
 
 def test_a_number_that_another_process_has_by_now(folder: Path) -> None:

@@ -836,23 +836,83 @@ def test_encoding_ahead_keeps_the_budget_and_encodes_nothing_twice(room: int) ->
     assert max(map(len, batches)) == (4 if room >= 5 else 3 if room == 4 else 1)
 
 
+class Damaged:
+    """16 frames, some of which cannot be read."""
+
+    def __init__(self, *bad: int) -> None:
+        self.bad = set(bad)
+        self.failures = 0
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if index in self.bad:
+            self.failures += 1
+            raise KeyError(f"frame {index} is damaged")  # each library has its own
+        return movie(16)[index]
+
+
 def test_a_frame_that_cannot_be_read_is_told_of_where_it_is_needed() -> None:
-    class Damaged:
-        def __len__(self) -> int:
-            return 16
-
-        def __getitem__(self, index: int) -> np.ndarray:
-            if index == 7:
-                raise OSError("frame 7 is damaged")
-            return movie(16)[index]
-
-    p = predictor(Damaged(), window=(0, 1000))
+    p = predictor(Damaged(7), window=(0, 1000))
     ahead(p)
     p.set_prompts(1, 0, points=[(25, 22)])
     frames = []
     with torch.inference_mode(), pytest.raises(OSError, match="frame 7"):
         frames.extend(result.frame for result in p.propagate())
     assert len(frames) >= 5, "the first batch is without it"
+
+
+def test_frames_that_cannot_be_read_are_passed_over() -> None:
+    source = Damaged(0, 3, 7)  # the first one, and one on either side of the prompt
+    p, whole = predictor(source, window=(0, 1000)), predictor(movie(16), window=(0, 1000))
+    for one in (p, whole):
+        one.set_prompts(1, 5, points=[(25, 22)])
+    expected = collect(whole.propagate())
+    results = list(p.propagate(skip_unreadable=True))
+    assert [r.frame for r in results] == [r.frame for r in whole.propagate()]
+    assert len(results) == p.num_steps()
+    assert {r.frame: (r.object_ids, "damaged" in str(r.error)) for r in results if r.error} == {
+        7: ((), True),
+        3: ((), True),
+        0: ((), True),
+    }
+    found = collect(results)
+    for frame in (4, 5, 6):
+        np.testing.assert_array_equal(found[frame, 1], expected[frame, 1])
+    assert {frame for frame, _ in found} == set(range(16)) - {0, 3, 7}
+    assert source.failures <= 6, "each is tried once in a run, and where the shape is looked for"
+    source.bad.clear()
+    same(collect(p.propagate(skip_unreadable=True)), expected)
+
+
+def test_nothing_is_tracked_from_a_prompted_frame_that_cannot_be_read() -> None:
+    p = predictor(Damaged(2), window=(0, 1000))
+    p.set_prompts(1, 2, mask=disc())
+    p.set_prompts(1, 12, points=[(25, 22)])
+    results = list(p.propagate(skip_unreadable=True))
+    assert [r.frame for r in results if r.error] == [2]
+    assert {frame for frame, _ in collect(results)} == set(range(8, 16)), "nearer to the other"
+
+
+def test_a_run_ends_where_no_frame_can_be_read_any_more() -> None:
+    source = Damaged()
+    p = predictor(source, window=(0, 1000))
+    p.set_prompts(1, 1, points=[(25, 22)])
+    frames = []
+    with pytest.raises(OSError, match="is damaged"):
+        for result in p.propagate(skip_unreadable=True):
+            frames.append(result.frame)
+            if result.frame == 4:
+                source.bad.update(range(16))
+    assert source.failures < 12
+    p = predictor(Damaged(*range(4, 14)), window=(0, 1000))  # many in a row, but not all are gone
+    p.set_prompts(1, 1, points=[(25, 22)])
+    results = list(p.propagate(skip_unreadable=True))
+    assert [r.frame for r in results if not r.error] == [1, 2, 3, 14, 15, 0]
+    source.bad.update(range(16))
+    with pytest.raises(OSError, match="frame 0 is damaged"):
+        predictor(source)
 
 
 def test_an_object_that_may_have_ended_has_few_frames_encoded_ahead() -> None:

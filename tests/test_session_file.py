@@ -25,7 +25,7 @@ from lazy import Lazy
 from models import small_model
 from volumes import two_blobs
 
-from napari_sam2 import read_volume
+from napari_sam2 import ReadError, UnreadableSlices, read_volume, segment
 from napari_sam2.cli import main
 from napari_sam2.io import WriteError
 from napari_sam2.sequence_view import Channels, SequenceKey
@@ -388,23 +388,60 @@ def test_a_fingerprint_reads_little_and_tells_images_apart(volume: np.ndarray) -
     assert fingerprint(np.array([[0.0, 1]])) == fingerprint(np.array([[-0.0, 1]]))
 
 
-def test_work_on_an_image_with_a_damaged_slice_is_saved(volume: np.ndarray, path: Path) -> None:
-    class Damaged(Lazy):
-        def __getitem__(self, index: Any) -> np.ndarray:
-            if index[0] == 4:
-                raise OSError("data corrupted")
-            return super().__getitem__(index)
+class Damaged(Lazy):
+    """An array of which one slice cannot be read for now."""
 
-    image = Damaged(volume, volume[0].size)
+    bad: int | None = 4
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        if index[0] == self.bad:
+            raise ReadError("data corrupted")
+        return super().__getitem__(index)
+
+
+def test_work_on_an_image_with_a_damaged_slice_goes_on(volume: np.ndarray, path: Path) -> None:
+    image, whole = Damaged(volume, volume[0].size), Session(volume, small_model(), window=WINDOW)
     session = Session(image, small_model(), window=WINDOW)
-    session.add_points(session.add_object(), [(2, 16, 16)], [1])
-    session.preview(2)
-    with pytest.raises(OSError, match="Slice 4 cannot be read: data corrupted"):
+    for one in (session, whole):
+        one.add_points(one.add_object(), [(2, 16, 16)], [1])
+    whole.propagate()
+    told = "Slice 4 cannot be read: data corrupted. It has no new masks; Propagate tries again."
+    with pytest.raises(UnreadableSlices, match=told) as caught:
         session.propagate()
+    assert caught.value.session is session
+    assert list(session.unread) == [4]
+    assert session.looked_at(1) == {0, 1, 2, 3, 5}
+    assert session.stale(1) == []
+    np.testing.assert_array_equal(session.labels[:4], whole.labels[:4])
+    with pytest.raises(UnreadableSlices):
+        session.update()
+        session.propagate()
+
     save_session(session, path)
-    assert_same(open_session(path, image, model=small_model()), session)
+    again = open_session(path, image, model=small_model())
+    assert_same(again, session)
+    image.bad = None
+    session.propagate()
+    assert not session.unread
+    assert session.stale(1) == [5], "it was found without slice 4"
+    session.update()
+    np.testing.assert_array_equal(session.labels, whole.labels)
+
+    assert_same(open_session(path, volume, model=small_model()), again)  # it can be read by now
+    other = volume + (np.arange(6) == 1)[:, None, None]
     with pytest.raises(ChangedImageError):
-        open_session(path, volume, model=small_model())
+        open_session(path, other, model=small_model())
+    save_session(session, path)
+    image.bad = 4
+    opened = open_session(path, image, model=small_model())  # and then it cannot, again
+    assert not opened.stale(1)
+    save_session(again, path)
+    with pytest.raises(UnreadableSlices, match="Slice 4") as caught:
+        replay(path, image, everywhere=True, model=small_model())
+    np.testing.assert_array_equal(caught.value.session.labels, again.labels)
+    with pytest.raises(UnreadableSlices) as caught:
+        segment(image, points={1: (2, 16, 16)}, model=small_model(), window=WINDOW)
+    np.testing.assert_array_equal(caught.value.session.labels, again.labels)
 
 
 def test_a_changed_image_is_told_and_can_be_opened(volume: np.ndarray, path: Path) -> None:

@@ -702,12 +702,12 @@ def test_an_image_of_another_shape_ends_a_run_and_says_so(slow_desk):
 
 
 class BrokenFrames(np.ndarray):
-    """An array that the model cannot read while `is_broken`, as when a network disk is gone."""
+    """An array whose frames `broken` the model cannot read, as when a network disk is gone."""
 
-    is_broken = False
+    broken = ()
 
     def __getitem__(self, index):
-        if self.is_broken and threading.current_thread().name == "napari-sam2":
+        if index[0] in self.broken and threading.current_thread().name == "napari-sam2":
             raise OSError("The disk with the image is gone")
         return np.asarray(super().__getitem__(index))
 
@@ -729,7 +729,7 @@ def test_a_failure_is_told_in_napari_and_nothing_is_lost(desk, monkeypatch):
     done = d.labels.copy()
     assert done[2].any() and notifications(d.viewer) == []
 
-    monkeypatch.setattr(BrokenFrames, "is_broken", True)
+    monkeypatch.setattr(BrokenFrames, "broken", range(7))
     d.press(d.panel.propagate)
     d.settle()
     told = "cannot be read: The disk with the image is gone"
@@ -746,7 +746,13 @@ def test_a_failure_is_told_in_napari_and_nothing_is_lost(desk, monkeypatch):
     assert d.status == f"⚠ Slice 6 {told}"
     assert sorted(d.session.prompts[1]) == [2, 6], "the click is kept, though it has no mask yet"
 
-    monkeypatch.setattr(BrokenFrames, "is_broken", False)
+    monkeypatch.setattr(BrokenFrames, "broken", [4])
+    d.press(d.panel.propagate)
+    d.settle()
+    assert d.status == f"⚠ Slice 4 {told}. It has no new masks; Propagate tries again."
+    assert d.session.looked_at(1) == {0, 1, 2, 3, 5, 6}
+
+    monkeypatch.setattr(BrokenFrames, "broken", ())
     d.press(d.panel.propagate)
     d.settle()
     assert "Done" in d.status

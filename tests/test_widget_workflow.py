@@ -446,7 +446,7 @@ def test_an_existing_labels_layer_is_a_start(desk):
     assert {5, 9} <= set(d.session.masks)
 
     # What another program has tracked is taken as it is, with its lineage.
-    other.features = {"index": [1, 9], "parent": [0, 5], "name": ["mother", "daughter"]}
+    other.features = {"index": [5, 9], "parent": [0, 5], "name": ["mother", "daughter"]}
     truth[5:, 26:40, 34:50], truth[:2, 10:24, 12:28] = 9, 5
     for object_id in (5, 9):
         d.session.remove_object(object_id)
@@ -456,6 +456,17 @@ def test_an_existing_labels_layer_is_a_start(desk):
     np.testing.assert_array_equal(d.labels, truth)
     assert d.session.parents == {9: 5} and d.session.objects[9].name == "daughter"
     assert d.session.life(5) == (0, 3) and d.session.life(9) == (4, None)
+
+    truth[4, 0:4, 0:4], truth[3, 0:4, 0:4] = 5, 9  # now they are there together
+    for object_id in (5, 9):
+        d.session.remove_object(object_id)
+    d.panel.labels_menu.actions()[2].trigger()
+    d.settle()
+    assert d.session.parents == {}
+    assert d.status == (
+        "2 objects taken from truth. No daughters, for the parent is still there as they begin: "
+        "daughter of mother."
+    )
 
     d.widget.take_labels(other)
     d.viewer.dims.order = (1, 0, 2)
@@ -889,6 +900,14 @@ def test_images_are_seen_together_as_colours(desk):
     assert d.session.view.num_channels == 1
     assert list(d.session.prompts[1]) == [2]
     assert d.session is not None
+
+    # Few entries are channels, unless their name says what they are.
+    for name, offered in (("t", []), ("Z", []), ("stage", ["axis stage: channels 1 to 3"])):
+        labels = (name, "plane", "y", "x")
+        few = d.viewer.add_image(np.zeros((3, *SHAPE), np.uint8), axis_labels=labels)
+        d.widget.choose_image(few)
+        texts = [d.panel.channels.itemText(i) for i in range(d.panel.channels.count())]
+        assert [text for text in texts if text.startswith("axis")] == offered
 
 
 def test_masks_are_written_where_the_person_wants_them(desk):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from napari_sam2.lineage import LineageError
     from napari_sam2.segmentation import ModelError, PromptError, segment
     from napari_sam2.sequence_view import Channels, SequenceKey
-    from napari_sam2.session import LockedError, NothingToDo, Session
+    from napari_sam2.session import LockedError, NothingToDo, Session, UnreadableSlices
     from napari_sam2.session_file import SessionFileError, open_session, replay, save_session
     from napari_sam2.tasks import LazyModel
     from napari_sam2.throughout import find_throughout
@@ -36,6 +36,7 @@ __all__ = [
     "SequenceKey",
     "Session",
     "SessionFileError",
+    "UnreadableSlices",
     "Volume",
     "WriteError",
     "accept_division",
@@ -61,7 +62,7 @@ _HOME = {
     "napari_sam2.lineage": ("LineageError",),
     "napari_sam2.segmentation": ("ModelError", "PromptError", "segment"),
     "napari_sam2.sequence_view": ("Channels", "SequenceKey"),
-    "napari_sam2.session": ("LockedError", "NothingToDo", "Session"),
+    "napari_sam2.session": ("LockedError", "NothingToDo", "Session", "UnreadableSlices"),
     "napari_sam2.session_file": ("SessionFileError", "open_session", "replay", "save_session"),
     "napari_sam2.tasks": ("LazyModel",),
     "napari_sam2.throughout": ("find_throughout",),

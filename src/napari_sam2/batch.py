@@ -24,6 +24,7 @@ from napari_sam2.batch_report import write_report
 from napari_sam2.batch_worker import (
     DONE,
     FAILED,
+    INCOMPLETE,
     RECORDS,
     REPORTS,
     SKIPPED,
@@ -42,6 +43,7 @@ from napari_sam2.targets import why_not, why_not_in
 __all__ = [
     "DONE",
     "FAILED",
+    "INCOMPLETE",
     "SKIPPED",
     "BatchError",
     "FoundObject",

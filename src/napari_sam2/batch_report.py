@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from napari_sam2.batch_worker import DONE, FAILED, REPORTS, SKIPPED, JobResult
+from napari_sam2.batch_worker import DONE, FAILED, INCOMPLETE, REPORTS, SKIPPED, JobResult
 from napari_sam2.io.volume import WriteError
 from sam2_engine.whole_file import write_text
 
 _COLUMNS = ("name", "image", "status", "object", "object name", "voxels", "size", "unit", "seconds")
+_FIRST = {FAILED: 0, INCOMPLETE: 1}
+_STATUSES = (DONE, SKIPPED, INCOMPLETE, FAILED)
 _PAGE = """\
 <!doctype html>
 <html lang="en">
@@ -50,7 +52,7 @@ _PAGE = """\
       src="data:image/png;base64,{{ result.thumbnail }}">{% endif %}</td>
     <td><strong>{{ result.name }}</strong>
       <div class="path">{{ result.image }}</div>
-      {% if result.status == failed %}<div class="failed">{{ result.message }}</div>{% endif %}
+      {% if result.message %}<div class="failed">{{ result.message }}</div>{% endif %}
       {% for note in result.notes %}<div class="note">{{ note }}</div>{% endfor %}</td>
     <td>{% for object in result.objects %}<div>{{ object.name }}:
       {% if object.voxels %}{{ size(object) }}{% else %}<span class="failed">not found</span>
@@ -86,7 +88,7 @@ def write_report(out: Path, results: Sequence[JobResult], left: int = 0) -> None
 def summary(results: Sequence[JobResult], left: int = 0) -> str:
     """ "120 done, 3 done before, 1 failed"."""
     counts = Counter(result.status for result in results)
-    texts = [f"{counts[status]} {status}" for status in (DONE, SKIPPED, FAILED) if counts[status]]
+    texts = [f"{counts[status]} {status}" for status in _STATUSES if counts[status]]
     if left:
         texts.append(f"{left} not yet looked at")
     return ", ".join(texts) or "nothing to do"
@@ -99,8 +101,7 @@ def _html(results: Sequence[JobResult], left: int) -> str:
     text: str = page.render(
         title="Segmentation report",
         summary=f"{summary(results, left)} · {datetime.now().astimezone():%Y-%m-%d %H:%M}",
-        results=sorted(results, key=lambda result: result.status != FAILED),
-        failed=FAILED,
+        results=sorted(results, key=lambda result: _FIRST.get(result.status, len(_FIRST))),
         skipped=SKIPPED,
         size=lambda one: (
             f"{one.size:.3g} {one.unit}" if one.unit != "voxels" else f"{one.voxels} voxels"

@@ -8,6 +8,7 @@ import json
 import time
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from napari_sam2.session_format import SavedSession
     from napari_sam2.tasks import LazyModel
 
-DONE, SKIPPED, FAILED = "done", "done before", "failed"
+DONE, SKIPPED, INCOMPLETE, FAILED = "done", "done before", "incomplete", "failed"
 _BEGUN = "begun"  # in a record: labels that lie there may be of a worker that died
 RECORDS = "records"
 REPORTS = ("report.html", "report.csv")
@@ -70,9 +71,10 @@ class JobResult:
     name: str
     image: str
     status: str
-    """DONE, SKIPPED (an earlier run had done it) or FAILED."""
+    """DONE, SKIPPED (an earlier run had done it), INCOMPLETE (slices could not be read; a later run
+    does it anew) or FAILED."""
     message: str = ""
-    """Why it failed."""
+    """Why it failed, or is incomplete."""
     seconds: float = 0.0
     output: str = ""
     objects: tuple[FoundObject, ...] = ()
@@ -95,6 +97,8 @@ class _Answer:
     colours: Mapping[int, tuple[float, float, float]] = field(default_factory=dict)
     parents: Mapping[int, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    missing: str = ""
+    """Which slices could not be read; all others are done."""
 
 
 def run_job(job: Job, settings: Settings) -> JobResult:
@@ -107,6 +111,7 @@ def run_job(job: Job, settings: Settings) -> JobResult:
     from napari_sam2.placement import PlacementError
     from napari_sam2.segmentation import ModelError, PromptError
     from napari_sam2.session_file import SessionFileError
+    from sam2_engine.unreadable import UnreadableFrame
 
     _use_threads(settings.threads)
     begin = time.perf_counter()
@@ -119,6 +124,7 @@ def run_job(job: Job, settings: Settings) -> JobResult:
         PlacementError,
         ModelError,
         SessionFileError,
+        UnreadableFrame,
     ) as error:
         message = str(error)
     except MemoryError:
@@ -205,7 +211,8 @@ def _run(job: Job, settings: Settings, begin: float) -> JobResult:
     result = JobResult(
         name=job.name,
         image=str(job.image),
-        status=DONE,
+        status=INCOMPLETE if answer.missing else DONE,
+        message=answer.missing,
         seconds=time.perf_counter() - begin,
         output=output.name,
         objects=found_objects(answer.labels, volume, answer.names),
@@ -245,41 +252,56 @@ def _answer(job: Job, settings: Settings, volume: Volume, lazy: LazyModel) -> _A
     if job.template is not None:
         return _from_template(job.template, settings, volume, lazy)
     from napari_sam2.io.labels import read_mask
-    from napari_sam2.segmentation import loaded, segment
+    from napari_sam2.segmentation import loaded, parents_of_masks, segment
+    from napari_sam2.session import UnreadableSlices
 
-    prompts = job.prompts or TablePrompts()
-    labels = segment(
-        volume,
-        boxes=prompts.boxes,  # type: ignore[arg-type]
-        points=prompts.points,  # type: ignore[arg-type]
-        negative_points=prompts.negative_points,  # type: ignore[arg-type]
-        masks=read_mask(job.mask, volume) if job.mask is not None else None,
-        ends=prompts.ends,
-        axis=settings.axis,
-        direction=settings.direction,  # type: ignore[arg-type]
-        model=loaded(lazy),
-        window=settings.window,
-        closely=settings.closely,
-    )
-    return _Answer(labels, prompts.names)
+    prompts, missing = job.prompts or TablePrompts(), ""
+    masks, parents = None, {}
+    if job.mask is not None:
+        masks = read_mask(job.mask, volume)
+        parents = parents_of_masks(job.mask, masks, settings.axis)
+    try:
+        labels = segment(
+            volume,
+            boxes=prompts.boxes,  # type: ignore[arg-type]
+            points=prompts.points,  # type: ignore[arg-type]
+            negative_points=prompts.negative_points,  # type: ignore[arg-type]
+            masks=masks,
+            ends=prompts.ends,
+            parents=parents,
+            axis=settings.axis,
+            direction=settings.direction,  # type: ignore[arg-type]
+            model=loaded(lazy),
+            window=settings.window,
+            closely=settings.closely,
+        )
+    except UnreadableSlices as error:
+        labels, missing = error.session.labels, str(error)
+    return _Answer(labels, prompts.names, parents=parents, missing=missing)
 
 
 def _from_session(path: Path, settings: Settings, volume: Volume, lazy: LazyModel) -> _Answer:
     """A session of this image, computed anew."""
     from napari_sam2.saved_image import SessionImage
+    from napari_sam2.session import UnreadableSlices
     from napari_sam2.session_file import replay
 
     saved = _saved(settings.run, path)
     image = SessionImage(volume, saved.image)
-    labels = image.labels(replay(path, image.array, model=lazy))
-    return _Answer(labels, saved.state.names, saved.state.colours, saved.state.parents)
+    said, missing = saved.state, ""
+    try:
+        found = replay(path, image.array, model=lazy)
+    except UnreadableSlices as error:
+        found, missing = error.session.labels, str(error)
+    labels = image.labels(found)
+    return _Answer(labels, said.names, said.colours, said.parents, missing=missing)
 
 
 def _from_template(path: Path, settings: Settings, volume: Volume, lazy: LazyModel) -> _Answer:
     """Prompts of another image, placed on this one."""
     from napari_sam2.placement import Placement, place
     from napari_sam2.segmentation import loaded, look_closely_at_all
-    from napari_sam2.session import Session
+    from napari_sam2.session import Session, UnreadableSlices
     from napari_sam2.windows import CT_WINDOWS
 
     saved = _saved(settings.run, path)
@@ -306,9 +328,15 @@ def _from_template(path: Path, settings: Settings, volume: Volume, lazy: LazyMod
         elif settings.closely is False:
             for object_id in session.objects:
                 session.look_closely(object_id, times=None)
-        session.propagate(settings.direction)  # type: ignore[arg-type]
-    said = saved.state
-    return _Answer(session.labels, said.names, said.colours, session.parents, tuple(notes))
+        with suppress(UnreadableSlices):  # told of at the end
+            session.propagate(settings.direction)  # type: ignore[arg-type]
+    said, missing = saved.state, ""
+    try:
+        session.check_read()
+    except UnreadableSlices as error:
+        missing = str(error)
+    parents, own = session.parents, tuple(notes)
+    return _Answer(session.labels, said.names, said.colours, parents, own, missing)
 
 
 @functools.lru_cache(maxsize=2)  # a template, and the image's own session
@@ -391,7 +419,7 @@ def _key(job: Job, settings: Settings, volume: Volume, lazy: LazyModel) -> str:
     from napari_sam2.session_file import fingerprint
 
     given = {
-        "image": fingerprint(volume.array),
+        "image": fingerprint(volume.array).whole,
         "spacing": volume.spacing,
         "prompts": asdict(job.prompts) if job.prompts else None,
         "files": [_sum(path) for path in (job.session, job.template, job.mask)],

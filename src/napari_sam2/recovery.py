@@ -16,6 +16,7 @@ from platformdirs import user_data_path
 
 from napari_sam2.session import Session
 from napari_sam2.session_file import SUFFIX, SessionWriter, fingerprint
+from napari_sam2.session_format import Fingerprint, read_fingerprint
 from sam2_engine.whole_file import short
 
 FOLDER = user_data_path("napari-sam2", appauthor=False) / "recovery"
@@ -106,7 +107,7 @@ class Autosave:
         try:
             if self.path is None:
                 FOLDER.mkdir(parents=True, exist_ok=True)
-                self.path = _new_file(self._writer.image.fingerprint)
+                self.path = _new_file(self._writer.image.fingerprint.whole)
             self._writer.write(self.path)
         except Exception as error:  # whatever it is, work goes on and the next try may succeed
             is_new, self.error = str(error) != self.error, str(error)
@@ -123,8 +124,9 @@ def find_recovery(image: Any) -> Path | None:
     image: as for `Session`; some frames of it are read. Nothing else about it has to be as it was.
     """
     found: dict[Path, float] = {}
-    for path in FOLDER.glob(f"{_stem(fingerprint(image))}-*{SUFFIX}"):
-        if not _is_in_use(path):
+    now = fingerprint(image)
+    for path in FOLDER.glob(f"*-*{SUFFIX}"):
+        if _is_of(path, now) and not _is_in_use(path):
             with suppress(OSError):
                 found[path] = path.stat().st_mtime
     return max(found, key=lambda path: found[path], default=None)
@@ -135,6 +137,14 @@ def forget_recovery(path: Path) -> None:
     for one in (path, *path.parent.glob(f".{escape(short(path.name))}.*.part")):
         with suppress(OSError):
             one.unlink()
+
+
+def _is_of(path: Path, image: Fingerprint) -> bool:
+    """Whether a file is of an image, by its name; or within, if slices could not be read once."""
+    if path.name.startswith(f"{_stem(image.whole)}-"):
+        return True
+    saved = read_fingerprint(path)
+    return saved is not None and saved.fits(image)
 
 
 def _stem(fingerprint: str) -> str:

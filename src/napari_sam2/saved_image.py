@@ -77,4 +77,4 @@ class SessionImage:
         as_layer = fitted(to_layer_order(self.volume.array, self.volume), reference.shape)
         if as_file.shape != as_layer.shape:
             return tuple(as_layer.shape) == reference.shape
-        return fingerprint(as_layer) == reference.fingerprint
+        return fingerprint(as_layer).fits(reference.fingerprint)

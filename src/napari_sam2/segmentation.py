@@ -14,8 +14,9 @@ import numpy as np
 from napari_sam2.io.volume import Volume
 from napari_sam2.label_ids import MAX_ID
 from napari_sam2.sequence_view import SequenceKey
-from napari_sam2.session import Direction, NothingToDo, Session
+from napari_sam2.session import Direction, NothingToDo, Session, UnreadableSlices
 from napari_sam2.tasks import LazyModel
+from sam2_engine.unreadable import UnreadableFrame
 
 if TYPE_CHECKING:
     from sam2_engine.memory import MemorySelection, MemoryTokens
@@ -54,6 +55,7 @@ def segment(
     negative_points: Mapping[int, Point | Sequence[Point]] | None = None,
     masks: np.ndarray | None = None,
     ends: Mapping[int, tuple[float, float]] | None = None,
+    parents: Mapping[int, int] | None = None,
     axis: int | str = 0,
     direction: Direction = "both",
     slices: tuple[float, float] | None = None,
@@ -78,6 +80,8 @@ def segment(
         and comes back as it is.
     ends: object id -> the first and the last slice on which it is, both included; it is not looked
         for on others. By default objects may be on all.
+    parents: daughter -> parent, of objects that both have masks: the daughter begins on her first
+        one, and the parent ends on its last.
     axis: 0, 1, 2 or "z", "y", "x": the axis along which the volume is sliced and objects are
         followed.
     direction: as for `Session.propagate`: "forward" leaves out what lies before an object's first
@@ -98,7 +102,9 @@ def segment(
     Returns labels (z, y, x) in the smallest unsigned integer type that holds the ids; 0 is
     background. Where objects overlap, masks that were given go first, then the larger logit.
 
-    Raises: PromptError before anything is computed; ModelError if the model cannot be loaded.
+    Raises: PromptError before anything is computed; ModelError if the model cannot be loaded;
+    UnreadableSlices at the end, where slices could not be read: its `session.labels` are those of
+    all others; OSError as soon as none can be read.
     """
     array = volume.array if isinstance(volume, Volume) else volume
     if not hasattr(array, "shape"):
@@ -152,25 +158,56 @@ def segment(
             session.set_prompts(
                 object_id, frame, points=prompt.points, labels=prompt.labels, box=prompt.box
             )
+    for daughter, parent in (parents or {}).items():
+        try:
+            session.set_parent(daughter, parent)
+        except ValueError as error:
+            raise PromptError(str(error)) from error
     if closely:
         look_closely_at_all(session)
-    session.propagate(
-        direction,
-        start=int(start),
-        stop=int(stop),
-        progress=None if progress is None else lambda step: progress(step.done, step.total),
-    )
+    with suppress(UnreadableSlices):  # told of when all is there
+        session.propagate(
+            direction,
+            start=int(start),
+            stop=int(stop),
+            progress=None if progress is None else lambda step: progress(step.done, step.total),
+        )
     frames = np.moveaxis(labels, axis, 0)  # masks that were given may lie outside what is wanted
     frames[: int(start)] = 0
     frames[int(stop) + 1 :] = 0
+    session.check_read()
     return labels
+
+
+def parents_of_masks(
+    path: str | PathLike[str], masks: np.ndarray, axis: int | str = 0
+) -> dict[int, int]:
+    """The parents of a folder of the Cell Tracking Challenge that `masks` were read from.
+
+    axis: along which objects are followed; there are no parents where it is not the time. Links of
+    tracks that are not there, or of which the parent is still there as the daughter begins, are
+    left out. Raises ReadError.
+    """
+    from napari_sam2.io import read_parents
+
+    parents = read_parents(path)
+    if not parents or axis_number(axis) != 0:
+        return {}
+    begins: dict[int, int] = {}
+    ends: dict[int, int] = {}
+    for frame, labels in enumerate(masks):
+        for object_id in np.unique(labels).tolist():
+            begins.setdefault(object_id, frame)
+            ends[object_id] = frame
+    return {d: p for d, p in parents.items() if d in begins and p in ends and begins[d] > ends[p]}
 
 
 def look_closely_at_all(session: Session) -> None:
     """Look closely at all objects that are marked in the sequence that is shown."""
     prompts = session.prompts
     for frame in sorted({frame for own in prompts.values() for frame in own}):
-        session.preview(frame)  # tells how large an object is
+        with suppress(UnreadableFrame):
+            session.preview(frame)  # tells how large an object is
     for object_id in prompts:
         with suppress(NothingToDo):  # nothing was found at its points
             session.look_closely(object_id)

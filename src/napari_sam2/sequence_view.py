@@ -247,7 +247,7 @@ class SequenceView:
     def channel(self, number: int, frame: int) -> NDArray[Any]:
         """(H, W) of one of `num_channels`, or (H, W, 3 or 4) for colours.
 
-        Raises OSError with the frame's number where its file cannot be read.
+        Raises OSError with the frame's number where it cannot be read.
         """
         at = list(self.index(frame))
         array = self.arrays[0 if self.channels else number]
@@ -255,8 +255,11 @@ class SequenceView:
             at[self.channels.axis] = self.channels.indices[number]
         try:
             return np.asarray(array[tuple(at)])
-        except OSError as error:
-            raise OSError(f"Slice {frame} cannot be read: {error}") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # each kind of file has its own
+            reason = str(error) or type(error).__name__
+            raise OSError(f"Slice {frame} cannot be read: {reason}") from error
 
     def index(self, frame: int) -> tuple[int | slice, ...]:
         """What picks a frame's pixels from an array of `shape`."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -44,6 +44,10 @@ from napari_sam2.slice_data import (
     SlicePrompts,
 )
 from napari_sam2.tasks import OtherSide, Step, Task, basis, origins
+from napari_sam2.unread import UnreadableSlices, unreadable_text
+from sam2_engine.unreadable import UnreadableFrame
+
+__all__ = ["Direction", "LockedError", "NothingToDo", "Session", "UnreadableSlices"]
 
 Direction = Literal["both", "forward", "backward"]
 
@@ -669,8 +673,11 @@ class Session(TrackEdits):
             to: only to this slice, from the slice with prompts that is nearest to it.
             progress: called after every slice.
 
+        Slices that cannot be read are passed over, and their masks stay as they are.
+
         Raises NothingToDo without prompts; ValueError: no such object, slice or direction; what
-        `sam2_engine.load_model` raises.
+        `sam2_engine.load_model` raises. UnreadableSlices at the end, where slices were passed over;
+        OSError as soon as none can be read any more.
         """
         for step in self.propagation(direction, objects, start, stop, to):
             if progress is not None:
@@ -728,6 +735,12 @@ class Session(TrackEdits):
         for step in self._carry_out(self.check_task(objects)):
             if progress is not None:
                 progress(step)
+
+    def check_read(self) -> None:
+        """Raises UnreadableSlices where the last run through a sequence has passed over slices."""
+        for unread in self._unread.values():
+            if unread:
+                raise UnreadableSlices(unreadable_text(unread), self)
 
     def other_sides(self, object_id: int) -> Mapping[int, OtherSide]:
         """Frame -> how a mask agrees with that from the other side, where `check_both_sides` saw.
@@ -887,6 +900,8 @@ class Session(TrackEdits):
         Returns whether a preview is to be computed once more, of a new `preview_task`: a small
         object is to be looked at closely, or one that was is not so small.
         """
+        if not step.is_preview:
+            self._note_unread(task, step)
         if task.is_check:
             self._compare(task, step)
             return False
@@ -925,6 +940,7 @@ class Session(TrackEdits):
                         continue
                     self._records.found.set(place, step.frame, found)
                     is_new = True
+                    self._note_passed(task, object_id, step.frame, found)
                 if is_new_look and mask is not None and looks.is_undecided(place):
                     again |= looks.begin(place)
             if is_new:
@@ -964,7 +980,8 @@ class Session(TrackEdits):
         with self.history.following(), self.writing_together():
             try:
                 for frame in frames:
-                    self.preview(frame)
+                    with suppress(UnreadableFrame):  # told of at the end
+                        self.preview(frame)
             finally:
                 for (place, frame), one in before.items():
                     found.set(place, frame, one)
@@ -985,9 +1002,30 @@ class Session(TrackEdits):
         self.objects_changed.emit()
 
     def _carry_out(self, task: Task) -> Iterator[Step]:
+        self._unread.pop(task.view.key, None)
         for step in self.compute_propagation(task):
             self.accept(task, step)
             yield step
+        self.check_read()
+
+    def _note_unread(self, task: Task, step: Step) -> None:
+        """Keep which frames a run passes over; with its first step, those of the last are gone."""
+        unread = {} if step.done == 1 else self._unread.get(task.view.key, {})
+        self._unread[task.view.key] = unread | ({step.frame: step.error} if step.error else {})
+
+    def _note_passed(self, task: Task, object_id: int, frame: int, found: Found) -> None:
+        """Keep which frames a mask was found past that could not be read; and have those found anew
+        that were found past this one, which can be read now.
+        """
+        place = task.view.key, object_id
+        for at, one in list(self._records.found.at(place).items()):
+            if frame in self._passed.get(one, ()):
+                self._records.found.set(place, at, Found(one.mask, ()))
+        origin = min(origins(task.anchors[object_id]), key=lambda at: (abs(at - frame), at))
+        between = range(min(origin, frame), max(origin, frame) + 1)
+        passed = frozenset(self._unread.get(task.view.key, {})).intersection(between)
+        if passed:
+            self._passed[found] = passed
 
     def _check_alive(self, object_id: int, frame: int) -> None:
         life = self._records.life((self.view.key, object_id))

@@ -16,7 +16,7 @@ from napari_sam2.given import whole_number
 from napari_sam2.history import History
 from napari_sam2.label_ids import MAX_ID
 from napari_sam2.label_writer import LabelWriter
-from napari_sam2.lineage import merged
+from napari_sam2.lineage import Parents, merged
 from napari_sam2.looks import Looks
 from napari_sam2.output import Output
 from napari_sam2.records import Cell, Records
@@ -153,6 +153,8 @@ class SessionBase:
         self._facts: dict[int, tuple[Hashable, ObjectFacts]] = {}
         self._comparisons = 0
         self._branched: WeakKeyDictionary[SessionBase, dict[Cell, Any]] = WeakKeyDictionary()
+        self._unread: dict[SequenceKey, dict[int, str]] = {}
+        self._passed: WeakKeyDictionary[Found, frozenset[int]] = WeakKeyDictionary()
         self._other_sides: WeakKeyDictionary[Found, OtherSide] = WeakKeyDictionary()
         self._last_source = self._asked_source()
         self._engine = Engine()
@@ -285,6 +287,9 @@ class SessionBase:
     def merge_objects(self, into: int, other: int) -> None:
         """Make two objects one: prompts and masks of the other are added to the first.
 
+        Links are dropped that cannot be any more, as that of the other daughter where a parent goes
+        on with one.
+
         Raises LockedError where one of them is locked.
         """
         self._check_unlocked(into)
@@ -303,10 +308,22 @@ class SessionBase:
                 self._records.clear(second)
                 self._writer.write(view, frames)
             self._records.set_object(other, None)
-            self._records.set_parents(merged(self._records.parents, into, other))
+            self._records.set_parents(
+                self._possible(merged(self._records.parents, into, other), into)
+            )
             self._records.set_no_divisions(other, frozenset())
         self.objects_changed.emit()
         self.prompts_replaced.emit()
+
+    def _possible(self, parents: Parents, object_id: int) -> dict[int, int]:
+        """Links without those of an object where the parent is still there as a daughter begins."""
+
+        def is_possible(daughter: int, parent: int) -> bool:
+            begins, ends = self.masks_of(daughter), self.masks_of(parent)
+            return not begins or not ends or min(begins) > max(ends)
+
+        links = parents.items()
+        return {d: p for d, p in links if object_id not in (d, p) or is_possible(d, p)}
 
     # -- sequences -----------------------------------------------------------------------------
 
@@ -374,6 +391,13 @@ class SessionBase:
         the sequence that is shown or another one.
         """
         return self._records.stale((key or self.view.key, object_id), self._source)
+
+    @property
+    def unread(self) -> Mapping[int, str]:
+        """Frame -> why it could not be read, in a sentence: those that the last run through the
+        sequence that is shown has passed over. They have no new masks; the next one tries again.
+        """
+        return dict(self._unread.get(self.view.key, {}))
 
     def states(self, object_id: int) -> Mapping[int, State]:
         """Frame -> "auto", "prompted", "painted", "approved", "locked" or "rejected".

@@ -6,6 +6,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 
 from napari_sam2.segmentation import ModelError, loaded
 from napari_sam2.sequence_view import SequenceView
-from napari_sam2.session import Session
+from napari_sam2.session import Session, UnreadableSlices
 from napari_sam2.session_format import (
+    Fingerprint,
     ImageReference,
     Packed,
     SavedSession,
@@ -139,7 +141,8 @@ def replay(
     everywhere: follow all objects through all slices instead.
     only_approved: the approved masks alone, which are taken as they are; nothing is computed.
     progress: called after every slice; each sequence counts its own.
-    Other arguments and errors as for `open_session`; ModelError where the model cannot be loaded.
+    Other arguments and errors as for `open_session`; ModelError where the model cannot be loaded;
+    UnreadableSlices at the end, where slices could not be read: its `session` has all others.
 
     Returns labels in the shape of the image, without colours; 0 is background.
     """
@@ -181,8 +184,10 @@ def replay_session(
         session.show(key)
         if session.task().wanted:
             compute = session.propagate if everywhere else session.update
-            compute(progress=progress)
+            with suppress(UnreadableSlices):  # told of at the end
+                compute(progress=progress)
     session.show(saved.state.shown)
+    session.check_read()
     return session
 
 
@@ -202,7 +207,7 @@ def _session(
         image = _read_image(reference, path)
     view = SequenceView(image)
     _check_shape(view, reference)
-    if not changed_image and fingerprint(image) != reference.fingerprint:
+    if not changed_image and not fingerprint(image).fits(reference.fingerprint):
         raise ChangedImageError(
             f"{_other_pixels(view, reference)}. The session can be opened nevertheless; its masks "
             "stay as they are until they are computed again."
@@ -238,7 +243,7 @@ def _differences(session: Session, saved: SavedSession, changed_image: bool) -> 
     changed_image: whether the image may be another.
     """
     found = []
-    if changed_image and fingerprint(session.image) != saved.image.fingerprint:
+    if changed_image and not fingerprint(session.image).fits(saved.image.fingerprint):
         found.append(_other_pixels(session.view, saved.image))
     if not np.allclose(_ratios(session.view.spacing), _ratios(saved.image.spacing)):
         found.append(f"The {saved.image} has another spacing than when the session was saved")
@@ -338,13 +343,13 @@ def _ratios(spacing: Sequence[float]) -> NDArray[np.float64]:
 # -- the image -----------------------------------------------------------------------------------
 
 
-def fingerprint(image: Any) -> str:
-    """A sum over some of the pixels of an image; equal for equal values of any data type.
+def fingerprint(image: Any) -> Fingerprint:
+    """Sums over some of the pixels of an image; equal for equal values of any data type.
 
     image: as for `Session`. The middle of up to 8 frames is read, never the whole. A frame that
     cannot be read counts as such: work on an image with a damaged slice can be saved.
     """
-    total = hashlib.sha256()
+    total, frames = hashlib.sha256(), []
     for array in SequenceView(image).arrays:
         shape = tuple(int(size) for size in array.shape)
         total.update(repr(shape).encode())
@@ -359,9 +364,11 @@ def fingerprint(image: Any) -> str:
                 pixels = np.asarray(array[index]).astype("<f8") + 0.0  # there are two zeros
             except Exception:  # each library has its own
                 total.update(b"damaged")
+                frames.append("")
             else:
                 total.update(pixels.tobytes())
-    return f"sha256:{total.hexdigest()}"
+                frames.append(hashlib.sha256(pixels.tobytes()).hexdigest())
+    return Fingerprint(f"sha256:{total.hexdigest()}", tuple(frames))
 
 
 def _refer(session: Session) -> ImageReference:

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,25 @@ class SessionFileError(ValueError):
     """A session cannot be opened. The message is a sentence that says why, and what to do."""
 
 
+class Fingerprint(NamedTuple):
+    """What `fingerprint` saw of an image."""
+
+    whole: str
+    """A sum over all that was looked at."""
+    frames: tuple[str, ...] = ()
+    """One over each frame, empty where it could not be read; older sessions have none."""
+
+    def fits(self, other: Fingerprint) -> bool:
+        """Whether both are of one image, as far as frames could be read both times."""
+        if self.whole == other.whole:
+            return True
+        if len(self.frames) != len(other.frames):
+            return False
+        pairs = list(zip(self.frames, other.frames, strict=True))
+        known = [one == two for one, two in pairs if one and two]
+        return 0 < len(known) < len(pairs) and all(known)
+
+
 @dataclass(frozen=True)
 class ImageReference:
     """Which image a session belongs to."""
@@ -66,8 +85,7 @@ class ImageReference:
     channels: Channels | None
     spacing: tuple[float, ...]
     """Size of an element along each axis of the image; only their ratios matter."""
-    fingerprint: str
-    """As `fingerprint` gave it."""
+    fingerprint: Fingerprint
 
     def __str__(self) -> str:
         named = " and ".join(f'"{name}"' for name in self.names if name)
@@ -230,7 +248,8 @@ def _to_json(saved: SavedSession, names: Mapping[Place, list[str]]) -> dict[str,
             if channels is None
             else {"axis": channels.axis, "indices": list(channels.indices)},
             "spacing": list(image.spacing),
-            "fingerprint": image.fingerprint,
+            "fingerprint": image.fingerprint.whole,
+            "fingerprints": list(image.fingerprint.frames),
         },
         "model": {"name": saved.model, "checksum": saved.checksum},
         "window": state.window,
@@ -334,6 +353,19 @@ def _json_of(file: zipfile.ZipFile, path: str | os.PathLike[str]) -> dict[str, A
     return content  # type: ignore[no-any-return]
 
 
+def read_fingerprint(path: str | os.PathLike[str]) -> Fingerprint | None:
+    """That of a session's image, without the rest of the file; None where it is no session."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return _fingerprint(_json_of(file, path)["image"])
+    except Exception:  # as in read_session
+        return None
+
+
+def _fingerprint(image: Mapping[str, Any]) -> Fingerprint:
+    return Fingerprint(str(image["fingerprint"]), tuple(map(str, image.get("fingerprints", ()))))
+
+
 def _from_json(content: Mapping[str, Any], file: zipfile.ZipFile) -> SavedSession:
     image = content["image"]
     channels = image["channels"]
@@ -347,7 +379,7 @@ def _from_json(content: Mapping[str, Any], file: zipfile.ZipFile) -> SavedSessio
         if channels is None
         else Channels(_whole(channels["axis"]), tuple(map(_whole, channels["indices"]))),
         spacing=tuple(_number(step) for step in image["spacing"]),
-        fingerprint=str(image["fingerprint"]),
+        fingerprint=_fingerprint(image),
     )
     objects = {
         _whole(one["id"], 1): ObjectInfo(

@@ -168,6 +168,8 @@ class Step:
     """This is step `done` of `total`."""
     is_preview: bool = False
     """Whether this follows from the prompts on the frame alone."""
+    error: str = ""
+    """Why the frame could not be read; there are no masks then."""
 
 
 class OtherSide(NamedTuple):
@@ -281,9 +283,10 @@ class Engine:
         )
         done = 0
         for direction, wanted in passes.items():
-            for result in tracker.propagate(wanted, direction, only=wanted):
+            for result in tracker.propagate(wanted, direction, only=wanted, skip_unreadable=True):
                 done += 1
-                yield Step(result.frame, _masks_of(result), done, total)
+                error = "" if result.error is None else str(result.error)
+                yield Step(result.frame, _masks_of(result), done, max(done, total), error=error)
 
     def _is_prepared(self, task: Task) -> bool:
         return self._key == (task.view, task.source)

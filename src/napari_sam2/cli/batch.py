@@ -84,6 +84,7 @@ def _batch(options: argparse.Namespace) -> int:
 
     from napari_sam2.batch import (
         FAILED,
+        INCOMPLETE,
         BatchError,
         JobError,
         Settings,
@@ -124,7 +125,7 @@ def _batch(options: argparse.Namespace) -> int:
 
     def progress(result: Any) -> None:
         bar.update()
-        if result.status == FAILED and not options.quiet:
+        if result.message and not options.quiet:
             bar.write(f"{result.name}: {result.message}", file=sys.stderr)
         if options.json:
             bar.write(json.dumps(asdict(result) | {"thumbnail": None}), file=sys.stdout)
@@ -147,4 +148,5 @@ def _batch(options: argparse.Namespace) -> int:
             bar.close()
     if not options.quiet and not options.json:
         print(f"{out / 'report.html'}: {summary(results)}")
-    return FAILED_JOBS if any(result.status == FAILED for result in results) else OK
+    bad = any(result.status in (FAILED, INCOMPLETE) for result in results)
+    return FAILED_JOBS if bad else OK

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from napari_sam2.tasks import LazyModel
 
-OK, FAILED, BAD_COMMAND, BAD_INPUT, BAD_OUTPUT, NO_MODEL, FAILED_JOBS = range(7)
+OK, FAILED, BAD_COMMAND, BAD_INPUT, BAD_OUTPUT, NO_MODEL, FAILED_JOBS, INCOMPLETE = range(8)
 STOPPED = 130
 
 EXIT_CODES = """\
@@ -23,9 +23,10 @@ exit codes:
   3    an image, mask, table or session cannot be read, or they or the prompts do not fit each other
   4    the result cannot be written, or would replace what is read
   5    the model or the device is not there
-  6    batch: some images failed; the others are done, and the report says which
+  6    batch: some images failed or are incomplete; the report says which
+  7    some slices of the image could not be read: the labels are written without new masks there
   130  stopped with Ctrl-C
-Unless the code is 0 or 6, no labels file is written and an older one is left as it was; a batch
+Unless the code is 0, 6 or 7, no labels file is written and an older one is left as it was; a batch
 that is stopped keeps the images that are done.
 """
 
@@ -65,6 +66,7 @@ def clear_errors() -> Iterator[None]:
     from napari_sam2.io import ReadError, WriteError
     from napari_sam2.segmentation import ModelError, PromptError
     from napari_sam2.session_file import ChangedImageError, MissingModelError, SessionFileError
+    from sam2_engine.unreadable import UnreadableFrame
 
     try:
         yield
@@ -74,7 +76,7 @@ def clear_errors() -> Iterator[None]:
         raise UserError(NO_MODEL, str(error)) from error
     except ChangedImageError as error:
         raise UserError(BAD_INPUT, f"{error} --changed-image does so.") from error
-    except (ReadError, PromptError, SessionFileError) as error:
+    except (ReadError, PromptError, SessionFileError, UnreadableFrame) as error:
         raise UserError(BAD_INPUT, str(error)) from error
     except WriteError as error:
         raise UserError(BAD_OUTPUT, str(error)) from error

@@ -8,6 +8,7 @@ from typing import Any
 
 from napari_sam2.cli.common import (
     BAD_COMMAND,
+    INCOMPLETE,
     OK,
     Bar,
     UserError,
@@ -44,6 +45,7 @@ def add_replay(commands: Any) -> None:
 def _replay(options: argparse.Namespace) -> int:
     from napari_sam2.io import check_target, write_labels
     from napari_sam2.saved_image import SessionImage, read_session_image
+    from napari_sam2.session import UnreadableSlices
     from napari_sam2.session_file import read_session, replay, replay_session
 
     if options.tracks and options.only_approved:
@@ -63,6 +65,7 @@ def _replay(options: argparse.Namespace) -> int:
         check_target(options.output, overwrite=options.overwrite, like=volume)
         image = SessionImage(volume, saved.image)
         bar.notes = volume.notes
+        incomplete = None
         try:
             how: dict[str, Any] = {
                 "model": options.model,
@@ -77,6 +80,8 @@ def _replay(options: argparse.Namespace) -> int:
                     options.session, image.array, everywhere=options.all_slices, **how
                 )
                 found = session.labels
+        except UnreadableSlices as error:
+            incomplete, session, found = error, error.session, error.session.labels
         finally:
             bar.close()
         labels = image.labels(found)
@@ -93,5 +98,6 @@ def _replay(options: argparse.Namespace) -> int:
             colours=saved.state.colours,
             parents=saved.state.parents,
         )
-    tell(options, labels, volume, names.keys(), time.perf_counter() - started, names)
-    return OK
+    seconds = time.perf_counter() - started
+    tell(options, labels, volume, names.keys(), seconds, names, incomplete=incomplete)
+    return OK if incomplete is None else INCOMPLETE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from napari_sam2.io import Volume
-    from napari_sam2.session import Session
+    from napari_sam2.session import Session, UnreadableSlices
 
 
 def tell(
@@ -23,10 +24,11 @@ def tell(
     seconds: float,
     names: Mapping[int, str] | None = None,
     more: Mapping[str, Any] | None = None,
+    incomplete: UnreadableSlices | None = None,
 ) -> None:
     """Print how much of each object was found: a line for people, or JSON.
 
-    more: what else JSON says.
+    more: what else JSON says. incomplete: what is missing, also a line on stderr.
     """
     from napari_sam2.measures import found_objects
 
@@ -37,7 +39,7 @@ def tell(
         facts.append(fact | {"size": found.size if unit else None, "unit": unit})
     if options.json:
         said = {"output": str(options.output), "seconds": seconds, "objects": facts}
-        said |= more or {}
+        said |= {"incomplete": None if incomplete is None else str(incomplete)} | dict(more or {})
         print(json.dumps(said | {"notes": list(volume.notes)}, indent=2))
     elif not options.quiet:
         texts = []
@@ -46,6 +48,8 @@ def tell(
             amount = f"{one['voxels']} voxels{size}" if one["voxels"] else "not found"
             texts.append(f"object {one['id']}: {amount}")
         print(f"{options.output}: {', '.join(texts) or 'nothing was found'}; {seconds:.1f} s")
+    if incomplete is not None:
+        print(f"napari-sam2: {incomplete}", file=sys.stderr)
 
 
 def check_files(options: argparse.Namespace) -> None:

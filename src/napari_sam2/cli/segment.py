@@ -9,6 +9,7 @@ from typing import Any
 from napari_sam2.cli.common import (
     BAD_COMMAND,
     EXAMPLES,
+    INCOMPLETE,
     OK,
     Bar,
     UserError,
@@ -51,7 +52,7 @@ def add_segment(commands: Any) -> None:
     add("--negative", metavar="ID:Z,Y,X", help="a point that is not on object ID", **several)
     help_ = (
         "labels file of the image's shape, or of its first slice alone: each slice on which an id "
-        "occurs prompts that object"
+        "occurs prompts that object; of a folder of the Cell Tracking Challenge with its parents"
     )
     add("--mask", metavar="FILE", help=help_)
     help_ = "object ID is on slices FIRST to LAST, along the axis, and not looked for on others"
@@ -101,7 +102,8 @@ def _segment(options: argparse.Namespace) -> int:
 
     from napari_sam2.io import check_target, read_volume, write_labels
     from napari_sam2.io.labels import read_mask
-    from napari_sam2.segmentation import segment
+    from napari_sam2.segmentation import parents_of_masks, segment
+    from napari_sam2.session import UnreadableSlices
 
     started = time.perf_counter()
     bar = Bar(options.quiet)
@@ -111,8 +113,12 @@ def _segment(options: argparse.Namespace) -> int:
             options.image, volume=options.volume, channel=options.channel, series=options.series
         )
         check_target(options.output, overwrite=options.overwrite, like=volume)
-        masks = read_mask(options.mask, volume) if options.mask else None
+        masks, parents = None, {}
+        if options.mask:
+            masks = read_mask(options.mask, volume)
+            parents = parents_of_masks(options.mask, masks, options.axis)
         bar.notes = volume.notes
+        incomplete = None
         try:
             labels = segment(
                 volume,
@@ -121,6 +127,7 @@ def _segment(options: argparse.Namespace) -> int:
                 negative_points=negative,
                 masks=masks,
                 ends=ends,
+                parents=parents,
                 axis=options.axis,
                 direction=options.direction,
                 slices=slices,
@@ -131,12 +138,15 @@ def _segment(options: argparse.Namespace) -> int:
                 closely=options.closely,
                 progress=bar.update,
             )
+        except UnreadableSlices as error:
+            incomplete, labels = error, error.session.labels
         finally:
             bar.close()
         write_measures(options, labels, volume)
-        write_labels(options.output, labels, volume, overwrite=options.overwrite)
-    tell(options, labels, volume, boxes.keys() | points.keys(), time.perf_counter() - started)
-    return OK
+        write_labels(options.output, labels, volume, overwrite=options.overwrite, parents=parents)
+    seconds = time.perf_counter() - started
+    tell(options, labels, volume, boxes.keys() | points.keys(), seconds, incomplete=incomplete)
+    return OK if incomplete is None else INCOMPLETE
 
 
 def _by_id(option: str, prompts: list[str], count: int) -> dict[int, list[tuple[float, ...]]]:

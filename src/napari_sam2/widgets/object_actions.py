@@ -19,6 +19,8 @@ from napari_sam2.widgets.events import CTRL, call
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.panel import INCLUDE
 
+_NAMED = 3  # lost links in a message
+
 End = Literal["first", "last"]
 """Of the slices on which an object is."""
 Slices = Literal["largest", "shown", "all"]
@@ -232,7 +234,9 @@ class ObjectActions:
                 if session.parents.keys() & set(ids):
                     many += " with their parents"
                 then = "" if slices == "all" else " Now Propagate."
-                self._panel.say(f"{many} taken from {layer.name}.{then}")
+                self._panel.say(
+                    f"{many} taken from {layer.name}.{_lost(session, layer, ids)}{then}"
+                )
             else:
                 self._panel.fail(f"There is no such label in {layer.name}.")
 
@@ -277,3 +281,17 @@ class ObjectActions:
             nothing = menu.addAction("There is no other labels layer")
             assert nothing is not None
             nothing.setEnabled(False)
+
+
+def _lost(session: Session, layer: napari.layers.Labels, ids: Iterable[int]) -> str:
+    """What to say of parents that a layer gives to those that were taken, and that cannot be."""
+    there, (_, parents) = set(ids), names_and_parents(layer)
+    lost = [
+        f"{session.objects[daughter].name} of {session.objects[parent].name}"
+        for daughter, parent in parents.items()
+        if {daughter, parent} <= there and session.parents.get(daughter) != parent
+    ]
+    if not lost:
+        return ""
+    named = ", ".join(lost[:_NAMED]) + (", …" if len(lost) > _NAMED else "")
+    return f" No daughters, for the parent is still there as they begin: {named}."

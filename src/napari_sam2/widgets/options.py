@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _WINDOW_MS = 400
 _GIGABYTES = (5, 20, 100)
 """Of image features on disk, to choose from."""
+_OTHER_AXES = ("t", "time", "z", "y", "x")  # whose label says that there are no channels
 _MOST_CHANNELS = 4  # an axis with more is hardly one of channels, unless its label says so
 
 
@@ -266,9 +267,10 @@ def _looks(work: Workspace, layers: Any) -> list[tuple[str, Look]]:
         return found
     shape = image_shape(image)
     for axis, size in enumerate(shape):
-        is_labelled = str(image.axis_labels[axis]).lower() in ("c", "channel")
+        label = str(image.axis_labels[axis]).lower()
+        is_labelled, is_other = label in ("c", "channel"), label in _OTHER_AXES
         is_free = len(shape) > 2 and axis < len(shape) - 2
-        if is_free and size > 1 and (is_labelled or size <= _MOST_CHANNELS):
+        if is_free and size > 1 and (is_labelled or (size <= _MOST_CHANNELS and not is_other)):
             indices = tuple(range(min(size, 3)))
             text = f"axis {image.axis_labels[axis]}: channels 1 to {len(indices)}"
             found.append((text, Look(channels=Channels(axis, indices))))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from napari_sam2.session import Session, Step, Task
+from napari_sam2.unread import unreadable_text
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.panel import SELECTED_OBJECTS
 from napari_sam2.widgets.reach import chosen_reach
+from sam2_engine.unreadable import UnreadableFrame
 
 _NAMED = 3  # objects in a message
 _LOOKS = 2  # at a slice, until it is known how closely to look
@@ -138,8 +141,15 @@ class Propagation:
         if not session.model.is_loaded:
             self._panel.say(context.loading())
         context.runner.request(
-            lambda: [session.compute_preview(task, frame) for frame, task in tasks.items()], done
+            lambda: list(self._previews(session, tasks)),
+            done,
         )
+
+    def _previews(self, session: Session, tasks: Mapping[int, Task]) -> Iterator[Step]:
+        """On the frames that can be read; the run tells of the others."""
+        for frame, task in tasks.items():
+            with suppress(UnreadableFrame):
+                yield session.compute_preview(task, frame)
 
     def _run(self, session: Session, task: Task, nothing: str, again: Callable[[], None]) -> None:
         """
@@ -203,6 +213,10 @@ class Propagation:
             self._say_done(session, task)
 
     def _say_done(self, session: Session, task: Task) -> None:
+        unread = session.unread if task.view is session.view else {}
+        if unread:
+            self._panel.fail(unreadable_text(unread))
+            return
         key, there = task.view.key, [i for i in task.wanted if i in session.objects]
         found = [
             f"{self._context.name(i)} is on {len(session.masks_of(i, key))} of {len(task.view)} "
@@ -213,8 +227,8 @@ class Propagation:
         self._panel.say(
             f"Done: {'; '.join(found[:_NAMED])}{'; …' if len(found) > _NAMED else ''}. "
             + (
-                "Meanwhile intensities have changed or masks were approved: press Update, for "
-                f"{late} masks are out of date."
+                "Meanwhile intensities have changed, masks were approved or slices can be read "
+                f"again: press Update, for {late} masks are out of date."
                 if late
                 else "Where a slice is wrong, mark it there or paint, then Update; where an object "
                 "goes on too far, press Ends here (T) on its last slice."
