@@ -1102,7 +1102,10 @@ def test_the_last_choices_are_remembered(desk):
     assert d.session.end_after == 4
     choose(d.panel.memory, "confident")
     assert d.session.memory == "confident"
+    choose(d.panel.memory_tokens, "near")
+    assert d.session.memory_tokens == "near"
     assert choices.load()["end_after"] == 4
+    assert desk().session.memory_tokens == "near"
     choices.FILE.write_text("{ broken")
     assert choices.load() == {}
     choices.remember(end_after=2)

@@ -48,6 +48,9 @@ class Images(QObject):
         panel.end_after.setValue(int(choices.load().get("end_after", _END_AFTER)))
         panel.end_after.valueChanged.connect(self._on_end_after)
         panel.memory.activated.connect(self._on_memory)
+        chosen = panel.memory_tokens.findData(choices.load().get("memory_tokens", "all"))
+        panel.memory_tokens.setCurrentIndex(max(chosen, 0))
+        panel.memory_tokens.activated.connect(self._on_memory_tokens)
         panel.closely_by_itself.setChecked(bool(choices.load().get("closely", True)))
         panel.closely_by_itself.clicked.connect(self._on_closely)
         context.models.changed.connect(self._on_model_changed)
@@ -158,6 +161,7 @@ class Images(QObject):
             channels=look.channels,
             end_after=self._context.panel.end_after.value() or None,
             memory=self._context.panel.memory.currentData(),
+            memory_tokens=self._context.panel.memory_tokens.currentData(),
             closely=self._context.panel.closely_by_itself.isChecked(),
         )
 
@@ -248,6 +252,13 @@ class Images(QObject):
     def _on_memory(self, *_: object) -> None:
         for work in self.known.values():
             work.session.memory = self._context.panel.memory.currentData()
+        self._context.changed.emit()
+
+    def _on_memory_tokens(self, *_: object) -> None:
+        wanted = self._context.panel.memory_tokens.currentData()
+        choices.remember(memory_tokens=wanted)
+        for work in self.known.values():
+            work.session.memory_tokens = wanted
         self._context.changed.emit()
 
     def _on_closely(self, closely: bool) -> None:

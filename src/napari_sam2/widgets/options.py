@@ -81,6 +81,8 @@ class Options:
             chosen = self._awaited[1]
         panel.show_choices(panel.targets, targets, ONE_EACH if work.masks.has_each else chosen)
         panel.memory.setCurrentIndex(panel.memory.findData(work.session.memory))
+        tokens = panel.memory_tokens.findData(work.session.memory_tokens)
+        panel.memory_tokens.setCurrentIndex(tokens)
         panel.closely_by_itself.setChecked(work.session.closely)
         panel.overwrite.setChecked(work.session.overwrite)
 

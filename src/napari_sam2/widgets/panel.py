@@ -43,6 +43,15 @@ _MEMORIES = {
         "For a set of images in no order, from marks on one of them.",
     ),
 }
+_MEMORY_TOKENS = {
+    "all": ("all of each", "As published."),
+    "near": (
+        "near the object, quicker",
+        "And coarsely at what is farther off. Nearly the same masks; on a processor SAM 2.1 models "
+        "gain by it, the more the more objects are followed.",
+    ),
+    "pooled": ("coarsely, quickest", "Small objects are lost more often."),
+}
 _DEVICES = {
     "auto": ("automatic", "The graphics card if there is one, else the processor."),
     "cpu": ("processor (CPU)", "Works everywhere; slow with the larger models."),
@@ -123,6 +132,10 @@ class Panel(QWidget):
             "Which slices are remembered while objects are followed: the last few, or those that "
             "the model is sure of, wherever they lie. The second suits images in no order.",
             _MEMORIES,
+        )
+        self.memory_tokens = _combo(
+            "How much of each remembered slice SAM 2 looks at to find an object on the next.",
+            _MEMORY_TOKENS,
         )
         self.on_disk = _combo(
             "How much disk space image features may take, so that images which SAM 2 has seen need "
@@ -255,6 +268,7 @@ class Panel(QWidget):
             "Write to": self.targets,
             "Ends after": self.end_after,
             "Remembers": self.memory,
+            "Looks at": self.memory_tokens,
             "On disk": self.on_disk,
             "": self.overwrite,
         }
