@@ -25,6 +25,7 @@ from benchmarks import report
 from benchmarks.recipe import movie_frame, recipe_model
 from sam2_engine.features import frames_at_once
 from sam2_engine.frames import FrameSource
+from sam2_engine.memory import Recall
 from sam2_engine.model import SAM2, VARIANTS
 from sam2_engine.model.layers import linear
 from sam2_engine.sequence import SequencePredictor
@@ -33,7 +34,7 @@ _MATRIX = 2048
 _FIRST, _TIMED = 7, 8
 """Frames tracked before, so that the timed ones see a full memory bank; as many are timed as make
 up whole batches of those that are encoded together."""
-ENCODER = "encoder"
+ENCODER, ATTENTION = "encoder", "memory attention"
 Work = Callable[[], Any]
 
 
@@ -47,12 +48,8 @@ def parts(model: SAM2, objects: int) -> dict[str, Work]:
     image = source[0][None].to(device)
     images = image.expand(frames_at_once(model), -1, -1, -1).contiguous()
     features = model.encode_image(image).expand(objects)
-    memory = torch.randn(objects, config.memory_dim, side, side, device=device, dtype=model.dtype)
-    pointer = torch.randn(objects, config.d_model, device=device, dtype=model.dtype)
-    memories = [(memory, index) for index in reversed(range(config.num_memories))]
-    pointers = [(pointer, float(age)) for age in range(config.max_pointers)]
-    tokens = model.memory_tokens(memories, pointers)
-    conditioned = model.attend_to_memory(features, tokens)
+    recalled = model.memory_tokens(*full_bank(model, objects))
+    conditioned = model.attend_to_memory(features, recalled)
     mask_input = None
     if config.draws_prompts:
         mask_input = torch.zeros(objects, 1, 4 * side, 4 * side, device=device)
@@ -64,12 +61,23 @@ def parts(model: SAM2, objects: int) -> dict[str, Work]:
 
     return {
         ENCODER: lambda: model.encode_image(images),
-        "memory attention": lambda: model.attend_to_memory(features, tokens),
+        ATTENTION: lambda: model.attend_to_memory(features, recalled),
         "decoder": lambda: model.decode_masks(
             features, conditioned, mask_input=mask_input, multimask=True
         ),
         "memory encoder": encode_memory,
     }
+
+
+def full_bank(model: SAM2, objects: int) -> Recall:
+    """Of random numbers."""
+    config = model.config
+    like = torch.zeros((), device=model.device, dtype=model.dtype)
+    side = config.image_size // 16
+    memory = torch.randn_like(like.expand(objects, config.memory_dim, side, side))
+    pointer = torch.randn_like(like.expand(objects, config.d_model))
+    memories = [(memory, index) for index in reversed(range(config.num_memories))]
+    return Recall(memories, [(pointer, float(age)) for age in range(config.max_pointers)], None)
 
 
 def operations(work: Work) -> int:
@@ -165,6 +173,16 @@ def _tracked_frame(model: SAM2, objects: int) -> float:
     return statistics.fmean(seconds(lambda: next(results), model.device) for _ in range(_TIMED))
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, how it is measured, and where the figures go."""
+    parser.add_argument("--model", choices=VARIANTS, default="sam2.1-tiny")
+    parser.add_argument("--resolution", type=int, help="default: the model's own")
+    parser.add_argument("--objects", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure every case; table on stdout, progress on stderr."""
     assert __doc__ is not None
@@ -173,12 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", choices=VARIANTS, default="sam2.1-tiny")
-    parser.add_argument("--resolution", type=int, help="default: the model's own")
-    parser.add_argument("--objects", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    add_arguments(parser)
     chosen = parser.parse_args(arguments)
 
     model = recipe_model(chosen.model, chosen.resolution, chosen.device)

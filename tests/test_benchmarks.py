@@ -20,6 +20,7 @@ from benchmarks import (
     classical,
     limit,
     memory,
+    memory_tokens,
     napari_cost,
     prompting,
     quality,
@@ -572,6 +573,19 @@ def test_operations_are_counted_the_way_they_are_done() -> None:
         )
         assert attended == 2 * 2 * 5 * 5 * 16
         assert limit.operations(lambda: x + 1) == 0
+
+
+def test_memory_tokens_end_to_end(tmp_path: Path) -> None:
+    out = tmp_path / "tokens.json"
+    arguments = ["--model", "nano", "--resolution", "128", "--objects", "2", "--rounds", "1"]
+    memory_tokens.main([*arguments, "--json", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["tokens"] for row in rows] == ["all", "near", "pooled"]
+    assert rows[0]["ratio_first"] == 1
+    assert all(row["attention"] < row["second"] < row["first"] for row in rows)
+    near = memory_tokens.near_square(8, 0.5, 0)  # of 4 x 4 cells, the last four, and those beside
+    assert near.tolist() == memory_tokens.near_square(8, 0.4, 0).tolist() and 0 < near.sum() < 16
+    assert not memory_tokens.near_square(8, 0.0, 3).any()
 
 
 def test_limit_end_to_end(tmp_path: Path) -> None:
