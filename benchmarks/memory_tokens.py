@@ -25,7 +25,7 @@ from sam2_engine.features import frames_at_once
 from sam2_engine.frames import FrameSource
 from sam2_engine.memory import MemoryTokens
 from sam2_engine.model import SAM2
-from sam2_engine.model.recalled import join, near_object
+from sam2_engine.model.recalled import join, near_object, pick
 
 WAYS: tuple[MemoryTokens, ...] = ("all", "near", "pooled")
 
@@ -38,7 +38,8 @@ def attention(model: SAM2, objects: int, way: MemoryTokens, share: float) -> lim
     bank = limit.full_bank(model, 1)
     if way != "all":
         wide = math.sqrt(share) if way == "near" else 0.0
-        bank = bank._replace(near=[near_square(size // 16, wide, i) for _, i in bank.memories])
+        picked = [pick(x, near_square(size // 16, wide, index)) for x, index in bank.memories]
+        bank = bank._replace(picked=picked)
 
     def work() -> torch.Tensor:
         each = [model.memory_tokens(*bank) for _ in range(objects)]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_engine.model import ModelConfig
+from sam2_engine.model.recalled import Picked
 
 MemorySelection = Literal["recent", "confident"]
 """Which tracked frames are remembered: the last ones, as published, or the surest and most diverse.
@@ -30,9 +31,8 @@ class Memory:
     """(1, memory_dim, S/16, S/16)"""
     pointer: Tensor
     """(1, C)"""
-    near: Tensor | None = None
-    """(S/32, S/32) bool, on the CPU: the cells of 2 x 2 places that are looked at place by place;
-    None: all are."""
+    picked: Picked | None = None
+    """What is looked at of the features; None: all."""
 
 
 class Recall(NamedTuple):
@@ -40,8 +40,8 @@ class Recall(NamedTuple):
 
     memories: list[tuple[Tensor, int]]
     pointers: list[tuple[Tensor, float]]
-    near: list[Tensor] | None
-    """Of each memory; None where all are looked at place by place."""
+    picked: list[Picked] | None
+    """What is looked at of each memory; None: all."""
 
 
 class MemoryBank:
@@ -171,8 +171,9 @@ class ConfidentMemoryBank:
 
 
 def _recall(memories: list[tuple[Memory, int]], pointers: list[tuple[Tensor, float]]) -> Recall:
-    near = [memory.near for memory, _ in memories if memory.near is not None]
-    return Recall([(memory.features, index) for memory, index in memories], pointers, near or None)
+    picked = [memory.picked for memory, _ in memories if memory.picked is not None]
+    features = [(memory.features, index) for memory, index in memories]
+    return Recall(features, pointers, picked or None)
 
 
 def _nearest(prompted: Mapping[int, Memory], frame: int, limit: int | None) -> list[int]:

@@ -39,7 +39,7 @@ from sam2_engine.memory import (
     MemoryTokens,
 )
 from sam2_engine.model import ABSENT_LOGIT, SAM2, Decoded, ImageFeatures, as_mask_input
-from sam2_engine.model.recalled import Recalled, join, near_object
+from sam2_engine.model.recalled import Picked, Recalled, join, near_object, pick
 from sam2_engine.passes import Direction, Pass, Sweep, plan
 from sam2_engine.prompts import Prompt
 from sam2_engine.unreadable import FAILURES_IN_A_ROW, UnreadableFrame
@@ -705,10 +705,10 @@ class SequencePredictor:
             encoded = self.model.encode_memory(
                 features, self.model.upscale(low_res), score, binarise=True
             )
-            near = self._near(low_res)
             for index, i in enumerate(ids):
                 own = encoded[index : index + 1]
-                memories[i] = Memory(own, answers[i].pointer, near[index])
+                picked = self._pick(own, low_res[index : index + 1])
+                memories[i] = Memory(own, answers[i].pointer, picked)
         return memories
 
     # -- helpers -------------------------------------------------------------------------------
@@ -717,18 +717,20 @@ class SequencePredictor:
         encoded = self.model.encode_memory(
             features, self.model.upscale(decoded.low_res), decoded.object_score, binarise=False
         )
-        near = self._near(decoded.low_res)
-        return [
-            Memory(encoded[i : i + 1].clone(), decoded.pointer[i : i + 1].clone(), near[i])
-            for i in range(len(encoded))
-        ]
+        memories = []
+        for i in range(len(encoded)):
+            one = slice(i, i + 1)
+            own = encoded[one].clone()
+            picked = self._pick(own, decoded.low_res[one])
+            memories.append(Memory(own, decoded.pointer[one].clone(), picked))
+        return memories
 
-    def _near(self, low_res: Tensor) -> Sequence[Tensor | None]:
-        """Which part of each memory is looked at place by place; low_res: (B, 1, S/4, S/4)."""
+    def _pick(self, memory: Tensor, low_res: Tensor) -> Picked | None:
+        """What is looked at of a memory; low_res: (1, 1, S/4, S/4) logits of its object."""
         if self._memory_tokens == "all":
-            return [None] * len(low_res)
-        near = near_object(low_res).cpu()
-        return list(near if self._memory_tokens == "near" else torch.zeros_like(near))
+            return None
+        near = near_object(low_res)[0].cpu()
+        return pick(memory, near if self._memory_tokens == "near" else torch.zeros_like(near))
 
     def _split(self, decoded: Decoded, areas: Sequence[Area | None]) -> Iterator[_Answer]:
         """One answer per object, with small holes filled if asked for."""

@@ -4,6 +4,7 @@ where they are far from the object.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sam2_engine.model.position import axial_rotations
+from sam2_engine.model.position import axial_rotations, sine_encoding_2d
 
 _NO_PLACE, _FILLED_UP = -2, -1
 """Rows of `detail_table`: of a token that has no place, and of one that is none."""
+_NEVER = -1e4  # added to a score, in half precision too
+_LENGTHS, _SHORTEST = 8, 64  # of a map's places, and in tokens: by what numbers of tokens differ
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,15 @@ def detail_table(channels: int, side: int, device: torch.device) -> tuple[Tensor
     Returns:
         (rows, channels / 2) complex numbers of length 1, 1 where there is no place.
         (rows,) the logarithm of how many places a token stands for: so it counts as so many equal
-        ones do. Minus infinity for what fills up.
+        ones do. What fills up never counts.
     """
     grid = channels, side, side, device
     places, cells = axial_rotations(*grid), axial_rotations(*grid, pool=2)
     with torch.inference_mode(False), torch.no_grad():
-        counts = torch.tensor((1.0, 4.0, 1.0, 0.0)).log()
+        scores = torch.tensor((0.0, math.log(4), 0.0, _NEVER))
         each = torch.tensor((len(places), len(cells), 1, 1))
         turns = torch.cat((places, cells, torch.ones_like(places[:2])))
-        return turns, counts.repeat_interleave(each).to(device)
+        return turns, scores.repeat_interleave(each).to(device)
 
 
 def near_object(mask: Tensor) -> Tensor:
@@ -80,27 +83,48 @@ def map_tokens(places: Tensor) -> Tensor:
     return places.flatten(2).transpose(1, 2)
 
 
-def pick_tokens(near: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The places of the cells that are near, then the means of the other cells.
+class Picked(NamedTuple):
+    """Of a memory, the places near its object, then the means of the cells elsewhere."""
 
-    Args:
-        near: (h/2, w/2) bool, on the CPU.
-        maps: each (1, C, h, w).
+    tokens: Tensor
+    """(1, N, memory_dim)"""
+    places: Tensor
+    """(1, N, memory_dim) the encoding of their place in space."""
+    rows: Tensor
+    """(N,) what each stands for, as rows of `detail_table`."""
 
-    Returns:
-        (N,) what each stands for, as rows of `detail_table`, and of each map (1, N, C).
+
+def pick(memory: Tensor, near: Tensor) -> Picked:
+    """What is looked at of a memory (1, memory_dim, h, w).
+
+    near: (h/2, w/2) bool, on the CPU: the cells whose 2 x 2 places stay apart.
     """
     is_near = near.repeat_interleave(2, 0).repeat_interleave(2, 1).flatten()
     places, cells = (chosen.nonzero()[:, 0] for chosen in (is_near, ~near.flatten()))
-    rows = torch.cat((places, cells + is_near.numel())).to(maps[0].device, non_blocking=True)
-    # A map and its cells side by side have their places in the order of the table.
-    both = [torch.cat((map_tokens(x), map_tokens(F.avg_pool2d(x, 2))), dim=1) for x in maps]
-    return rows, [x[:, rows] for x in both]
+    rows = torch.cat((places, cells + is_near.numel())).to(memory.device)
+    place = sine_encoding_2d(*memory.shape[1:], device=memory.device)
+    # A map and its cells behind each other have their places in the order of the table.
+    of_memory, of_place = (
+        torch.cat((map_tokens(x), map_tokens(F.avg_pool2d(x, 2))), dim=1)[:, rows]
+        for x in (memory, place)
+    )
+    return Picked(of_memory, of_place, rows)
 
 
-def without_place(count: int, device: torch.device) -> Tensor:
-    """(count,) rows of `detail_table` of tokens that have no place."""
-    return torch.full((count,), _NO_PLACE, device=device)
+def with_detail(recalled: Recalled, rows: Sequence[Tensor], places: int) -> Recalled:
+    """What one object recalls, filled up to one of a few lengths: products of matrices of a new
+    shape take a while to prepare.
+
+    Args:
+        rows: of each memory, as `pick` gives them; pointers come behind.
+        places: of a map.
+    """
+    tokens = recalled.tokens
+    missing = -tokens.shape[1] % max(places // _LENGTHS, _SHORTEST)
+    no_place = torch.full((recalled.num_pointers,), _NO_PLACE, device=tokens.device)
+    own = F.pad(torch.cat((*rows, no_place)), (0, missing), value=_FILLED_UP)
+    tokens, where = (F.pad(x, (0, 0, 0, missing)) for x in (tokens, recalled.places))
+    return Recalled(tokens, where, recalled.num_pointers, Detail((len(own),), own[None]))
 
 
 def join(recalled: Sequence[Recalled]) -> Recalled:

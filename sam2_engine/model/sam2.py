@@ -21,7 +21,7 @@ from sam2_engine.model.memory_encoder import MemoryEncoder
 from sam2_engine.model.neck import FpnNeck
 from sam2_engine.model.position import sine_encoding_1d, sine_encoding_2d
 from sam2_engine.model.prompt_encoder import PromptEncoder, draw_prompts
-from sam2_engine.model.recalled import Detail, Recalled, map_tokens, pick_tokens, without_place
+from sam2_engine.model.recalled import Picked, Recalled, map_tokens, with_detail
 
 ABSENT_LOGIT = -1024.0
 """Every mask logit of an object that is judged not to be visible."""
@@ -191,7 +191,7 @@ class SAM2(nn.Module):
         self,
         memories: Sequence[tuple[Tensor, int]],
         pointers: Sequence[tuple[Tensor, float]],
-        near: Sequence[Tensor] | None = None,
+        picked: Sequence[Picked] | None = None,
     ) -> Recalled:
         """Lay out a memory bank as tokens.
 
@@ -200,17 +200,15 @@ class SAM2(nn.Module):
                 prompted frames, 0 to 5 for the frames 1 to 6 before the current one.
             pointers: pairs of an object pointer (B, C) and its signed distance in frames divided
                 by min(number of frames, 16) - 1.
-            near: of one object (B = 1), for each memory (h/2, w/2), on the CPU: whether the 2 x 2
-                places of a cell are tokens; those of the others are one, their mean. By default
-                all are.
+            picked: of one object (B = 1), what is looked at of each memory; by default all.
         """
         shape, device = memories[0][0].shape[-2:], self.device
         place = sine_encoding_2d(self.config.memory_dim, *shape, device=device)
         tokens, positions, rows = [], [], []
         for number, (memory, index) in enumerate(memories):
             what, where = map_tokens(memory), map_tokens(place)
-            if near is not None:
-                own, (what, where) = pick_tokens(near[number], (memory, place))
+            if picked is not None:
+                what, where, own = picked[number]
                 rows.append(own)
             tokens.append(what.to(self.dtype))
             positions.append(where.to(self.dtype) + self.maskmem_tpos_enc[index])
@@ -220,11 +218,8 @@ class SAM2(nn.Module):
             tokens.append(what)
             positions.append(where)
             count = what.shape[1]
-        detail = None
-        if near is not None:
-            of_all = torch.cat((*rows, without_place(count, device)))[None]
-            detail = Detail((of_all.shape[1],), of_all)
-        return Recalled(torch.cat(tokens, dim=1), torch.cat(positions, dim=1), count, detail)
+        recalled = Recalled(torch.cat(tokens, dim=1), torch.cat(positions, dim=1), count)
+        return recalled if picked is None else with_detail(recalled, rows, shape.numel())
 
     def _pointer_tokens(self, pointers: Sequence[tuple[Tensor, float]]) -> tuple[Tensor, Tensor]:
         """(B, N, memory_dim) and their place in time, (1, N, memory_dim)."""
