@@ -559,9 +559,9 @@ def counted(session, monkeypatch):
         counts[0] += len(images)
         return encode(images)
 
-    def attending(features, tokens, *args, **more):
-        counts[1] += len(tokens)
-        return attend(features, tokens, *args, **more)
+    def attending(features, recalled):
+        counts[1] += len(recalled.tokens)
+        return attend(features, recalled)
 
     monkeypatch.setattr(model, "encode_image", encoding)
     monkeypatch.setattr(model, "attend_to_memory", attending)
@@ -611,7 +611,9 @@ def test_an_update_goes_to_the_next_slices_that_are_sure(volume, monkeypatch):
     model = session.model.get()
     attend = model.attend_to_memory
     monkeypatch.setattr(
-        model, "attend_to_memory", lambda *a, **k: tracked.append(len(a[1])) or attend(*a, **k)
+        model,
+        "attend_to_memory",
+        lambda *a, **k: tracked.append(len(a[1].tokens)) or attend(*a, **k),
     )
     monkeypatch.setattr(model, "encode_image", lambda *a: pytest.fail("a frame was encoded"))
 

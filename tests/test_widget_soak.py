@@ -83,7 +83,7 @@ class Hands:
         if self.d.viewer.dims.ndisplay == 3:
             self.d.viewer.dims.ndisplay = 2
         strip = self.d.panel.strip
-        at = QPoint(int(self.rng.integers(strip.width())), strip.height() // 2)
+        at = QPoint(int(self.rng.random() * strip.width()), strip.height() // 2)
         self.d.qtbot.mouseClick(strip, Qt.MouseButton.LeftButton, pos=at)
 
     def spot(self) -> tuple[float, float]:

@@ -1018,9 +1018,10 @@ class Session(TrackEdits):
         that were found past this one, which can be read now.
         """
         place = task.view.key, object_id
-        for at, one in list(self._records.found.at(place).items()):
-            if frame in self._passed.get(one, ()):
-                self._records.found.set(place, at, Found(one.mask, ()))
+        if self._passed:
+            for at, one in list(self._records.found.at(place).items()):
+                if frame in self._passed.get(one, ()):
+                    self._records.found.set(place, at, Found(one.mask, ()))
         origin = min(origins(task.anchors[object_id]), key=lambda at: (abs(at - frame), at))
         between = range(min(origin, frame), max(origin, frame) + 1)
         passed = frozenset(self._unread.get(task.view.key, {})).intersection(between)
