@@ -729,8 +729,10 @@ class SequencePredictor:
         """What is looked at of a memory; low_res: (1, 1, S/4, S/4) logits of its object."""
         if self._memory_tokens == "all":
             return None
-        near = near_object(low_res)[0].cpu()
-        return pick(memory, near if self._memory_tokens == "near" else torch.zeros_like(near))
+        near = torch.zeros([side // 2 for side in memory.shape[-2:]], dtype=torch.bool)
+        if self._memory_tokens == "near":
+            near = near_object(low_res)[0].cpu()
+        return pick(memory, near)
 
     def _split(self, decoded: Decoded, areas: Sequence[Area | None]) -> Iterator[_Answer]:
         """One answer per object, with small holes filled if asked for."""

@@ -662,7 +662,8 @@ def test_each_worker_has_a_card_or_cores_of_its_own(monkeypatch, cards, cores, a
     assert all("CUDA_VISIBLE_DEVICES" not in spec["options"]["env"] for spec in specs.values())
 
 
-def test_what_cannot_start_says_why(scans, tmp_path):
+def test_what_cannot_start_says_why(scans, tmp_path, monkeypatch):
+    monkeypatch.setattr("napari_sam2.batch._SCHEDULER_S", 1)
     jobs = jobs_of(scans, prompts=prompts_of(scans))
     with pytest.raises(BatchError, match="There is no dask scheduler at tcp://"):
         run_batch(jobs, Settings(out=tmp_path / "out"), scheduler="tcp://127.0.0.1:1")

@@ -59,6 +59,7 @@ __all__ = [
 _RETRIES = 2  # of a job whose worker died
 _CORES_PER_WORKER = 2
 _HERE = "127.0.0.1"
+_SCHEDULER_S = 20  # seconds to wait for one to answer
 
 
 class BatchError(RuntimeError):
@@ -173,7 +174,7 @@ def _client(
         ) from error
     if scheduler is not None:
         try:
-            client = Client(scheduler, timeout="20s", set_as_default=False)
+            client = Client(scheduler, timeout=_SCHEDULER_S, set_as_default=False)
         except (OSError, ValueError) as error:
             raise BatchError(
                 f"There is no dask scheduler at {scheduler}; start one with `dask scheduler`."
