@@ -15,7 +15,7 @@ import argparse
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -27,7 +27,7 @@ from sam2_engine.memory import MemoryTokens
 from sam2_engine.model import SAM2
 from sam2_engine.model.recalled import join, near_object, pick
 
-WAYS: tuple[MemoryTokens, ...] = ("all", "near", "pooled")
+WAYS: tuple[MemoryTokens, ...] = get_args(MemoryTokens)
 
 
 def attention(model: SAM2, objects: int, way: MemoryTokens, share: float) -> limit.Work:

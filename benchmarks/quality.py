@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from benchmarks.cases import Item, Target, grey_frames, read_case, read_items
 from benchmarks.prompting import NO_MEMORY, ModelRun, prompt_frame
 from napari_sam2.tasks import LazyModel
 from sam2_engine.masks import Masks, deepest_point, dice, iou, tight_box
+from sam2_engine.memory import MemoryTokens
 from sam2_engine.model import SAM2
 
 ENDS = "box+ends"
@@ -297,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--memory-tokens",
-        choices=("all", "near", "pooled"),
+        choices=get_args(MemoryTokens),
         default="all",
         help="how much of a memory a tracked frame looks at (default: all, as published)",
     )

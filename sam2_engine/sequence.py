@@ -542,7 +542,6 @@ class SequencePredictor:
         count, step = frames_at_once(self.model), runners[0].sweep.frames.step
         due = self._sure_of(runners, count)
         following = [t for t in range(frame, frame + count * step, step) if t in due]
-        following = [t for t in following if t not in self._unreadable]
         missing = [t for t in following if t not in self.features]
         if len(missing) > 1 and self.features.holds(len(missing) + 1):
             try:
@@ -560,11 +559,7 @@ class SequencePredictor:
         count = frames_at_once(self.model)
         most = 2 * count - 1  # the rest of this batch, and the next one
         due = self._sure_of([runner for runner in runners if runner.area is None], most)
-        following = [
-            t
-            for t in range(frame + step, frame + (most + 1) * step, step)
-            if t in due and t not in self._unreadable
-        ]
+        following = [t for t in range(frame + step, frame + (most + 1) * step, step) if t in due]
         missing = [t for t in following if t not in self.features]
         is_enough = len(following) - len(missing) >= count
         if missing and not is_enough and self.features.holds(len(following) + 2):
@@ -578,12 +573,14 @@ class SequencePredictor:
         return True
 
     def _sure_of(self, runners: Sequence[_Runner], count: int) -> set[int]:
-        """The next frames, up to so many of each, that objects cannot have ended before."""
+        """The next frames, up to so many of each, that objects cannot have ended before; without
+        those that could not be read.
+        """
         due: set[int] = set()
         for runner in runners:
             until = count if self._end_after is None else self._end_after - runner.absent
             due.update(runner.ahead[: max(min(count, until), 0)])
-        return due
+        return due - self._unreadable.keys()
 
     def _confidence(self, answer: _Answer) -> float:
         """Predicted IoU, 0 of an absent object; read from the device only where it is needed."""

@@ -55,21 +55,19 @@ def move(source: Path, target: Path) -> None:
 
     Raises: OSError.
     """
-    for wait in _WAITS:
+    for wait in (*_WAITS, None):
         try:
             os.replace(source, target)
             return
-        except PermissionError:
+        except PermissionError as error:
+            if wait is None:
+                reason = (
+                    f"{error.strerror or error}; it may be open in another program, or as a layer "
+                    "in napari: close it there, or choose another name"
+                )
+                raise PermissionError(error.errno, reason, str(target)) from error
             gc.collect()  # closes the files of arrays that nobody has any more
             time.sleep(wait)
-    try:
-        os.replace(source, target)
-    except PermissionError as error:
-        reason = (
-            f"{error.strerror or error}; it may be open in another program, or as a layer in "
-            "napari: close it there, or choose another name"
-        )
-        raise PermissionError(error.errno, reason, str(target)) from error
 
 
 def _replace(new: Path, target: Path) -> None:

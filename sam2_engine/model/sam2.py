@@ -204,10 +204,12 @@ class SAM2(nn.Module):
         """
         shape, device = memories[0][0].shape[-2:], self.device
         place = sine_encoding_2d(self.config.memory_dim, *shape, device=device)
+        everywhere = map_tokens(place).to(self.dtype)
         tokens, positions, rows = [], [], []
         for number, (memory, index) in enumerate(memories):
-            what, where = map_tokens(memory), map_tokens(place)
-            if picked is not None:
+            if picked is None:
+                what, where = map_tokens(memory), everywhere
+            else:
                 what, where, own = picked[number]
                 rows.append(own)
             tokens.append(what.to(self.dtype))
