@@ -4,8 +4,12 @@ import pytest
 import torch
 
 from sam2_engine.model import soft_averages as module
-from sam2_engine.model.layers import uses_onednn
-from sam2_engine.model.soft_averages import shiftable_keys, shiftable_queries, soft_averages
+from sam2_engine.model.layers import linear, uses_onednn
+from sam2_engine.model.soft_averages import (
+    soft_averages,
+    to_shiftable_keys,
+    to_shiftable_queries,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -21,22 +25,27 @@ def inputs(spread: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     values of 8.
     """
     torch.manual_seed(0)
-    queries, keys = torch.randn(100, 32) * spread / 32**0.5, torch.randn(500, 32)
-    return queries, keys, torch.randn(8, 500)
+    queries, keys = torch.randn(100, 32) * spread, torch.randn(500, 32)
+    return queries, keys, torch.randn(500, 8)
 
 
 def averages(queries, keys, values, plus=0.0):
-    weight, bias = shiftable_keys(torch.eye(keys.shape[1]), torch.zeros(keys.shape[1]))
-    found = torch.full((len(queries), len(values)), torch.nan)
-    keys = keys @ weight.t() + bias
+    queries, keys = (
+        linear(x, *to(torch.eye(32), torch.zeros(32)))
+        for x, to in ((queries, to_shiftable_queries), (keys, to_shiftable_keys))
+    )
     keys[:, -1] = plus
-    soft_averages(shiftable_queries(queries), keys, values, out=found)
+    found = torch.full((len(queries), values.shape[1]), torch.nan)
+    soft_averages(queries, keys, values, out=found)
     return found
 
 
+def scores(queries, keys):
+    return queries.double() @ keys.double().t() / 32**0.5
+
+
 def expected(queries, keys, values):
-    weights = (queries.double() @ keys.double().t()).softmax(dim=1)
-    return (weights @ values.double().t()).float()
+    return (scores(queries, keys).softmax(dim=1) @ values.double()).float()
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -50,7 +59,7 @@ def test_averages_are_those_of_a_softmax(spread, parts, monkeypatch):
 def test_a_key_counts_as_often_as_it_is_told_to():
     queries, keys, values = inputs(3.0)
     times = torch.arange(500) % 3 + 1
-    again = keys.repeat_interleave(times, dim=0), values.repeat_interleave(times, dim=1)
+    again = keys.repeat_interleave(times, dim=0), values.repeat_interleave(times, dim=0)
     found = averages(queries, keys, values, plus=times.log())
     torch.testing.assert_close(found, expected(queries, *again), atol=2e-5, rtol=1e-4)
 
@@ -58,8 +67,8 @@ def test_a_key_counts_as_often_as_it_is_told_to():
 @pytest.mark.parametrize("spread", [100.0, 1000.0])
 def test_scores_far_above_those_that_were_looked_at_are_met_by_looking_again(spread):
     queries, keys, values = inputs(spread)
-    scores = queries @ keys.t()
-    above = scores.amax(dim=1) - scores[:, :: module._LOOKED_AT].amax(dim=1)
+    all_scores = scores(queries, keys)
+    above = all_scores.amax(dim=1) - all_scores[:, :: module._LOOKED_AT].amax(dim=1)
     assert (above > module._HIGHEST).any(), "the test needs such queries"
     assert (above < module._HIGHEST).any(), "and others"
     torch.testing.assert_close(
@@ -75,7 +84,6 @@ def test_no_weight_is_below_the_normal_range_of_a_float(spread, monkeypatch):
         seen.append(x.clone())
         return linear(x, weight, *rest)
 
-    linear = module.linear
     monkeypatch.setattr(module, "linear", spy)
     given = inputs(spread)
     averages(*given)
@@ -84,6 +92,6 @@ def test_no_weight_is_below_the_normal_range_of_a_float(spread, monkeypatch):
     smallest = torch.finfo(torch.float32).tiny
     assert all(x.min() >= smallest for x in weights)
     # In float64, where they are normal: training makes a process flush those that are not.
-    softmax = (given[0] @ given[1].t()).double().softmax(dim=1)
+    softmax = scores(*given[:2]).softmax(dim=1)
     below = (softmax > 1e-45) & (softmax < smallest)
     assert below.any(), "a softmax has some, or this tests nothing"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam2_engine.model.config import HieraConfig
-from sam2_engine.model.layers import MLP, Linear, in_parts
+from sam2_engine.model.layers import MLP, Linear, in_parts, uses_onednn
 
 
 @lru_cache(maxsize=32)
@@ -64,13 +64,14 @@ class HieraAttention(nn.Module):
         self.qkv = Linear(inputs, outputs * 3)
         self.proj = Linear(outputs, outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, C) -> (N, H', W', C'), halved where pooled; N grids, each by itself."""
-        return self.proj(self._attend(self.qkv(x)))
+    def forward(self, x: Tensor, plus: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H', W', C'), halved where pooled, plus another tensor of that shape;
+        N grids, each by itself.
+        """
+        return self.proj(self._attend(self.qkv(x)), plus)
 
-    def in_padded_windows(self, x: Tensor, window: int) -> Tensor:
-        """(B, H, W, C) -> (B, H', W', C'), in windows, as if those at the edge were filled up with
-        zeros.
+    def in_padded_windows(self, x: Tensor, plus: Tensor, window: int) -> Tensor:
+        """The same in windows, as if those at the edge were filled up with zeros.
 
         What fills a window are keys and values that are the projection's bias; nothing is asked of
         them in turn, so they need no projection, no queries and no place in an array.
@@ -80,7 +81,7 @@ class HieraAttention(nn.Module):
         for strip in self.qkv(x).split(down, dim=1):
             parts = [self._in_windows(part, window) for part in strip.split(across, dim=2)]
             strips.append(torch.cat(parts, dim=2))
-        return self.proj(torch.cat(strips, dim=1))
+        return self.proj(torch.cat(strips, dim=1), plus)
 
     def _in_windows(self, qkv: Tensor, window: int) -> Tensor:
         """(B, H, W, 3 C) in windows that are whole, or all cut off alike -> (B, H', W', C)."""
@@ -108,7 +109,7 @@ class HieraAttention(nn.Module):
 
 
 class HieraBlock(nn.Module):
-    """A transformer block that attends in windows, or globally where the window is 0."""
+    """A transformer block, which its trunk has attend in windows, or globally where that is 0."""
 
     def __init__(self, inputs: int, outputs: int, heads: int, window: int, pool: bool) -> None:
         super().__init__()
@@ -124,39 +125,41 @@ class HieraBlock(nn.Module):
         self.widens = inputs != outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H', W', C')."""
-        if not self.window:
-            return self._transformed(x, self.attn)
-        height, width = x.shape[1:3]
-        if height % self.window or width % self.window:
-            return self._transformed(x, partial(self.attn.in_padded_windows, window=self.window))
-        windows = _to_windows(x, self.window, self.window)
-        between = self.window**2 * self.hidden
-        out = in_parts(lambda part: self._transformed(part, self.attn), windows, between)
-        return _from_windows(out, height // self.window, width // self.window)
+        """(N, H, W, C) -> (N, H', W', C'); N grids or windows, each by itself."""
+        between = x.shape[1] * x.shape[2] * self.hidden
+        return in_parts(lambda part: self._transformed(part, self.attn), x, between)
 
-    def _transformed(self, x: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
+    def in_padded_windows(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H', W', C'), in windows of which some reach beyond the edge."""
+        return self._transformed(x, partial(self.attn.in_padded_windows, window=self.window))
+
+    def _transformed(self, x: Tensor, attention: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         shortcut = x
         x = self.norm1(x)
         if self.widens:
             shortcut = self.proj(x)
             if self.pool:
                 shortcut = _max_pool(shortcut)
-        x = shortcut + attention(x.to(self.attn.qkv.weight.dtype))
+        x = attention(x.to(self.attn.qkv.weight.dtype), shortcut)
         tokens = x.flatten(0, 2)
         out = in_parts(lambda part: self.mlp(self.norm2(part), plus=part), tokens, self.hidden)
         return out.view_as(x)
 
 
 class PatchEmbed(nn.Module):
-    """7x7 convolution with stride 4: (B, 3, S, S) -> (B, S/4, S/4, C)."""
+    """7x7 convolution with stride 4."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, channels, kernel_size=7, stride=4, padding=3)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).permute(0, 2, 3, 1)
+        """(B, 3, S, S) -> (B, S/4, S/4, C)."""
+        conv, weight = self.proj, self.proj.weight
+        if uses_onednn(images):  # which then makes it so, and nobody has to turn it round
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        made = F.conv2d(images, weight, conv.bias, conv.stride, conv.padding)
+        return made.permute(0, 2, 3, 1)
 
 
 class Hiera(nn.Module):
@@ -192,16 +195,26 @@ class Hiera(nn.Module):
         to_columns = stretching(known.shape[2], width, known.device).to(known.dtype)
         rows = torch.tensordot(to_rows, known[0], dims=1)
         background = to_columns @ rows
-        window = self.pos_embed_window.permute(0, 2, 3, 1)
-        tiles = (1, height // window.shape[1], width // window.shape[2], 1)
-        return background + window.tile(tiles)
+        window = self.pos_embed_window[0].permute(1, 2, 0)
+        tall, wide, channels = window.shape
+        tiles = background.view(height // tall, tall, width // wide, wide, channels)
+        return (tiles + window[None, :, None]).view(1, height, width, channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x = self.patch_embed(images)
         x = x + self.position(*x.shape[1:3])
+        down = across = 1  # how many windows x is in; it stays so while blocks want the same
         outputs = []
         for index, block in enumerate(self.blocks):
-            x = block(x)
+            assert isinstance(block, HieraBlock)
+            height, width, window = down * x.shape[1], across * x.shape[2], block.window
+            fits = window and not (height % window or width % window)
+            wanted = (height // window, width // window) if fits else (1, 1)
+            if (down, across) != wanted:
+                x = _from_windows(x, down, across)
+                down, across = wanted
+                x = _to_windows(x, height // down, width // across)
+            x = block.in_padded_windows(x) if window and not fits else block(x)
             if index in self.stage_ends:
-                outputs.append(x.permute(0, 3, 1, 2))
+                outputs.append(_from_windows(x, down, across).permute(0, 3, 1, 2))
         return outputs

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sam2_engine.model.layers import Attention, Linear, in_parts, linear, uses_onednn
 from sam2_engine.model.position import axial_rotations, rotate, rotate_in_place
 from sam2_engine.model.recalled import Detail, detail_table
-from sam2_engine.model.soft_averages import shiftable_keys, shiftable_queries, soft_averages
+from sam2_engine.model.soft_averages import soft_averages, to_shiftable_keys, to_shiftable_queries
 
 
 class RotaryAttention(Attention):
@@ -29,9 +29,9 @@ class RotaryAttention(Attention):
         """
         side, width = math.isqrt(q.shape[1]), self.q_proj.out_features
         turns = axial_rotations(width, side, side, q.device)
-        q = rotate(self.q_proj(q), turns)
         if uses_onednn(q):
             return self._attend_narrow(q, k, v, turns, unplaced, detail)
+        q = rotate(self.q_proj(q), turns)
         q, v = q.expand(len(k), -1, -1), self.v_proj(v)
         if detail is None:
             return self.attend(q, self._keys(k, turns, unplaced), v)
@@ -60,9 +60,11 @@ class RotaryAttention(Attention):
         then, which is less work where they are narrower than their projection, as memories are.
         """
         half_or_full = self.k_proj.weight.dtype
-        side, width = math.isqrt(q.shape[1]), q.shape[2]
-        q = shiftable_queries(q / math.sqrt(q.shape[2])).to(half_or_full).expand(len(k), -1, -1)
-        to_keys = shiftable_keys(self.k_proj.weight, self.k_proj.bias)
+        side, width = math.isqrt(q.shape[1]), self.q_proj.out_features
+        queries = linear(q, *to_shiftable_queries(self.q_proj.weight, self.q_proj.bias))
+        rotate_in_place(queries[..., :-2], turns)
+        queries = queries.to(half_or_full).expand(len(k), -1, -1)
+        to_keys = to_shiftable_keys(self.k_proj.weight, self.k_proj.bias)
         placed = k.shape[1] - unplaced
         averages = v.new_empty(len(k), q.shape[1], v.shape[2])
         for index, average in enumerate(averages):
@@ -75,9 +77,8 @@ class RotaryAttention(Attention):
                 table, log_places = detail_table(width, side, q.device)
                 rotate_in_place(keys[:, :-2], table[rows])
                 keys[:, -1] = log_places[rows]
-            keys = keys.to(half_or_full)
-            values = v[index, :length].t().to(half_or_full).contiguous()
-            soft_averages(q[index], keys, values, out=average)
+            keys, values = keys.to(half_or_full), v[index, :length].to(half_or_full)
+            soft_averages(queries[index], keys, values, out=average)
         weight = self.out_proj.weight @ self.v_proj.weight
         bias = self.out_proj(self.v_proj.bias[None])[0]
         return linear(averages, weight, bias)
@@ -147,8 +148,6 @@ class MemoryAttention(nn.Module):
         """
         x = image + 0.1 * image_pos
         placed = memory + memory_pos
-        if uses_onednn(memory):  # one channel after the other, as every layer multiplies with it
-            memory = memory.transpose(1, 2).contiguous().transpose(1, 2)
         for layer in self.layers:
             x = layer(x, memory, placed, num_pointers, detail)
         return self.norm(x)

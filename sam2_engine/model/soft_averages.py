@@ -24,48 +24,56 @@ _LOWEST, _HIGHEST = -65.0, 78.0  # powers of e that stay normal floats, ten thou
 _TOO_LARGE = math.exp(_HIGHEST)
 
 
-def shiftable_keys(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def to_shiftable_keys(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """The weight (C, inputs) and the bias (C,) of a projection to keys, which then have two more
     channels, 1 and 0: by the first, a query's own channel shifts all its scores; what is written to
     the second shifts all scores of a key.
     """
-    return F.pad(weight, (0, 0, 0, 2)), torch.cat((bias, bias.new_tensor((1.0, 0.0))))
+    return _with_two_more(weight, bias, (1.0, 0.0))
 
 
-def shiftable_queries(queries: Tensor) -> Tensor:
-    """(..., C) with the two channels, 0 and 1, that belong to such keys."""
-    padded = F.pad(queries, (0, 2))
-    padded[..., -1] = 1
-    return padded
+def to_shiftable_queries(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of a projection to queries, which are divided by the root of C and then have the two
+    channels, 0 and 1, that belong to such keys.
+    """
+    root = math.sqrt(len(weight))
+    return _with_two_more(weight / root, bias / root, (0.0, 1.0))
+
+
+def _with_two_more(
+    weight: Tensor, bias: Tensor, channels: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    return F.pad(weight, (0, 0, 0, 2)), torch.cat((bias, bias.new_tensor(channels)))
 
 
 def soft_averages(queries: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
-    """Write softmax(queries keys^T) values^T to out (Q, D).
+    """Write softmax(queries keys^T) values to out (Q, D).
 
     Args:
         queries: (Q, C + 2), of which the last two channels are 0, which is used here, and 1.
         keys: (N, C + 2), of which the last two channels are 1 and what is added to their scores.
-        values: (D, N).
+        values: (N, D).
     """
-    parts = math.ceil(len(queries) * len(keys) / _SCORES_AT_ONCE)
-    few = keys[::_LOOKED_AT].contiguous()
-    for some, averages in zip(queries.chunk(parts), out.chunk(parts), strict=True):
-        total = _average(some, few, keys, values, averages)
-        missed = (total >= _TOO_LARGE).nonzero()[:, 0]
-        if len(missed):  # with all keys, the bound is the largest score itself
-            again = averages[missed]
-            _average(some[missed], keys, keys, values, again)
-            averages[missed] = again
+    totals = _averages(queries, keys[::_LOOKED_AT].contiguous(), keys, values, out)
+    missed = (totals >= _TOO_LARGE).nonzero()[:, 0]
+    if len(missed):  # with all keys, the bound is the largest score itself
+        again = out[missed]
+        _averages(queries[missed], keys, keys, values, again)
+        out[missed] = again
 
 
-def _average(queries: Tensor, few: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> Tensor:
+def _averages(queries: Tensor, few: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> Tensor:
     """Write the averages, with the bounds that a few keys tell; returns the sums of weights (Q,),
     too large where a bound was too low.
     """
-    shift = queries[:, -2]
-    shift.zero_()
-    shift -= linear(queries, few).amax(dim=1)
-    weights = clamped_product(queries, keys, _LOWEST, _HIGHEST).exp_()
-    total = weights.sum(dim=1)
-    torch.div(linear(weights, values), total[:, None], out=out)
-    return total
+    totals = []
+    parts = math.ceil(len(queries) * len(keys) / _SCORES_AT_ONCE)
+    for some, averages in zip(queries.chunk(parts), out.chunk(parts), strict=True):
+        shift = some[:, -2]
+        shift.zero_()
+        shift -= linear(some, few).amax(dim=1)
+        weights = clamped_product(some, keys, _LOWEST, _HIGHEST).exp_()
+        total = weights.sum(dim=1)
+        torch.div(linear(weights, values.t()), total[:, None], out=averages)
+        totals.append(total)
+    return torch.cat(totals)
