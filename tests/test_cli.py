@@ -288,6 +288,26 @@ def test_a_slice_that_cannot_be_read_is_left_out_and_told_of(
     np.testing.assert_array_equal(read_volume(tmp_path / "out" / "p.nii.gz").array, whole)
 
 
+def test_so_is_a_slice_whose_dicom_file_is_damaged(
+    tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = write_series(
+        tmp_path / "ct", blobs((8, 24, 20)).astype(np.int16), FrameOfReferenceUID="1.2.3"
+    )
+    out, content = tmp_path / "labels.dcm", paths[5].read_bytes()
+    command = ["segment", str(tmp_path / "ct"), "-o", str(out), "--box", "1:2,6,4,12,9", "--json"]
+    command += ["--window", "-60,400", "--model", checkpoint, "--measures", str(tmp_path / "m.csv")]
+    assert main(command) == 0
+    whole = read_labels(out, read_volume(tmp_path / "ct"))[0].array
+    paths[5].write_bytes(content[: len(content) // 2])
+    assert main([*command, "--overwrite"]) == 7
+    said = capsys.readouterr()
+    assert f"{paths[5]} is truncated or damaged" in said.err.splitlines()[-1]
+    labels = read_labels(out, read_volume(tmp_path / "ct"))[0].array
+    assert not labels[5].any()
+    np.testing.assert_array_equal(labels[:5], whole[:5])
+
+
 def damaged_zarr(path: Path) -> Path:
     """An OME-Zarr with rubbish in place of slice 5. Returns where the right chunk is."""
     image = blobs((8, 24, 20))
