@@ -78,6 +78,7 @@ class DicomSeries:
             axes=self.info.axes,
             notes=self.info.notes,
             files=_paths(frames),
+            frames=_numbers(frames),
             windows=self.grid.windows,
             channels=self.info.channels,
             is_inverted=frames[0].is_inverted,
@@ -161,6 +162,7 @@ def read_dicom(
         axes="yx" if len(frames) == 1 and grid.affine is None else "zyx",
         spacing=grid.voxel,
         files=_paths(frames),
+        frames=_numbers(frames),
         channels=(),
     )
 
@@ -198,6 +200,10 @@ def _which(
 
 def _paths(frames: list[Frame]) -> tuple[Path, ...]:
     return tuple(f.source.path for f in frames if f.source.member is None)
+
+
+def _numbers(frames: list[Frame]) -> tuple[int, ...]:
+    return tuple(f.index + 1 for f in frames if f.index is not None)
 
 
 # ---- which series

@@ -24,8 +24,9 @@ from napari_sam2.label_ids import ids_in
 from napari_sam2.targets import why_not
 from sam2_engine.whole_file import beside
 
-Format = Literal["ctc"]
-"""A format that no suffix tells: "ctc", a folder of the Cell Tracking Challenge."""
+Format = Literal["ctc", "rtstruct"]
+"""A format that no suffix tells: "ctc", a folder of the Cell Tracking Challenge; "rtstruct", for
+RTSTRUCT in a file that is named .dcm alone."""
 
 _SUFFIXES = (
     *(".nii.gz", ".nii"),
@@ -66,7 +67,7 @@ def write_labels(
     names, colours: of the objects by id, colours as red, green and blue from 0 to 1. Kept by NIfTI,
         OME-TIFF, OME-Zarr, NRRD, DICOM SEG and RTSTRUCT.
     parents: of objects that come from a division, by id. Kept by the Cell Tracking Challenge's.
-    format: "ctc" for a folder of another name.
+    format: "ctc" for a folder of another name; "rtstruct" for RTSTRUCT in a file of another name.
 
     The file or folder is written beside the target under another name and then renamed, so an older
     one stays whole until the new one is complete.
@@ -249,6 +250,8 @@ def _kind(target: Path, format: Format | None) -> _Kind | None:
         if kind is not None:
             return kind
     suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
+    if format == "rtstruct":
+        suffix = ".rtstruct.dcm"
     if suffix is None:
         return None
     if suffix == ".dcm":
