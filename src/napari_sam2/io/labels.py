@@ -5,12 +5,13 @@ The formats' libraries are imported when a file of theirs turns up, so that star
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -125,7 +126,7 @@ def read_labels(
             labels, legend = read_rtstruct(path, like)
         else:
             labels, legend = read_image(path), read_legend(path)
-        array = np.asarray(labels.array)
+        array = _in_memory(labels.array)
     if array.dtype.kind == "f" and np.array_equal(array, np.rint(array)):
         array = array.astype(np.int64)  # labels as some programs save them
     if array.ndim != len(labels.shape) or array.dtype.kind not in "bui" or array.min() < 0:
@@ -350,6 +351,15 @@ def _placed(labels: np.ndarray, like: Volume) -> Volume:
     spacing = (1.0,) * (max(3, len(axes)) - len(like.spacing)) + tuple(like.spacing)
     array = labels.view(np.uint8) if labels.dtype.kind == "b" else labels
     return replace(like, array=array, axes=axes, spacing=spacing)
+
+
+def _in_memory(array: Any) -> np.ndarray:
+    """The values, of a memory map a copy: Windows lets nobody write over a file that is mapped."""
+    found = np.asarray(array)
+    base: Any = found
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return found.copy() if isinstance(base, mmap.mmap) else found
 
 
 def _is_intensities(array: np.ndarray) -> bool:
