@@ -140,6 +140,11 @@ def test_it_opens_in_napari_and_converts(scan, tmp_path, capsys):
     found, names, _ = read_labels(again)
     np.testing.assert_array_equal(found.array, labels)
     assert names == {3: "liver", 7: "spleen"}
+    other = [str(tmp_path / "RS.dcm"), "--like", str(scan), "--format", "rtstruct"]
+    assert main(["convert", str(nifti), *other]) == 0
+    assert pydicom.dcmread(other[0]).Modality == "RTSTRUCT"
+    with pytest.raises(ReadError, match="`like` must be the Volume"):
+        read_labels(again, scan)
     assert list_images(scan.parent)[0].shape == SHAPE, "beside images it is none"
     capsys.readouterr()
     target = str(tmp_path / "box.rtstruct.dcm")

@@ -394,7 +394,7 @@ def test_work_on_an_image_with_a_damaged_slice_goes_on(volume: np.ndarray, path:
     for one in (session, whole):
         one.add_points(one.add_object(), [(2, 16, 16)], [1])
     whole.propagate()
-    told = "Slice 4 cannot be read: data corrupted. It has no new masks; Propagate tries again."
+    told = "Slice 4 cannot be read: data corrupted. It has no new masks; the next run tries again."
     with pytest.raises(UnreadableSlices, match=told) as caught:
         session.propagate()
     assert caught.value.session is session

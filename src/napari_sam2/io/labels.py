@@ -114,6 +114,11 @@ def read_labels(
     elsewhere in space.
     """
     path = Path(path)
+    if like is not None and not isinstance(like, Volume):
+        raise ReadError(
+            "`like` must be the Volume of the image that the labels were made on, as read_volume "
+            f"gives it, not {type(like).__name__}."
+        )
     from napari_sam2.io.labels_dicom import labels_kind, read_seg
 
     with clear_errors(path):
