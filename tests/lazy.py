@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from napari_sam2.io import ReadError
+
 
 class Lazy:
     """An array that fails when more than `largest` elements are read at once."""
@@ -34,3 +36,14 @@ def random_place(rng: np.random.Generator, ndim: int) -> dict[str, Any]:
         "rotate": rotation * np.sign(np.linalg.det(rotation)) ** np.eye(ndim)[0],
         "shear": rng.uniform(-0.3, 0.3, ndim * (ndim - 1) // 2),
     }
+
+
+class Damaged(Lazy):
+    """An array of which some slices cannot be read for now."""
+
+    bad: tuple[int, ...] = (4,)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        if index[0] in self.bad:
+            raise ReadError("data corrupted")
+        return super().__getitem__(index)

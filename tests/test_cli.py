@@ -22,8 +22,11 @@ from images import DATA, OBLIQUE, assert_same_grid, mirrored, needs_data
 from models import small_model
 
 from napari_sam2 import PromptError, read_volume, segment
+from napari_sam2.batch import INCOMPLETE, Job, Settings
+from napari_sam2.batch_worker import run_job
 from napari_sam2.cli import main
 from napari_sam2.io import read_labels, read_parents, write_labels
+from napari_sam2.measures import measure_labels
 from napari_sam2.session import Session
 from sam2_engine.model import SAM2
 
@@ -286,6 +289,38 @@ def test_a_slice_that_cannot_be_read_is_left_out_and_told_of(
     whole = read_volume(out).array
     np.testing.assert_array_equal(whole[:5], incomplete[:5])
     np.testing.assert_array_equal(read_volume(tmp_path / "out" / "p.nii.gz").array, whole)
+
+
+def test_so_is_a_slice_whose_dicom_file_is_damaged(
+    tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = write_series(
+        tmp_path / "ct", blobs((8, 24, 20)).astype(np.int16), FrameOfReferenceUID="1.2.3"
+    )
+    out, content = tmp_path / "labels.dcm", paths[5].read_bytes()
+    command = ["segment", str(tmp_path / "ct"), "-o", str(out), "--box", "1:2,6,4,12,9", "--json"]
+    command += ["--window", "-60,400", "--model", checkpoint, "--measures", str(tmp_path / "m.csv")]
+    assert main(command) == 0
+    whole = read_labels(out, read_volume(tmp_path / "ct"))[0].array
+    paths[5].write_bytes(content[: len(content) // 2])
+    assert main([*command, "--overwrite"]) == 7
+    said = capsys.readouterr()
+    assert f"{paths[5]} is truncated or damaged" in said.err.splitlines()[-1]
+    labels = read_labels(out, read_volume(tmp_path / "ct"))[0].array
+    assert not labels[5].any()
+    np.testing.assert_array_equal(labels[:5], whole[:5])
+
+    mask = np.zeros((8, 24, 20), np.uint8)
+    mask[2, 6:12, 4:9], mask[5, 2:18, 2:16] = 1, 1  # a person knows what is there
+    tifffile.imwrite(tmp_path / "mask.tif", mask)
+    job = Job("ct", tmp_path / "ct", mask=tmp_path / "mask.tif")
+    done = run_job(job, Settings(out=tmp_path, model=checkpoint))
+    assert done.status == INCOMPLETE and done.thumbnail
+    labels = read_labels(tmp_path / "ct.nii.gz")[0].array
+    np.testing.assert_array_equal(labels[5], mask[5])
+    rows = measure_labels(labels, read_volume(tmp_path / "ct")).frames
+    known = {row.frame: row.mean for row in rows}
+    assert known[2] is not None and known[5] is None
 
 
 def damaged_zarr(path: Path) -> Path:

@@ -96,7 +96,7 @@ def test_what_convert_refuses(
         ([good, str(tmp_path / "l.xyz")], 4, "must end in"),
         ([good, str(tmp_path / "old.tif")], 4, "--overwrite"),
         ([good, good, "--overwrite"], 4, "it is the input itself; give another name."),
-        ([good, str(tmp_path / "l.dcm")], 4, "not read from a DICOM folder"),
+        ([good, str(tmp_path / "l.dcm")], 4, "give its folder with --like"),
         ([good, str(tmp_path / "l_RES")], 4, "no time"),
         ([channels, str(tmp_path / "l_RES")], 3, "has 2 channels, and labels have none"),
         ([image, str(tmp_path / "l.tif")], 3, "holds an image, not labels"),

@@ -8,6 +8,7 @@ from desk import TIMEOUT
 from qtpy.QtCore import QEvent
 from qtpy.QtWidgets import QApplication
 from test_automatic import nuclei
+from test_widget import BrokenFrames
 
 from benchmarks.automatic import average_precision
 
@@ -244,7 +245,9 @@ def test_a_drawing_is_not_interrupted_by_what_is_found(finder_desk, whole):
     assert len(d.session.masks) > 4 if whole else finder.candidates
 
 
-def test_a_search_of_the_sequence_is_stopped(finder_desk):
+def test_a_search_of_the_sequence_is_stopped_and_goes_past_what_cannot_be_read(
+    finder_desk, monkeypatch
+):
     d = finder_desk
     finder = d.widget.finder
     finder.seeds.setCurrentIndex(finder.seeds.findData("classical"))
@@ -258,3 +261,12 @@ def test_a_search_of_the_sequence_is_stopped(finder_desk):
     if d.session.history.undo_label == "Find throughout":
         d.press(d.panel.undo)
     assert not d.session.labels.any()
+
+    d.image.data = d.image.data.view(BrokenFrames)
+    d.settle()
+    monkeypatch.setattr(BrokenFrames, "broken", [1])
+    d.press(finder.whole_button)
+    d.qtbot.waitUntil(lambda: not finder.is_busy, timeout=TIMEOUT)
+    d.settle()
+    assert d.status.startswith("⚠ Slice 1 cannot be read: The disk with the image is gone.")
+    assert [len(np.unique(d.session.labels[t])) > 4 for t in range(3)] == [True, False, True]

@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
+import torch
 from models import small_model
 from windows_like import held, hold_what_is_open
 
@@ -19,13 +20,15 @@ from napari_sam2 import batch_worker, targets
 from napari_sam2.batch import BatchError, JobError, JobResult, Settings, jobs_of, run_batch
 from napari_sam2.batch_jobs import read_prompts
 from napari_sam2.batch_report import write_report
+from napari_sam2.feature_files import FeatureFiles
 from napari_sam2.io import Volume, WriteError, read_image, read_labels, write_labels
 from napari_sam2.session import Session
 from napari_sam2.session_file import open_session, read_session, save_session
 from napari_sam2.session_format import write_session
 from napari_sam2.targets import file_name, overlap
+from napari_sam2.tracks import write_tracks
 from sam2_engine import load_model, whole_file
-from sam2_engine.weights import save_model
+from sam2_engine.weights import WeightsError, download, save_model
 from sam2_engine.whole_file import beside, write_text
 
 SHAPE = (3, 24, 32)
@@ -62,8 +65,9 @@ def test_labels_over_the_file_that_a_layer_shows(windows: None, tmp_path: Path, 
             write_labels(path, labels(2), like, overwrite=True)
         assert np.asarray(shown).max() == 1
     del shown  # the layer is removed
-    assert read_labels(path)[0].array.max() == 1
+    known = read_labels(path)[0].array
     write_labels(path, labels(2), like, overwrite=True)
+    assert known.max() == 1
     assert read_labels(path)[0].array.max() == 2
     assert os.listdir(tmp_path) == [name]
 
@@ -105,6 +109,38 @@ def test_a_model_that_is_in_use_is_replaced(windows: None, tmp_path: Path) -> No
     model = load_model(path, device="cpu")
     save_model(model, path)
     assert os.listdir(tmp_path) == ["my.safetensors"]
+
+
+def test_a_damaged_download_that_is_open_in_another_program(windows: None, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.pt"
+    path.write_bytes(b"damaged")
+    with path.open("rb"), pytest.raises(WeightsError, match=r"7 bytes instead of 9.* It is in use"):
+        download._check(path, path.name, 9, None, ours=True)
+    with pytest.raises(WeightsError, match="It was removed"):
+        download._check(path, path.name, 9, None, ours=True)
+    assert not path.exists()
+
+
+def test_features_and_tracks_that_are_read_by_others(windows: None, tmp_path: Path) -> None:
+    model, image = small_model(), torch.zeros(3, 64, 64)
+    features = model.encode_image(image[None])
+    store = FeatureFiles("sum", 10**9, tmp_path)
+    store.put(image, features)
+    (path,) = tmp_path.iterdir()
+    with path.open("rb"):
+        store.put(image, features)  # another session reads it
+        assert FeatureFiles("sum", 0, tmp_path).clean() > 0
+        assert store.get(image) is not None and list(tmp_path.iterdir()) == [path]
+    assert FeatureFiles("sum", 0, tmp_path).clean() == 0 and not path.exists()
+
+    session, tracks = Session(np.zeros(SHAPE, np.uint8), model), tmp_path / "t.geff"
+    session.paint(session.add_object(), 1, labels(1)[0] > 0)
+    write_tracks(tracks, session)
+    with (tracks / ".zattrs").open("rb"), pytest.raises(WriteError, match=OPEN):
+        write_tracks(tracks, session, overwrite=True)
+    assert list(tmp_path.iterdir()) == [tracks] and (tracks / "nodes" / "ids").is_dir()
+    write_tracks(tracks, session, overwrite=True)
+    assert list(tmp_path.iterdir()) == [tracks]
 
 
 def test_a_report_that_is_open_in_a_spreadsheet(windows: None, tmp_path: Path) -> None:

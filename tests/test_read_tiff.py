@@ -285,6 +285,9 @@ def test_several_images_in_a_file_are_listed(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "two.tif") as writer:
         writer.write(np.zeros((6, 7), np.uint8))
         writer.write(np.zeros((3, 8, 9), np.uint16), photometric="minisblack")
+    tifffile.imwrite(tmp_path / "one.tif", np.zeros((6, 7), np.uint8))
+    assert list_images(tmp_path / "one.tif")[0].description == "one.tif"
     first, second = list_images(tmp_path / "two.tif")
+    assert second.description == "two.tif, image 2"
     assert (first.series, first.shape, first.axes, first.dtype) == ("1", (6, 7), "yx", "uint8")
     assert (second.series, second.shape, second.dtype) == ("2", (3, 8, 9), "uint16")

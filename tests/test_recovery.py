@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lazy import Lazy
+from lazy import Damaged
 
 from napari_sam2 import recovery, session_format
 from napari_sam2.recovery import Autosave, find_recovery, forget_recovery
 from napari_sam2.session import Session
 from napari_sam2.session_file import SUFFIX, read_session
+from napari_sam2.session_format import read_fingerprint
 
 SHAPE = (20, 64, 64)
 SECONDS = 0.2
@@ -246,21 +247,30 @@ def test_what_is_found_again(folder: Path) -> None:
 def test_work_is_found_again_when_a_slice_can_be_read_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Damaged(Lazy):
-        def __getitem__(self, index: Any) -> np.ndarray:
-            if index[0] == 2:  # one of those that are looked at
-                raise OSError("gone")
-            return super().__getitem__(index)
-
     whole = image()
-    work = Session(Damaged(whole, whole[0].size), "nano", window=(0, 1))
-    work.add_object()
-    with Autosave(work, seconds=0) as autosave:
-        work.paint(1, 0, pattern(0))
-    assert autosave.path is not None
+    damaged, opened = Damaged(whole, whole[0].size), []
+    damaged.bad = (3,)  # one of those that are looked at
+    paths = []
+    for one in (damaged, whole + 1, whole[:12] + 2):
+        work = Session(one, "nano", window=(0, 1))
+        work.add_object()
+        with Autosave(work, seconds=0) as autosave:
+            work.paint(1, 0, pattern(0))
+        assert autosave.path is not None
+        paths.append(autosave.path)
     monkeypatch.setattr(recovery, "_in_use", set())
-    assert find_recovery(whole) == find_recovery(work.image) == autosave.path
-    assert find_recovery(whole + 1) is None
+    monkeypatch.setattr(
+        recovery, "read_fingerprint", lambda path: opened.append(path) or read_fingerprint(path)
+    )
+    assert find_recovery(whole) == find_recovery(damaged) == paths[0]
+    damaged.bad = (3, 5)
+    assert find_recovery(damaged) == paths[0]
+    assert find_recovery(whole[:12] + 2) == paths[2]
+    assert find_recovery(whole + 3) is None
+    assert set(opened) == {paths[0]}, "names tell of the others"
+    old = folder / f"{paths[0].name[:32]}-{os.getpid()}-a{SUFFIX}"  # of an older version
+    paths[0].rename(old)
+    assert find_recovery(whole) == old
 
 
 def test_a_number_that_another_process_has_by_now(folder: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pydicom
 import pytest
-from dicom_series import NAME, write_series
+from dicom_series import NAME, macro, write_enhanced, write_series
+from napari.layers import Labels
 from pydicom.uid import generate_uid
 from scipy import ndimage
 from skimage.draw import polygon2mask
@@ -17,6 +18,7 @@ from napari_sam2.io.files import list_images
 from napari_sam2.io.labels import check_target, read_labels
 from napari_sam2.io.readers import get_reader, read_layers
 from napari_sam2.io.volume import ReadError, Volume, WriteError
+from napari_sam2.io.writers import write_rtstruct, write_seg
 
 TILTED = (0.8, 0.6, 0, -0.6, 0.8, 0)
 SHAPE = (5, 40, 36)
@@ -138,11 +140,47 @@ def test_it_opens_in_napari_and_converts(scan, tmp_path, capsys):
     found, names, _ = read_labels(again)
     np.testing.assert_array_equal(found.array, labels)
     assert names == {3: "liver", 7: "spleen"}
+    other = [str(tmp_path / "RS.dcm"), "--like", str(scan), "--format", "rtstruct"]
+    assert main(["convert", str(nifti), *other]) == 0
+    assert pydicom.dcmread(other[0]).Modality == "RTSTRUCT"
+    with pytest.raises(ReadError, match="`like` must be the Volume"):
+        read_labels(again, scan)
     assert list_images(scan.parent)[0].shape == SHAPE, "beside images it is none"
     capsys.readouterr()
     target = str(tmp_path / "box.rtstruct.dcm")
     assert main(["segment", str(scan), "-o", target, "--box", "1:2,10,10,25,25"]) == 0
     assert read_labels(target)[0].array[2].any()
+
+
+def test_contours_on_a_multi_frame_file_refer_to_its_frames(tmp_path):
+    order, labels = [2, 0, 4, 3, 1], blots()  # frames are in another order than slices
+    frames = [
+        {"PlanePositionSequence": macro(ImagePositionPatient=[-5.0, -6.0, 3.0 * z])} for z in order
+    ]
+    enhanced = write_enhanced(tmp_path / "ct", np.zeros(SHAPE, np.uint16), frames)
+    source = pydicom.dcmread(enhanced)
+    source.FrameOfReferenceUID = generate_uid()
+    source.save_as(enhanced)
+    path = tmp_path / "organs.rtstruct.dcm"
+    write_labels(path, labels, read_volume(enhanced))
+    np.testing.assert_array_equal(read_labels(path)[0].array, labels)
+    for region in pydicom.dcmread(path).ROIContourSequence:
+        for contour in region.ContourSequence:
+            (image,) = contour.ContourImageSequence
+            assert image.ReferencedSOPInstanceUID == source.SOPInstanceUID
+            assert contour.ContourData[2] == 3 * order[image.ReferencedFrameNumber - 1]
+
+
+def test_the_chosen_kind_of_file_says_what_a_name_does_not(scan, tmp_path):
+    """In napari's dialog, where "organs.dcm" was typed."""
+    with pytest.warns(UserWarning, match="oblique"):
+        ((_, options, _),) = read_layers(str(scan))
+    layer = Labels(blots(), metadata=options["metadata"])
+    for write, kind in ((write_rtstruct, "RTSTRUCT"), (write_seg, "DICOM SEG")):
+        (path,) = write(str(tmp_path / "organs.dcm"), *layer.as_layer_data_tuple()[:2])
+        assert path == str(tmp_path / "organs.dcm")
+        assert list_images(path)[0].kind == kind
+        np.testing.assert_array_equal(read_labels(path, read_volume(scan))[0].array, blots())
 
 
 def add_region(structures, number, contours, z, kind="CLOSED_PLANAR"):

@@ -21,11 +21,11 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
-from lazy import Lazy
+from lazy import Damaged, Lazy
 from models import small_model
 from volumes import two_blobs
 
-from napari_sam2 import ReadError, UnreadableSlices, read_volume, segment
+from napari_sam2 import UnreadableSlices, read_volume, segment
 from napari_sam2.cli import main
 from napari_sam2.io import WriteError
 from napari_sam2.sequence_view import Channels, SequenceKey
@@ -388,24 +388,13 @@ def test_a_fingerprint_reads_little_and_tells_images_apart(volume: np.ndarray) -
     assert fingerprint(np.array([[0.0, 1]])) == fingerprint(np.array([[-0.0, 1]]))
 
 
-class Damaged(Lazy):
-    """An array of which one slice cannot be read for now."""
-
-    bad: int | None = 4
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        if index[0] == self.bad:
-            raise ReadError("data corrupted")
-        return super().__getitem__(index)
-
-
 def test_work_on_an_image_with_a_damaged_slice_goes_on(volume: np.ndarray, path: Path) -> None:
     image, whole = Damaged(volume, volume[0].size), Session(volume, small_model(), window=WINDOW)
     session = Session(image, small_model(), window=WINDOW)
     for one in (session, whole):
         one.add_points(one.add_object(), [(2, 16, 16)], [1])
     whole.propagate()
-    told = "Slice 4 cannot be read: data corrupted. It has no new masks; Propagate tries again."
+    told = "Slice 4 cannot be read: data corrupted. It has no new masks; the next run tries again."
     with pytest.raises(UnreadableSlices, match=told) as caught:
         session.propagate()
     assert caught.value.session is session
@@ -420,7 +409,7 @@ def test_work_on_an_image_with_a_damaged_slice_goes_on(volume: np.ndarray, path:
     save_session(session, path)
     again = open_session(path, image, model=small_model())
     assert_same(again, session)
-    image.bad = None
+    image.bad = ()
     session.propagate()
     assert not session.unread
     assert session.stale(1) == [5], "it was found without slice 4"
@@ -432,7 +421,7 @@ def test_work_on_an_image_with_a_damaged_slice_goes_on(volume: np.ndarray, path:
     with pytest.raises(ChangedImageError):
         open_session(path, other, model=small_model())
     save_session(session, path)
-    image.bad = 4
+    image.bad = (4,)
     opened = open_session(path, image, model=small_model())  # and then it cannot, again
     assert not opened.stale(1)
     save_session(again, path)

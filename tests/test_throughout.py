@@ -7,13 +7,15 @@ import json
 import numpy as np
 import pytest
 import tifffile
+from lazy import Damaged
 
 from benchmarks.automatic import average_precision
 from napari_sam2.cli import main
 from napari_sam2.io import read_volume
-from napari_sam2.session import Session
+from napari_sam2.session import Session, UnreadableSlices
 from napari_sam2.synthetic_movies import Ellipse, draw_movie
 from napari_sam2.throughout import _join, find_throughout
+from sam2_engine.unreadable import UnreadableFrame
 
 SHAPE = (9, 96, 128)
 
@@ -77,6 +79,23 @@ def test_each_object_is_found_once_from_its_first_frame_to_its_last(scene):
     # Found on frame 4, followed back to frame 2, where it came.
     own = truth[3] == 3
     assert (masks[3].on_frame(own.shape) & own).sum() > 0.5 * own.sum()
+
+
+def test_frames_that_cannot_be_read_are_passed_over(scene):
+    image, truth = scene
+    damaged = Damaged(image, image[0].size)
+    damaged.bad = (4, 6)  # a key frame, and one between
+    session = Session(damaged, "nano")
+    with pytest.raises(UnreadableSlices, match=r"Slice 4 cannot.*Nor can 1 more: 6\.") as caught:
+        find_throughout(session, every=4, diameter=18)
+    assert caught.value.session is session
+    found = matched(session, truth)
+    assert sorted(found) == [1, 2, 3, 4] and all(len(own) == 1 for own in found.values())
+    assert set(session.masks_of(found[1][0])) == {0, 1, 2, 3, 5, 7, 8}
+    assert not session.labels[[4, 6]].any()
+    damaged.bad = tuple(range(9))
+    with pytest.raises(UnreadableFrame):
+        find_throughout(Session(damaged, "nano", window=(0, 255)), every=4)
 
 
 def test_one_step_of_undo_takes_all_back(scene):

@@ -749,7 +749,7 @@ def test_a_failure_is_told_in_napari_and_nothing_is_lost(desk, monkeypatch):
     monkeypatch.setattr(BrokenFrames, "broken", [4])
     d.press(d.panel.propagate)
     d.settle()
-    assert d.status == f"⚠ Slice 4 {told}. It has no new masks; Propagate tries again."
+    assert d.status == f"⚠ Slice 4 {told}. It has no new masks; the next run tries again."
     assert d.session.looked_at(1) == {0, 1, 2, 3, 5, 6}
 
     monkeypatch.setattr(BrokenFrames, "broken", ())

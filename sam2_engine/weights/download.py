@@ -22,6 +22,7 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from sam2_engine.names import split_size
 from sam2_engine.weights.registry import ModelInfo, WeightsError, model_info
+from sam2_engine.whole_file import move
 
 MODELS_FOLDER_VARIABLE = "SAM2_MODELS"
 """Environment variable with a folder of model files, for machines without a network."""
@@ -123,7 +124,7 @@ def _download(info: ModelInfo, progress: Progress | None) -> Path:
                 with _ReportingFile(partial, metadata.size, progress) as file:
                     _get(url, file, metadata.size, info.file)
                 _check(partial, info.file, size, sha256, ours=True)
-                partial.replace(blob)
+                move(partial, blob)
         return Path(hf_hub_download(info.repository, info.file))
     except (EntryNotFoundError, RepositoryNotFoundError) as error:
         raise WeightsError(
@@ -201,9 +202,12 @@ def _check(path: Path, name: str, size: int | None, sha256: str | None, ours: bo
     if wrong is None:
         return
     if ours:
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)  # the cache's link to it
         what_next = "It was removed; load the model again to download it anew"
+        try:
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)  # the cache's link to it
+        except OSError:  # in use, on Windows
+            what_next = "It is in use; end other programs and load the model again to remove it"
     else:
         what_next = (
             "Replace it by a new copy; a model of your own is loaded by its path, under a name "

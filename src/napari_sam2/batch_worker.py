@@ -463,16 +463,23 @@ def _write_record(job: Job, settings: Settings, result: JobResult) -> None:
 
 
 def _thumbnail(volume: Volume, labels: NDArray[Any], window: tuple[float, float] | None) -> str:
-    """The slice with most of the objects, their outlines on it, as a PNG in base64."""
+    """The slice with most of the objects of those that can be read, their outlines on it, as a PNG
+    in base64."""
     import imageio.v3 as imageio
     from skimage.segmentation import find_boundaries
     from skimage.transform import resize
 
     from napari_sam2.io.legend import RGB
     from napari_sam2.prompt_layers import object_rgb
+    from napari_sam2.sequence_view import SequenceView
 
-    frame = int((labels > 0).sum((1, 2)).argmax())
-    image = np.asarray(volume.array[frame], np.float32)
+    view = SequenceView(volume, rgb=volume.array.ndim == 4)
+    for frame in np.argsort(-(labels > 0).sum((1, 2)), kind="stable").tolist():
+        with suppress(OSError):
+            image = view[frame].astype(np.float32)
+            break
+    else:
+        return ""
     low, high = window or np.percentile(image, (0.5, 99.5))
     grey = np.clip((image - low) / max(float(high - low), 1e-6), 0, 1)
     grey = grey if grey.ndim == 3 else np.repeat(grey[..., None], 3, axis=2)

@@ -55,7 +55,8 @@ def sums_of(
     """Of all objects of a plane, by id.
 
     plane: its index. labels: (H, W). read: gives the image there, (H, W) or (H, W, colours), or
-    None; it is called only if there are objects. only: ids to look at; by default all.
+    None; it is called only if there are objects, and where it cannot be read there are no
+    intensities. only: ids to look at; by default all.
     """
     array = np.asarray(labels)
     rows, columns = np.nonzero(array)
@@ -67,13 +68,11 @@ def sums_of(
     ids = np.unique(array[rows, columns])
     number = np.searchsorted(ids, array[rows, columns])
     pixels = np.bincount(number)
-    image = read()
+    values = _values(read)
     bright: NDArray[Any] = np.zeros(len(ids))
     total: NDArray[Any] = bright
     squares: NDArray[Any] = bright
-    if image is not None:
-        values = np.asarray(image)
-        values = values.mean(axis=-1) if values.ndim == 3 else values
+    if values is not None:
         seen = values[rows, columns].astype(np.float64)
         finite = np.isfinite(seen)
         seen = np.where(finite, seen, 0.0)
@@ -97,6 +96,18 @@ def sums_of(
         )
         for n, object_id in enumerate(ids.tolist())
     }
+
+
+def _values(read: Callable[[], Any]) -> NDArray[Any] | None:
+    """(H, W) intensities, of colours the mean; None where there are none or they cannot be read."""
+    try:
+        image = read()
+        values = None if image is None else np.asarray(image)
+    except MemoryError:
+        raise
+    except Exception:  # each kind of file has its own
+        return None
+    return values if values is None or values.ndim == 2 else values.mean(axis=-1)
 
 
 def add(sums: dict[int, ObjectSum], object_id: int, found: ObjectSum) -> None:

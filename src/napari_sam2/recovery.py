@@ -22,6 +22,9 @@ from sam2_engine.whole_file import short
 FOLDER = user_data_path("napari-sam2", appauthor=False) / "recovery"
 """Where sessions are saved that have no file of their own yet."""
 
+_UNREAD = "xx"
+"""Of a frame that could not be read, in the name of a file."""
+
 _in_use: set[Path] = set()
 """Files in FOLDER that this process saves to now."""
 
@@ -107,7 +110,7 @@ class Autosave:
         try:
             if self.path is None:
                 FOLDER.mkdir(parents=True, exist_ok=True)
-                self.path = _new_file(self._writer.image.fingerprint.whole)
+                self.path = _new_file(_begin(self._writer.image.fingerprint))
             self._writer.write(self.path)
         except Exception as error:  # whatever it is, work goes on and the next try may succeed
             is_new, self.error = str(error) != self.error, str(error)
@@ -140,19 +143,34 @@ def forget_recovery(path: Path) -> None:
 
 
 def _is_of(path: Path, image: Fingerprint) -> bool:
-    """Whether a file is of an image, by its name; or within, if slices could not be read once."""
-    if path.name.startswith(f"{_stem(image.whole)}-"):
+    """Whether a file is of an image: by its name; or within, if slices could not be read once, and
+    its name does not speak against it."""
+    named, own = _begin_of(path), _begin(image)
+    if named.whole == own.whole:
         return True
+    if named.frames and not named.fits(own):
+        return False
     saved = read_fingerprint(path)
     return saved is not None and saved.fits(image)
 
 
-def _stem(fingerprint: str) -> str:
-    return fingerprint.rpartition(":")[2][:32]
+def _begin(image: Fingerprint) -> Fingerprint:
+    """As much of what is known of an image as goes into a name."""
+    whole = image.whole.rpartition(":")[2][:32]
+    return Fingerprint(whole, tuple(one[:2] for one in image.frames))
 
 
-def _new_file(fingerprint: str) -> Path:
-    path = FOLDER / f"{_stem(fingerprint)}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
+def _begin_of(path: Path) -> Fingerprint:
+    """What a file's name says of its image; files of older versions say nothing of frames."""
+    whole, _, frames = path.name.partition("-")[0].partition("_")
+    pairs = (frames[i : i + 2] for i in range(0, len(frames), 2))
+    return Fingerprint(whole, tuple("" if one == _UNREAD else one for one in pairs))
+
+
+def _new_file(begin: Fingerprint) -> Path:
+    frames = "".join(one or _UNREAD for one in begin.frames)
+    image = f"{begin.whole}_{frames}"
+    path = FOLDER / f"{image}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
     _in_use.add(path)
     return path
 
@@ -161,7 +179,7 @@ def _taken_over(path: Path) -> Path:
     """A file of a process that has ended, under the name of this one."""
     if path.parent != FOLDER or _is_in_use(path):
         return path
-    new = _new_file(path.name.split("-")[0])
+    new = _new_file(_begin_of(path))
     try:
         return path.rename(new)
     except OSError:

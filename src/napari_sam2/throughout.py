@@ -6,7 +6,8 @@ ids = find_throughout(session, every=5, seeds="classical", diameter=18)
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from itertools import combinations
+from contextlib import suppress
+from itertools import chain, combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from napari_sam2.automatic import add_all, find_all
 from napari_sam2.session import Session
 from napari_sam2.slice_data import ObjectMask
 from napari_sam2.tasks import shared_pixels
+from napari_sam2.unread import UnreadableSlices, unreadable_text
+from sam2_engine.unreadable import FAILURES_IN_A_ROW, UnreadableFrame
 
 if TYPE_CHECKING:
     from sam2_engine.automatic import Candidate, Rules
@@ -44,6 +47,8 @@ def find_throughout(
     first that are found; those that are locked, or have approved or locked
     slices, are neither joined nor ended.
 
+    Slices that cannot be read are passed over; the next one that can be read is the key frame then.
+
     Args:
         every: frames from one key frame to the next; objects that live shorter may be missed.
         seeds, diameter, rules: as for `find_all`, on each key frame.
@@ -52,15 +57,18 @@ def find_throughout(
     Returns ids of the objects that were added and are left at the end, sorted.
 
     Raises ValueError for a step below 1 and as `find_all` does; what `sam2_engine.load_model`
-    raises.
+    raises. UnreadableSlices at the end, where slices were passed over: its `session` has what was
+    found; OSError as soon as none can be read any more.
     """
     steps = throughout_steps(session, every, seeds, diameter, rules)
     while True:
         try:
             done, total = next(steps)
         except StopIteration as end:
-            ids: list[int] = end.value
-            return ids
+            ids, unread = end.value
+            if unread:
+                raise UnreadableSlices(unreadable_text(unread), session) from None
+            return ids  # type: ignore[no-any-return]
         if progress is not None and done:
             progress(done, total)
 
@@ -71,40 +79,69 @@ def throughout_steps(
     seeds: Any = "classical",
     diameter: float | None = None,
     rules: Rules | None = None,
-) -> Generator[tuple[int, int], None, list[int]]:
+) -> Generator[tuple[int, int], None, tuple[list[int], dict[int, str]]]:
     """As `find_throughout`, in steps; close it to stop and keep what is found by then.
 
     Yields how many key frames are done, of how many, when one is done; and (0, all) in between.
+    Returns the ids, and why each slice was passed over that could not be read.
     """
     if every < 1:
         raise ValueError(f"Key frames are 1 or more frames apart, not {every}.")
-    keys = list(range(0, len(session.view), every))
+    last = len(session.view) - 1
+    total = last // every + 1
     added: set[int] = set()
     ended: set[int] = set()
+    unread: dict[int, str] = {}
+
+    def follow(objects: Iterable[int], start: int, stop: int) -> Iterator[tuple[int, int]]:
+        with suppress(UnreadableSlices):  # told of at the end
+            for _ in session.propagation(objects=objects, start=start, stop=stop):
+                yield 0, total
+        unread.update(session.unread)
+
     waiting = session.untouched_objects
     with session.history.change("Find throughout"):
-        for index, key in enumerate(keys):
-            before = keys[index - 1] if index else 0
-            if index:
+        before = -1
+        for key, following in pairwise(chain(_key_frames(session, every, unread), [last + 1])):
+            if before >= 0:
                 _join(session, before, key, ended)
                 ended |= session.objects.keys() - _masks_on(session, key).keys()
             found = find_all(session, key, seeds, diameter=diameter, rules=rules)
-            yield 0, len(keys)
+            yield 0, total
             new = add_all(session, key, list(_unknown(session, key, found)), waiting)
             waiting = [i for i in waiting if i not in new]
             added |= set(new)
-            if new and key > before:
-                for _ in session.propagation(objects=new, start=before + 1, stop=key):
-                    yield 0, len(keys)
+            if new and before >= 0:
+                yield from follow(new, before + 1, key)
                 _join(session, before, key, ended)
-            after = keys[index + 1] if index + 1 < len(keys) else len(session.view) - 1
+            after = min(following, last)
             going = (session.prompted_objects & set(session.objects)) - ended
             if going and after > key:
-                for _ in session.propagation(objects=going, start=key, stop=after):
-                    yield 0, len(keys)
-            yield index + 1, len(keys)
-        _join(session, keys[-1], len(session.view) - 1, ended)
-    return sorted(added & session.objects.keys())
+                yield from follow(going, key, after)
+            before = key
+            yield key // every + 1, total
+        _join(session, before, last, ended)
+    return sorted(added & session.objects.keys()), unread
+
+
+def _key_frames(session: Session, every: int, unread: dict[int, str]) -> Iterator[int]:
+    """Every so many frames the first that can be read; `unread` is told of those before it.
+
+    Raises UnreadableFrame where none can.
+    """
+    view, is_any = session.view, False
+    for start in range(0, len(view), every):
+        for frame in range(start, min(start + every, len(view))):
+            try:
+                view[frame]
+            except OSError as error:
+                unread[frame] = str(error)
+                if not is_any and len(unread) in (FAILURES_IN_A_ROW, len(view)):
+                    raise UnreadableFrame(frame, str(error)) from error
+            else:
+                is_any = True
+                yield frame
+                break
 
 
 def _masks_on(session: Session, frame: int) -> dict[int, ObjectMask]:

@@ -29,4 +29,4 @@ def unreadable_text(unread: Mapping[int, str]) -> str:
         text += f"Nor can {len(others)} more: {more}. They have "
     else:
         text += "It has "
-    return f"{text}no new masks; Propagate tries again."
+    return f"{text}no new masks; the next run tries again."

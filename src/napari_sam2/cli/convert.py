@@ -30,7 +30,8 @@ def add_convert(commands: Any) -> None:
         "and the series that DICOM SEG and RTSTRUCT refer to"
     )
     add("--like", metavar="IMAGE", help=help_)
-    add("--format", choices=("ctc",), help="write OUT as a Cell Tracking Challenge folder")
+    help_ = "write OUT, whatever its name, as a Cell Tracking Challenge folder, or as RTSTRUCT"
+    add("--format", choices=("ctc", "rtstruct"), help=help_)
     help_ = "which DICOM series of a folder, or image of a file, --like is, from 1"
     add("--series", metavar="N|UID", help=help_)
     add("--overwrite", action="store_true", help="replace OUT if it exists")
@@ -40,6 +41,7 @@ def add_convert(commands: Any) -> None:
 
 def _convert(options: argparse.Namespace) -> int:
     from napari_sam2.io import (
+        WriteError,
         check_target,
         read_image,
         read_labels,
@@ -56,6 +58,11 @@ def _convert(options: argparse.Namespace) -> int:
         like = read_image(options.like, options.series) if options.like else None
         labels, names, colours = read_labels(options.labels, like)
         parents = read_parents(options.labels)
+        if like is None and not labels.files and options.out.lower().endswith(".dcm"):
+            raise WriteError(
+                f"{options.out} has to refer to the DICOM series that the labels were made on: "
+                "give its folder with --like, or write .nii.gz or .seg.nrrd."
+            )
         if like is not None and not has_place(like) and has_place(labels):
             is_alike = labels.axes == like.axes.replace("c", "")
             like = labels if is_alike else like  # a time-lapse has no place

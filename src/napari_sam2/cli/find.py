@@ -8,6 +8,7 @@ from typing import Any
 
 from napari_sam2.cli.common import (
     BAD_COMMAND,
+    INCOMPLETE,
     OK,
     Bar,
     UserError,
@@ -72,7 +73,7 @@ def _find(options: argparse.Namespace) -> int:
     from napari_sam2.divisions import accept_division, propose_divisions
     from napari_sam2.io import check_target, read_volume, write_labels
     from napari_sam2.segmentation import loaded
-    from napari_sam2.session import Session
+    from napari_sam2.session import Session, UnreadableSlices
     from napari_sam2.throughout import find_throughout
     from sam2_engine.automatic import Rules
 
@@ -93,6 +94,7 @@ def _find(options: argparse.Namespace) -> int:
             rgb=is_colour,
             spacing=volume.spacing,
         )
+        incomplete = None
         try:
             find_throughout(
                 session,
@@ -102,6 +104,8 @@ def _find(options: argparse.Namespace) -> int:
                 rules=Rules(tile_size=options.tile),
                 progress=bar.update,
             )
+        except UnreadableSlices as error:
+            incomplete = error
         finally:
             bar.close()
         proposals = propose_divisions(session) if options.divisions else []
@@ -118,5 +122,6 @@ def _find(options: argparse.Namespace) -> int:
         )
     seconds = time.perf_counter() - started
     found = {"divisions": len(proposals)} if options.divisions else {}
-    tell(options, session.labels, volume, set(session.objects), seconds, more=found)
-    return OK
+    ids = set(session.objects)
+    tell(options, session.labels, volume, ids, seconds, more=found, incomplete=incomplete)
+    return OK if incomplete is None else INCOMPLETE

@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pydicom
 
 from napari_sam2.io import dicom_header as read
 from napari_sam2.io.dicom_files import Source, is_archive, is_dicomdir, open_all
 from napari_sam2.io.dicom_frames import Frame, frames_of
 from napari_sam2.io.dicom_grid import Grid, grid_of, grids_of
-from napari_sam2.io.dicom_pixels import check_decoders, frame_pixels, lazy_pixels, value_type
+from napari_sam2.io.dicom_pixels import check_decoders, lazy_pixels, value_type
 from napari_sam2.io.dicom_suv import suv_factor
 from napari_sam2.io.kinds import contents
 from napari_sam2.io.place import orientation
@@ -79,6 +78,7 @@ class DicomSeries:
             axes=self.info.axes,
             notes=self.info.notes,
             files=_paths(frames),
+            frames=_numbers(frames),
             windows=self.grid.windows,
             channels=self.info.channels,
             is_inverted=frames[0].is_inverted,
@@ -132,26 +132,24 @@ def read_dicom(
     series: str | None = None,
     channel: int | None = None,
 ) -> Volume:
-    """One volume (z, y, x) of a series, or the time points of a single slice (t, y, x), read into
-    memory.
+    """One volume (z, y, x) of a series, or the time points of a single slice (t, y, x), lazily, as
+    `read_dicom_image`.
 
     path, series: as for `read_dicom_image`. volume, channel: which, from 0, where the series holds
     several at the same place: time points, or else echoes, b-values and other kinds of picture.
 
-    Raises: ReadError when there is no image, a choice is needed, a decoder is missing, slices are
-    damaged or the volume does not fit into the memory.
+    Raises: ReadError when there is no image, a choice is needed or a decoder is missing.
     """
     chosen = _choose(path, series)
-    name, grid = chosen.name, chosen.grid
+    grid = chosen.grid
     is_cine = grid.axis == "t" and len(grid.frames[0]) == 1
     index = _which(chosen, "channel" if grid.axis == "c" else "volume", volume, channel, is_cine)
     image = chosen.read()
     if index is None:
-        frames = [one[0] for one in grid.frames]
         note = "These are time points of one slice; its place in the patient is not kept."
         return replace(
             image,
-            array=_load(name, frames),
+            array=image.array if image.axes == "tyx" else image.array[:, 0],
             axes="tyx",
             spacing=(image.spacing[0], *image.spacing[-2:]),
             affine=None,
@@ -160,10 +158,11 @@ def read_dicom(
     frames = grid.frames[index]
     return replace(
         image,
-        array=_load(name, frames),
+        array=image.array[index] if grid.axis else image.array,
         axes="yx" if len(frames) == 1 and grid.affine is None else "zyx",
         spacing=grid.voxel,
         files=_paths(frames),
+        frames=_numbers(frames),
         channels=(),
     )
 
@@ -199,19 +198,12 @@ def _which(
     return None if index is None and may_be_all else index or 0
 
 
-def _load(name: str, frames: list[Frame]) -> np.ndarray:
-    dtype = value_type(frames)
-    shape = (len(frames), *frames[0].size, *((3,) if frames[0].is_colour else ()))
-    if np.prod(shape, dtype=float) * dtype.itemsize > psutil.virtual_memory().available:
-        raise ReadError(f"{name} does not fit into this machine's memory.")
-    array = np.empty(shape, dtype)
-    for z, frame in enumerate(frames):
-        array[z] = frame_pixels(frame, dtype)
-    return array
-
-
 def _paths(frames: list[Frame]) -> tuple[Path, ...]:
     return tuple(f.source.path for f in frames if f.source.member is None)
+
+
+def _numbers(frames: list[Frame]) -> tuple[int, ...]:
+    return tuple(f.index + 1 for f in frames if f.index is not None)
 
 
 # ---- which series
@@ -324,7 +316,21 @@ def _parts(path: Path, headers: _Headers) -> Iterator[tuple[pydicom.Dataset, int
     for part in grids_of(frames):
         if is_file and all(f.source.path != path for f in part):
             continue  # of the parts of a file's series, only the one that it belongs to is meant
-        yield header, len({f.source for f in part}), grid_of(part), notes
+        if all(f.problem for f in part):
+            raise ReadError(part[0].problem)
+        yield header, len({f.source for f in part}), grid_of(part), notes + _damaged(part)
+
+
+def _damaged(frames: list[Frame]) -> list[str]:
+    """A note on slices that are known to be damaged before anybody looks at them."""
+    names = [Path(f.source.member or f.source.path).name for f in frames if f.problem]
+    if not names:
+        return []
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [
+        f"{len(names)} of {len(frames)} slices cannot be read, for their files are cut off or "
+        f"damaged ({', '.join(names[:3])}{more}); copy or export them again."
+    ]
 
 
 def _info(

@@ -23,6 +23,7 @@ class Frame:
     is_inverted: whether small values are bright (MONOCHROME1).
     values: smallest and largest value that can be stored; None for floating point.
     marks: what can tell frames at the same position apart, such as their time in seconds.
+    problem: why its pixels cannot be there, if the header already tells.
     """
 
     source: Source
@@ -45,6 +46,7 @@ class Frame:
     values: tuple[int, int] | None
     windows: dict[str, tuple[float, float]]
     marks: dict[str, Mark] = field(default_factory=dict)
+    problem: str = ""
 
     @property
     def depth(self) -> float:
@@ -62,16 +64,19 @@ class Frame:
 
 
 def frames_of(source: Source, header: pydicom.Dataset, file_size: int) -> Iterator[Frame]:
-    """The file's one picture, or all of its frames.
+    """The file's one picture, with its problem if the file is too small for it, or all frames.
 
-    Raises: ReadError if the header claims more than the file can hold, or tiles of a slide.
+    Raises: ReadError if the header claims more frames than the file can hold, or none, or tiles of
+    a slide.
     """
     count = max(1, int(read.number(header, "NumberOfFrames") or 1))
     rows, columns = (int(read.number(header, k) or 0) for k in ("Rows", "Columns"))
     samples = int(read.number(header, "SamplesPerPixel") or 1)
     syntax = header.file_meta.TransferSyntaxUID
     bits = int(read.number(header, "BitsAllocated") or 16)
-    _check_size(source, (count, rows, columns, samples), bits, syntax, file_size)
+    problem = _problem(source, (count, rows, columns, samples), bits, syntax, file_size)
+    if problem and (count > 1 or min(rows, columns) < 1):
+        raise ReadError(problem)
     if (read.number(header, "TotalPixelMatrixColumns") or 0) > columns:
         raise ReadError(f"{source} is a whole-slide image in tiles, which cannot be read here.")
 
@@ -107,30 +112,35 @@ def frames_of(source: Source, header: pydicom.Dataset, file_size: int) -> Iterat
             values=_stored_values(header, bits),
             windows=_windows(_macro(groups, "FrameVOILUTSequence", header), header),
             marks=_marks(groups, header, index),
+            problem=problem,
         )
 
 
-def _check_size(
+def _problem(
     source: Source,
     shape: tuple[int, int, int, int],
     bits: int,
     syntax: pydicom.uid.UID,
     file_size: int,
-) -> None:
-    """Compare what the header claims with the file's size before anything is allocated."""
+) -> str:
+    """Compare what the header claims with the file's size before anything is allocated; empty if
+    that is possible."""
     frames, rows, columns, samples = shape
     if rows < 1 or columns < 1:
-        raise ReadError(f"{source} is damaged: its picture has {rows} x {columns} pixels.")
+        return f"{source} is damaged: its picture has {rows} x {columns} pixels."
     pixels = frames * rows * columns * samples
     if not syntax.is_encapsulated and not syntax.is_deflated:
-        is_possible = pixels * bits // 16 <= file_size  # half, for subsampled colours
+        least = pixels * bits // (8 if samples == 1 else 16)  # half, for subsampled colours
+        is_possible = least <= file_size
     else:  # each frame has an item of 8 bytes, and empty pictures shrink a thousandfold
         is_possible = frames * 8 <= file_size and pixels * bits // 8 <= 4000 * file_size
-    if not is_possible:
-        raise ReadError(
-            f"{source} is truncated or damaged: its header gives {frames} frames of {rows} x "
-            f"{columns} pixels, but the file is too small for that; copy or export it again."
-        )
+    if is_possible:
+        return ""
+    count = f"{frames} frames" if frames > 1 else "a picture"
+    return (
+        f"{source} is truncated or damaged: its header gives {count} of {rows} x {columns} pixels, "
+        "but the file is too small for that; copy or export it again."
+    )
 
 
 def _macro(groups: list[pydicom.Dataset], keyword: str, header: pydicom.Dataset) -> pydicom.Dataset:

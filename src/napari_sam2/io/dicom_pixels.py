@@ -111,6 +111,8 @@ def frame_pixels(frame: Frame, dtype: np.dtype) -> np.ndarray:
 
     Raises: ReadError if the pixels are damaged, or no longer there.
     """
+    if frame.problem:
+        raise ReadError(frame.problem)
     dataset = pydicom.Dataset()
     try:
         if frame.index is None and not frame.syntax.is_deflated:

@@ -81,8 +81,8 @@ def list_images(path: str | os.PathLike[str]) -> list[ImageInfo]:
 
             return [_without_z(info) for info in list_series(path)]
         names = _series_names(path, kind)
-        images = [_read(path, name, pixels=False) for name in names]
         several = len(names) > 1
+        images = [_read(path, name if several else None, pixels=False) for name in names]
         return [
             _without_z(
                 ImageInfo(

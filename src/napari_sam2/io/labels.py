@@ -5,12 +5,13 @@ The formats' libraries are imported when a file of theirs turns up, so that star
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,8 +25,9 @@ from napari_sam2.label_ids import ids_in
 from napari_sam2.targets import why_not
 from sam2_engine.whole_file import beside
 
-Format = Literal["ctc"]
-"""A format that no suffix tells: "ctc", a folder of the Cell Tracking Challenge."""
+Format = Literal["ctc", "rtstruct"]
+"""A format that no suffix tells: "ctc", a folder of the Cell Tracking Challenge; "rtstruct", for
+RTSTRUCT in a file that is named .dcm alone."""
 
 _SUFFIXES = (
     *(".nii.gz", ".nii"),
@@ -66,7 +68,7 @@ def write_labels(
     names, colours: of the objects by id, colours as red, green and blue from 0 to 1. Kept by NIfTI,
         OME-TIFF, OME-Zarr, NRRD, DICOM SEG and RTSTRUCT.
     parents: of objects that come from a division, by id. Kept by the Cell Tracking Challenge's.
-    format: "ctc" for a folder of another name.
+    format: "ctc" for a folder of another name; "rtstruct" for RTSTRUCT in a file of another name.
 
     The file or folder is written beside the target under another name and then renamed, so an older
     one stays whole until the new one is complete.
@@ -112,6 +114,11 @@ def read_labels(
     elsewhere in space.
     """
     path = Path(path)
+    if like is not None and not isinstance(like, Volume):
+        raise ReadError(
+            "`like` must be the Volume of the image that the labels were made on, as read_volume "
+            f"gives it, not {type(like).__name__}."
+        )
     from napari_sam2.io.labels_dicom import labels_kind, read_seg
 
     with clear_errors(path):
@@ -124,7 +131,7 @@ def read_labels(
             labels, legend = read_rtstruct(path, like)
         else:
             labels, legend = read_image(path), read_legend(path)
-        array = np.asarray(labels.array)
+        array = _in_memory(labels.array)
     if array.dtype.kind == "f" and np.array_equal(array, np.rint(array)):
         array = array.astype(np.int64)  # labels as some programs save them
     if array.ndim != len(labels.shape) or array.dtype.kind not in "bui" or array.min() < 0:
@@ -249,6 +256,8 @@ def _kind(target: Path, format: Format | None) -> _Kind | None:
         if kind is not None:
             return kind
     suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
+    if format == "rtstruct":
+        suffix = ".rtstruct.dcm"
     if suffix is None:
         return None
     if suffix == ".dcm":
@@ -347,6 +356,15 @@ def _placed(labels: np.ndarray, like: Volume) -> Volume:
     spacing = (1.0,) * (max(3, len(axes)) - len(like.spacing)) + tuple(like.spacing)
     array = labels.view(np.uint8) if labels.dtype.kind == "b" else labels
     return replace(like, array=array, axes=axes, spacing=spacing)
+
+
+def _in_memory(array: Any) -> np.ndarray:
+    """The values, of a memory map a copy: Windows lets nobody write over a file that is mapped."""
+    found = np.asarray(array)
+    base: Any = found
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return found.copy() if isinstance(base, mmap.mmap) else found
 
 
 def _is_intensities(array: np.ndarray) -> bool:

@@ -41,13 +41,13 @@ def write_rtstruct(path: Path, labels: Volume, legend: Legend) -> None:
     Raises: WriteError without such files, for time series and for labels without any object.
     """
     sources = check_image(labels)
-    to_patient = RAS_OF_LPS @ labels.affine
+    to_patient, references = RAS_OF_LPS @ labels.affine, _references(labels, sources)
     drawn: dict[int, list[Dataset]] = defaultdict(list)
     for z, picture in enumerate(labels.array):
         picture = np.asarray(picture)
         for object_id in np.unique(picture[picture > 0]).tolist():
             for contour in contours_of(picture == object_id):
-                drawn[object_id].append(_contour(contour, z, to_patient, sources))
+                drawn[object_id].append(_contour(contour, z, to_patient, references[z : z + 1]))
     if not drawn:
         raise WriteError("The labels hold no object, so there is nothing to draw contours around.")
     structures = _structure_set(sources)
@@ -188,7 +188,7 @@ def _add(structures: Dataset, entry: LegendEntry, contours: list[Dataset], frame
 
 
 def _contour(
-    contour: Contour, z: int, to_patient: NDArray[np.float64], sources: list[Dataset]
+    contour: Contour, z: int, to_patient: NDArray[np.float64], references: list[Dataset]
 ) -> Dataset:
     y, x = contour.T
     points = (to_patient @ [x, y, np.full(len(x), float(z)), np.ones(len(x))])[:3].T
@@ -197,14 +197,26 @@ def _contour(
         NumberOfContourPoints=len(points),
         ContourData=[f"{value:.3f}" for value in points.ravel()],
     )
-    if len(sources) > 1:
-        made.ContourImageSequence = [_reference(sources[z])]
+    if references:
+        made.ContourImageSequence = references
     return made
 
 
-def _reference(source: Dataset) -> Dataset:
+def _references(labels: Volume, sources: list[Dataset]) -> list[Dataset]:
+    """To the image of each slice; none where it is not known which frame of a file that is."""
+    slices = len(labels.array)
+    if len(labels.frames) == slices:
+        by_file = dict(zip(dict.fromkeys(labels.files), sources, strict=True))
+        images = zip(labels.files, labels.frames, strict=True)
+        return [_reference(by_file[file], ReferencedFrameNumber=frame) for file, frame in images]
+    return [_reference(source) for source in sources] if len(sources) == slices else []
+
+
+def _reference(source: Dataset, **frame: int) -> Dataset:
     return _item(
-        ReferencedSOPClassUID=source.SOPClassUID, ReferencedSOPInstanceUID=source.SOPInstanceUID
+        ReferencedSOPClassUID=source.SOPClassUID,
+        ReferencedSOPInstanceUID=source.SOPInstanceUID,
+        **frame,
     )
 
 

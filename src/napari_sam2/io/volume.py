@@ -47,6 +47,7 @@ class Volume:
     notes: what the reader found odd (missing slices, say), one sentence each.
     nifti_header: the header of the NIfTI file it came from, so that labels get the same one.
     files: the DICOM file of each slice along z, so that a segmentation can refer to them.
+    frames: the number of each of these slices within its file, from 1, if one holds several.
     windows: intensity windows that the file proposes, (low, high) by name.
     channels: names of the channels along "c".
     pyramid: the same image at falling resolutions, which the file holds for display; arrays with
@@ -64,6 +65,7 @@ class Volume:
     notes: tuple[str, ...] = ()
     nifti_header: Any = None
     files: tuple[Path, ...] = ()
+    frames: tuple[int, ...] = ()
     windows: dict[str, tuple[float, float]] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
     pyramid: tuple[Any, ...] = ()

@@ -31,7 +31,7 @@ def write_layer(path: str, data: Any, meta: dict[str, Any], *, suffix: str) -> l
     """Write a labels layer, for napari's Save dialog, which asks before it replaces a file.
 
     path: its suffix chooses the format, as for `write_labels`.
-    suffix: of a path that has none.
+    suffix: of a path that has none. Of two that end in .dcm, it chooses.
     data, meta: as of `layer.as_layer_data_tuple()`. A layer of labels that lies on an image which
         this plugin has opened goes back to that file's axes and place; another one is placed by its
         scale, affine and units. Names and parents are taken from its session, or the columns
@@ -45,6 +45,7 @@ def write_layer(path: str, data: Any, meta: dict[str, Any], *, suffix: str) -> l
     array = np.asarray(labels)
     if not Path(path).suffix and not path.lower().endswith("_res"):
         path += suffix
+    is_rtstruct = suffix == ".rtstruct.dcm" and path.lower().endswith(".dcm")
     write_labels(
         path,
         array,
@@ -53,6 +54,7 @@ def write_layer(path: str, data: Any, meta: dict[str, Any], *, suffix: str) -> l
         names=names_in(meta),
         colours=_colours(meta),
         parents=parents_in(meta),
+        format="rtstruct" if is_rtstruct else None,
     )
     return [path]
 

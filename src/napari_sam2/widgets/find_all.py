@@ -27,6 +27,7 @@ from napari_sam2.prompt_layers import new_labels_layer
 from napari_sam2.session import Session
 from napari_sam2.tasks import Task
 from napari_sam2.throughout import throughout_steps
+from napari_sam2.unread import unreadable_text
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.events import Connections
 from napari_sam2.widgets.marking import Marking
@@ -192,17 +193,19 @@ class FindAll(QWidget):
         branch = session.branch()
         seeds, factor = self.seeds.currentData(), self.tiles.currentData()
         diameter, every = float(self.diameter.value()) or None, self.every.value()
+        unread: dict[int, str] = {}
 
         def steps() -> Iterator[tuple[int, int]]:
             size = branch.model.get().image_size // factor if factor else None
-            return throughout_steps(branch, every, seeds, diameter, Rules(tile_size=size))
+            search = throughout_steps(branch, every, seeds, diameter, Rules(tile_size=size))
+            unread.update((yield from search)[1])
 
         from sam2_engine.automatic import Rules
 
         self._worker.run(
             steps,
             each=self._on_sequence_step,
-            done=partial(self._on_sequence_done, session, branch),
+            done=partial(self._on_sequence_done, session, branch, unread),
             failed=self._on_failed,
         )
         self._show_begin("%v of %m slices searched")
@@ -376,7 +379,9 @@ class FindAll(QWidget):
         if done:
             self.progress.setValue(done)
 
-    def _on_sequence_done(self, session: Session, branch: Session, stopped: bool) -> None:
+    def _on_sequence_done(
+        self, session: Session, branch: Session, unread: dict[int, str], stopped: bool
+    ) -> None:
         if session is not self._context.session:
             self._show_state()
             self.status.setText("Another image is shown by now, so nothing was added to the first.")
@@ -399,6 +404,9 @@ class FindAll(QWidget):
         many = "1 object has" if masks == 1 else f"{masks} objects have"
         begin = "Stopped. " if stopped else ""
         self.status.setText(f"{begin}{many} masks now. Undo takes back what was found.")
+        if unread:
+            self._context.panel.fail(unreadable_text(unread))
+            return
         self._context.panel.say(f"{begin}{many} masks now. Look through them: Next doubtful slice.")
 
     def _on_stop(self, *_: object) -> None:
