@@ -41,11 +41,11 @@ from napari_sam2.measures import (
 )
 from napari_sam2.sequence_view import image_shape
 from napari_sam2.session import Session
-from napari_sam2.targets import file_name
 from napari_sam2.widgets.docking import Docked
 from napari_sam2.widgets.events import Connections
 from napari_sam2.widgets.measures_plot import MeasuresPlot
 from napari_sam2.widgets.measures_rows import MeasuresRows, Row, key_of
+from napari_sam2.widgets.proposed_files import beside
 
 _PORTION = 0.02  # seconds that the window may stand still
 _QUIET = 1000  # ms without a change, until what has changed is measured anew
@@ -139,7 +139,8 @@ class MeasuresTable(Docked):
         if self.measures is None or self._measured is None:
             return
         if path is None:
-            name = f"{file_name(self._measured[0].name)}.csv"
+            labels, image, _ = self._measured
+            name = beside(labels, ".csv", labels.source.path or (image and image.source.path))
             path, _ = QFileDialog.getSaveFileName(self, "Export measures", name, "CSV (*.csv)")
         if not path:
             return

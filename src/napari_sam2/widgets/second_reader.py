@@ -38,6 +38,7 @@ from napari_sam2.widgets.events import Connections, call
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.mask_layers import check_grid
 from napari_sam2.widgets.object_table import RowTable
+from napari_sam2.widgets.proposed_files import folder_of
 from napari_sam2.widgets.workspace import Workspace
 
 _FILTER = "Masks (*.sam2session *.nii *.nii.gz *.tif *.tiff *.nrrd *.dcm);;All files (*)"
@@ -446,7 +447,9 @@ class SecondReader(ToolWindow):
     def _on_source(self, row: int) -> None:
         chosen = self.source.itemData(row)
         if chosen == _FROM_FILE:
-            chosen = QFileDialog.getOpenFileName(self, "Another person's masks", "", _FILTER)[0]
+            work, title = self._context.work, "Another person's masks"
+            start = "" if work is None else folder_of(work.image)
+            chosen = QFileDialog.getOpenFileName(self, title, start, _FILTER)[0]
         if chosen:
             self.compare(chosen)
 

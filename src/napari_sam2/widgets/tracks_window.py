@@ -31,13 +31,13 @@ from napari_sam2.divisions import (
 )
 from napari_sam2.io.writers import write_ctc
 from napari_sam2.session import Session
-from napari_sam2.targets import file_name
 from napari_sam2.tracks import tracks_of, write_tracks
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.docking import ToolWindow, push_button, scrolling
 from napari_sam2.widgets.events import CTRL, Connections, call
 from napari_sam2.widgets.lineage_view import LineageView
 from napari_sam2.widgets.marking import Marking
+from napari_sam2.widgets.proposed_files import beside
 from napari_sam2.widgets.tracks_layer import TracksLayer
 
 _REFRESH_MS = 200
@@ -375,7 +375,7 @@ class TracksWindow(ToolWindow):
         work = self._context.work
         if work is None:
             return
-        name = f"{file_name(work.image.name)}{suffix}"
+        name = beside(work.image, suffix)
         chosen, _ = QFileDialog.getSaveFileName(self, f"Export tracks: {kind}", name)
         if chosen:
             self.export_to(chosen if chosen.endswith(suffix) else chosen + suffix)
