@@ -145,7 +145,9 @@ def test_masks_of_a_session_come_with_names_and_marks(
     mask[10:14, 20:30] = True
     session.paint(1, 2, mask)
     session.keep(1, [2])
+    at.viewer.add_labels(np.ones((7, 48, 64), np.uint8), name="theirs", scale=(3, 0.5, 0.5))
     table = MeasuresTable(at.viewer)
+    assert table.labels.currentData() is at.widget.labels_layer  # not the last one
     qtbot.addWidget(table)
     assert not table.image.isEnabled() and table.image.currentText() == "scan"
     measured(table, qtbot)

@@ -16,14 +16,17 @@ import numpy as np
 import pytest
 from desk import SHAPE, TIMEOUT, assert_same, blobs, worker_threads
 from models import SMALL, small_model
+from napari.settings import get_settings
 from napari.utils import progress
 from napari.utils.theme import get_theme
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtGui import QColor, QShortcut
 from qtpy.QtWidgets import (
+    QAbstractButton,
     QApplication,
     QComboBox,
     QFileDialog,
+    QLabel,
     QProgressBar,
     QPushButton,
     QScrollArea,
@@ -37,6 +40,7 @@ from qtpy.QtWidgets import (
 from napari_sam2.session import Session
 from napari_sam2.widgets import SAM2Widget, choices
 from napari_sam2.widgets.icons import BLUE, GREEN, RED, shade
+from napari_sam2.widgets.object_table import LOCK, NAME
 from napari_sam2.widgets.sam2_widget import KEYS
 from napari_sam2.widgets.second_reader import DIFFERENCE_COLOURS
 from napari_sam2.widgets.slice_strip import (
@@ -50,6 +54,8 @@ from napari_sam2.widgets.slice_strip import (
 )
 from sam2_engine.model import SAM2
 from sam2_engine.weights import save_model
+
+LEFT = Qt.MouseButton.LeftButton
 
 pytestmark = pytest.mark.usefixtures("own_choices")
 
@@ -490,6 +496,7 @@ def test_the_plugins_docks_lie_one_behind_the_other(desk):
         d.qtbot.waitUntil(lambda dock=dock: d.dock in window.tabifiedDockWidgets(dock))
         d.qtbot.waitUntil(widget.isVisible)
         docks.append(dock)
+        assert widget.body.minimumSizeHint().width() <= d.panel.sizeHint().width(), name
     assert set(window.tabifiedDockWidgets(d.dock)) == set(docks[1:])
     assert window.height() == height
     d.dock.raise_()
@@ -1041,6 +1048,57 @@ def test_it_fits_a_narrow_dock(desk):
     shown = [part for kind in controls for part in d.widget.findChildren(kind)]
     assert len(shown) > 30
     assert [part for part in shown if not part.toolTip()] == []
+    spoken = {label.buddy() for label in d.widget.findChildren(QLabel)}
+    spoken |= {part for part in shown if isinstance(part, QAbstractButton) and part.text()}
+    assert [part for part in shown if not (part in spoken or part.accessibleName())] == []
+
+
+def test_arrows_change_the_slice_whatever_was_pressed_before(desk):
+    d = desk()
+    d.press(d.panel.new)
+    table, window = d.panel.objects, d.viewer.window._qt_window
+    cell = table.visualItemRect(table.item(0, NAME)).center()
+    d.widget.finder.open()
+    for here, press in (
+        (window, lambda: d.press(d.panel.modes["box"])),
+        (window, lambda: d.press(d.panel.approve)),
+        (window, lambda: d.press(d.panel.undo)),
+        (window, lambda: d.qtbot.mouseClick(table.viewport(), LEFT, pos=cell)),
+        (d.widget.finder, lambda: d.press(d.widget.finder.restore_button)),
+    ):
+        d.go_to(2)
+        press()
+        d.qtbot.keyClick(here.focusWidget(), Qt.Key.Key_Right)
+        assert d.viewer.dims.current_step[0] == 3
+    assert table.currentRow() == 0
+
+
+def test_objects_are_renamed_hidden_locked_and_deleted_without_a_mouse(desk):
+    d = desk()
+    d.press(d.panel.new)
+    table, window = d.panel.objects, d.viewer.window._qt_window
+    buttons = [*d.widget.findChildren(QPushButton), d.panel.more, table]
+    assert [one for one in buttons if not one.focusPolicy() & Qt.FocusPolicy.TabFocus] == []
+
+    def press(*keys):
+        for key in keys:
+            d.qtbot.keyClick(window.focusWidget(), key)
+
+    table.setFocus()
+    press(Qt.Key.Key_Up, Qt.Key.Key_F2)
+    d.qtbot.keyClicks(window.focusWidget(), "Ng")  # two keys of the widget
+    press(Qt.Key.Key_Return)
+    QApplication.processEvents()
+    assert [info.name for info in d.session.objects.values()] == ["Ng", "Object 2"]
+    press(Qt.Key.Key_Space)
+    assert d.session.objects[1].hidden and not d.session.objects[2].hidden
+    table.setCurrentCell(1, LOCK)
+    press(Qt.Key.Key_Space)
+    assert d.session.objects[2].locked
+    press(Qt.Key.Key_Space, Qt.Key.Key_Delete)
+    assert list(d.session.objects) == [1] and window.focusWidget() is table
+    press(Qt.Key.Key_Tab)
+    assert window.focusWidget() is d.panel.new
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])
@@ -1083,6 +1141,18 @@ def test_propagate_and_messages_stay_in_sight_with_options_open_and_large_letter
     d.panel.recovery.show()
     QApplication.processEvents()
     assert panel.recover.visibleRegion().boundingRect() == panel.recover.rect()
+
+    appearance, table = get_settings().appearance, panel.objects
+    usual = appearance.font_size
+    try:
+        for size in (usual, 14):  # as a person chooses it
+            appearance.font_size = size
+            QApplication.processEvents()
+            assert {table.font().pointSize(), panel.more.font().pointSize()} == {size}
+            assert table.columnWidth(NAME) >= 16 * table.fontMetrics().averageCharWidth()
+            assert table.rowHeight(0) >= table.fontMetrics().height()
+    finally:
+        appearance.font_size = usual
 
 
 def _lightness(colour: QColor, seen=None) -> float:

@@ -60,6 +60,18 @@ def test_the_window_lists_objects_and_shows_their_masks(table):
     shown = d.window.differences.data
     assert (shown[2] == ONLY_MINE).sum() == 50 and (shown[2] == ONLY_THEIRS).sum() == 50
     assert (shown[3] == ONLY_MINE).sum() == 70
+    for _ in range(20):
+        d.widget.new_object()
+    rows = d.window.table
+    d.window.present()
+
+    def is_seen():
+        last = rows.item(20, 0)
+        if last is None or not last.isSelected():
+            return False
+        return rows.viewport().rect().contains(rows.visualItemRect(last))
+
+    d.qtbot.waitUntil(is_seen, timeout=TIMEOUT)
 
 
 def test_differences_are_settled_one_by_one(table):

@@ -9,6 +9,7 @@ import pytest
 from desk import SHAPE, TIMEOUT, assert_same, blobs
 from models import small_model
 from napari.layers import Image
+from napari.layers._source import Source
 from npe2 import PluginManifest
 from qtpy.QtWidgets import QFileDialog, QMessageBox
 
@@ -125,7 +126,7 @@ def test_files_are_asked_for_and_remembered(desk, tmp_path, monkeypatch):
     mark_and_paint(d)
     asked, answers = [], []
 
-    def answer(parent, title, start, kinds):
+    def answer(parent, title, start, kinds=""):
         asked.append((title, start))
         return answers.pop(0), kinds
 
@@ -160,6 +161,19 @@ def test_files_are_asked_for_and_remembered(desk, tmp_path, monkeypatch):
     choose("Save")  # goes on in the file that was opened
     assert read_session(file).state.objects[2].name == "last"
     assert read_session(copy).state.objects[2].name == "later"
+
+    # With an image that comes from a file, others are looked for and written beside it.
+    monkeypatch.setattr(d.image, "_source", Source(path=str(tmp_path / "scan.nii.gz")))
+    d.image.name = "scan.nii.gz"
+    answers[:] = ["", "", ""]
+    d.widget.tracks.export.menu().actions()[0].trigger()
+    assert asked[-1][1] == str(tmp_path / "scan.csv")
+    d.widget.second_reader.open()
+    d.widget.second_reader.source.activated.emit(1)
+    assert asked[-1] == ("Another person's masks", str(tmp_path))
+    d.widget._context.work.file = None
+    actions["Save as …"].trigger()
+    assert asked[-1] == ("Save session", str(tmp_path / "scan.sam2session"))
 
 
 def test_what_is_opened_is_seen_at_once(desk, tmp_path):

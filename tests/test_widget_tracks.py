@@ -134,6 +134,18 @@ def test_a_click_in_the_plot_goes_there(work):
     image = view.grab().toImage()
     colours = {image.pixelColor(x, view.position(2, 0).toPoint().y()).name() for x in range(400)}
     assert len(colours) > 1
+    with d.session.history.change("Paint"):
+        for column in range(40):
+            dot = np.zeros(TRUTH[0].shape, bool)
+            dot[0, column] = True
+            d.session.paint(d.session.add_object(), 0, dot)
+    last = max(d.session.objects)
+    d.qtbot.waitUntil(lambda: d.panel.objects.rowCount() == last, timeout=TIMEOUT)
+    shown(d)
+    for chosen in (last, 1):  # what is chosen elsewhere is scrolled to
+        d.panel.object_id = chosen
+        d.settle()
+        assert view.visibleRegion().contains(view.position(chosen, 0).toPoint())
 
 
 def test_the_layer_of_tracks_follows_the_masks(work):

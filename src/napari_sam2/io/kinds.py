@@ -91,6 +91,13 @@ def contents(names: Iterable[str]) -> str:
     return f"{' and '.join(texts)} file{plural}"
 
 
+def stem(name: str) -> str:
+    """The name of an image without what says its kind: "scan" of "scan.nii.gz"."""
+    known = sorted((s for suffixes in SUFFIXES.values() for s in suffixes), key=len, reverse=True)
+    suffix = next((suffix for suffix in known if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(suffix)] or name
+
+
 def _files(folder: Path) -> list[Path]:
     return [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
 

@@ -174,10 +174,12 @@ class Display:
             (panel.changers, is_there and is_free),
             (panel.keepers, is_chosen),
             (panel.starters, is_sequence and is_free),
-            ([panel.stop], not is_free),
         ):
             for widget in widgets:
                 widget.setEnabled(enabled)
+        if is_free and panel.stop.hasFocus():
+            panel.propagate.setFocus()  # Qt would go on to Undo
+        panel.stop.setEnabled(not is_free)
         panel.progress.setVisible(not is_free)
         panel.show_limits(len(session.view) - 1 if session is not None else 0)
         history = session.history if session is not None else None

@@ -1,22 +1,62 @@
-"""The widgets of the plugin's menu, and where their docks lie."""
+"""The widgets of the plugin's menu, where their docks lie, and windows beside them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from qtpy.QtCore import QEvent, QObject, QSize, QTimer, Signal
+from napari.settings import get_settings
+from qtpy.QtCore import QEvent, QObject, QSize, Qt, QTimer, Signal
 from qtpy.QtWidgets import (
+    QApplication,
     QDockWidget,
     QFrame,
     QMainWindow,
+    QPushButton,
     QScrollArea,
     QSizePolicy,
     QVBoxLayout,
     QWidget,
 )
 
+_SIZED = "QTableView, QHeaderView, QLineEdit, QToolButton, ScoreCurve"
+"""What napari leaves in the size of the system's letters when a person chooses larger ones."""
 
-class Docked(QWidget):
+
+class _InViewer(QWidget):
+    """Its letters are as large as the viewer's, and keys that nothing in it takes are the viewer's:
+    the arrows, which change the slice."""
+
+    def __init__(
+        self, parent: QWidget | None = None, kind: Qt.WindowType = Qt.WindowType.Widget
+    ) -> None:
+        super().__init__(parent, kind)
+        self.setFocusPolicy(Qt.FocusPolicy.ClickFocus)
+
+    def keyPressEvent(self, event: Any) -> None:
+        """Qt's name."""
+        self._hand_on(event)
+
+    def keyReleaseEvent(self, event: Any) -> None:
+        """Qt's name."""
+        self._hand_on(event)
+
+    def changeEvent(self, event: Any) -> None:
+        """Qt's name. The person may have chosen another size of letters."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.StyleChange:
+            sheet = f"{_SIZED} {{ font-size: {get_settings().appearance.font_size}pt; }}"
+            if sheet != self.styleSheet():
+                self.setStyleSheet(sheet)
+
+    def _hand_on(self, event: Any) -> None:
+        window = self.parentWidget()
+        while window is not None and not isinstance(window, QMainWindow):
+            window = window.parentWidget()
+        if window is not None:
+            QApplication.sendEvent(window, event)
+
+
+class Docked(_InViewer):
     """A widget of the plugin's menu. Where it is too small for what is in it, that scrolls.
 
     Its dock becomes a tab beside another of these that is in the same place, when it is first
@@ -71,8 +111,30 @@ class Docked(QWidget):
                 return
 
 
+class ToolWindow(_InViewer):
+    """A window of its own, which belongs to a panel."""
+
+    def __init__(self, panel: QWidget, title: str) -> None:
+        super().__init__(panel, Qt.WindowType.Tool)
+        self.setWindowTitle(title)
+
+    def present(self) -> None:
+        """Show it in front, with none of its lists changed by the next key."""
+        self.show()
+        self.raise_()
+        self.setFocus()
+
+
 class _Scrolling(QScrollArea):
     """As large as what is in it, where there is room; Qt's own is some lines at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+
+    def keyPressEvent(self, event: Any) -> None:
+        """Qt's name. Arrows do not scroll: they are the viewer's."""
+        event.ignore()
 
     def sizeHint(self) -> QSize:
         """Qt's name."""
@@ -86,6 +148,14 @@ class _Scrolling(QScrollArea):
         if event is not None and event.type() == QEvent.Type.LayoutRequest:
             self.updateGeometry()
         return bool(super().eventFilter(watched, event))
+
+
+def push_button(text: str, tip: str) -> QPushButton:
+    """One that can be reached with Tab; a click leaves the keys where they are."""
+    made = QPushButton(text)
+    made.setToolTip(tip)
+    made.setFocusPolicy(Qt.FocusPolicy.TabFocus)
+    return made
 
 
 def scrolling(body: QWidget) -> QScrollArea:

@@ -15,11 +15,9 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QLabel,
     QProgressBar,
-    QPushButton,
     QSlider,
     QSpinBox,
     QVBoxLayout,
-    QWidget,
 )
 
 from napari_sam2.automatic import add_all, search_all
@@ -29,6 +27,7 @@ from napari_sam2.tasks import Task
 from napari_sam2.throughout import throughout_steps
 from napari_sam2.unread import unreadable_text
 from napari_sam2.widgets.context import Context
+from napari_sam2.widgets.docking import ToolWindow, push_button
 from napari_sam2.widgets.events import Connections
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.worker import Worker
@@ -47,12 +46,11 @@ _EVERY = 5  # slices from one on which objects are looked for to the next
 _MANY = 20  # objects whose clicks would hide them
 
 
-class FindAll(QWidget):
+class FindAll(ToolWindow):
     """Find, look through, add. What is found is a labels layer of its own until it is added."""
 
     def __init__(self, context: Context, marking: Marking) -> None:
-        super().__init__(context.panel, Qt.WindowType.Tool)
-        self.setWindowTitle("Find all objects on this slice")
+        super().__init__(context.panel, "Find all objects on this slice")
         self._context = context
         self._marking = marking
         self._worker = Worker(self, is_held=lambda: context.is_held)
@@ -79,10 +77,10 @@ class FindAll(QWidget):
         self.diameter.setSpecialValueText("guess")
         self.diameter.setSuffix(" pixels")
         self.diameter.setToolTip("How large a usual object is, for contrast and watershed.")
-        self.find_button = QPushButton("Find all objects here")
-        self.find_button.setToolTip("Look for objects on the slice that the viewer shows.")
-        self.stop_button = QPushButton("Stop")
-        self.stop_button.setToolTip("Stop; what has been found so far is kept.")
+        self.find_button = push_button(
+            "Find all objects here", "Look for objects on the slice that the viewer shows."
+        )
+        self.stop_button = push_button("Stop", "Stop; what has been found so far is kept.")
         self.every = QSpinBox()
         self.every.setRange(1, 999)
         self.every.setValue(_EVERY)
@@ -92,9 +90,9 @@ class FindAll(QWidget):
             "Objects are looked for on these slices, and followed through those between. Objects "
             "that are there for a shorter time may be missed."
         )
-        self.whole_button = QPushButton("Whole sequence")
-        self.whole_button.setToolTip(
-            "Find all objects of all slices and follow them. One Undo takes all of it back."
+        self.whole_button = push_button(
+            "Whole sequence",
+            "Find all objects of all slices and follow them. One Undo takes all of it back.",
         )
         self.progress = QProgressBar()
         self.progress.setToolTip("How far it is.")
@@ -106,10 +104,8 @@ class FindAll(QWidget):
         self.smallest.setToolTip("Hide smaller ones; the diameter of a disc of the same area.")
         self.largest.setToolTip("Hide larger ones; the diameter of a disc of the same area.")
         self.values = {slider: QLabel() for slider in (self.score, self.smallest, self.largest)}
-        self.restore_button = QPushButton("Bring back")
-        self.restore_button.setToolTip("Show again what was clicked away.")
-        self.add_button = QPushButton()
-        self.add_button.setToolTip("Make those that are shown objects, with these masks.")
+        self.restore_button = push_button("Bring back", "Show again what was clicked away.")
+        self.add_button = push_button("", "Make those that are shown objects, with these masks.")
         self.status = QLabel()
         self.status.setWordWrap(True)
         self._lay_out()
@@ -159,8 +155,7 @@ class FindAll(QWidget):
     def open(self) -> None:
         """Show the window, with the labels layers that there are now."""
         self._list_seeds()
-        self.show()
-        self.raise_()
+        self.present()
 
     def search(self) -> None:
         """Look for objects on the slice that the viewer shows, in the background."""
@@ -346,7 +341,10 @@ class FindAll(QWidget):
             row.addWidget(slider, 1)
             row.addWidget(self.values[slider])
             self.values[slider].setMinimumWidth(50)
+            slider.setAccessibleName(text)
             sliders.addRow(text, row)
+        self.every.setAccessibleName("Slices on which objects are looked for")
+        self.progress.setAccessibleName("Progress")
         layout = QVBoxLayout(self)
         layout.addLayout(form)
         row = QHBoxLayout()

@@ -22,6 +22,7 @@ from qtpy.QtWidgets import (
     QFormLayout,
     QHBoxLayout,
     QLabel,
+    QLayout,
     QLineEdit,
     QMessageBox,
     QProgressBar,
@@ -101,7 +102,10 @@ class FineTune(Docked):
         self.held_out.setValue(round(100 * HELD_OUT))
         self.held_out.setSuffix(" %")
         self.held_out.setToolTip("Held out at the end, to see whether the model becomes better.")
-        self.whole_model = QCheckBox("Train the image encoder, too (slower)")
+        self.whole_model = QCheckBox("The whole model")
+        self.whole_model.setToolTip(
+            "Train the image encoder, too: slower, and it needs more labelled images."
+        )
         self.start_button, self.stop_button = QPushButton("Start"), QPushButton("Stop")
         self.resume_button = QPushButton("Resume")
         self.use_button = QPushButton("Use it now")
@@ -268,9 +272,9 @@ class FineTune(Docked):
 
     def _show_state(self, *_: object) -> None:
         """Enable what can be done now."""
-        layers = self.source.currentText() == _LAYERS
-        for widget in (self._layer_rows, self._file_rows):
-            widget.setVisible((widget is self._layer_rows) == layers)
+        for source, rows in self._rows.items():
+            for row in rows:
+                self._form.setRowVisible(row, source == self.source.currentText())
         labels = self.labels.currentData()
         session = None if labels is None else session_of(labels.metadata)
         self.only_approved.setEnabled(session is not None)
@@ -325,40 +329,47 @@ class FineTune(Docked):
             self._show_state()
 
     def _lay_out(self) -> None:
-        layout = QVBoxLayout(self.body)
-        top = QFormLayout()
-        top.addRow("Learn from", self.source)
-        layout.addLayout(top)
-        self._layer_rows, self._file_rows = QWidget(), QWidget()
-        rows = QFormLayout(self._layer_rows)
-        rows.setContentsMargins(0, 0, 0, 0)
-        rows.addRow("Image", self.image)
-        rows.addRow("Labels", self.labels)
-        rows.addRow("", self.only_approved)
-        files = QHBoxLayout(self._file_rows)
-        files.setContentsMargins(0, 0, 0, 0)
+        files, output = QHBoxLayout(), QHBoxLayout()
         files.addWidget(self.image_files)
         files.addWidget(self.label_files)
-        layout.addWidget(self._layer_rows)
-        layout.addWidget(self._file_rows)
-        form = QFormLayout()
-        form.addRow("Start from", self.start)
-        output = QHBoxLayout()
         output.addWidget(self.output)
         output.addWidget(self.output_button)
+        self._form = form = QFormLayout()
+        form.addRow("Learn from", self.source)
+        form.addRow("Image", self.image)
+        form.addRow("Labels", self.labels)
+        form.addRow("", self.only_approved)
+        form.addRow("Files", files)
+        form.addRow("Start from", self.start)
         form.addRow("Write to", output)
         form.addRow("Train for", self.minutes)
         form.addRow("Hold out", self.held_out)
         form.addRow("", self.whole_model)
+        self._rows: dict[str, tuple[QWidget | QLayout, ...]] = {
+            _LAYERS: (self.image, self.labels, self.only_approved),
+            _FILES: (files,),
+        }
+        layout = QVBoxLayout(self.body)
         layout.addLayout(form)
-        buttons = QHBoxLayout()
-        for button in (self.start_button, self.stop_button, self.resume_button, self.use_button):
-            buttons.addWidget(button)
-        layout.addLayout(buttons)
+        for buttons in (
+            (self.start_button, self.stop_button),
+            (self.resume_button, self.use_button),
+        ):
+            row = QHBoxLayout()
+            for button in buttons:
+                row.addWidget(button)
+            layout.addLayout(row)
         layout.addWidget(self.progress)
         layout.addWidget(self.curve)
         layout.addWidget(self.status)
         layout.addStretch(1)
+        for widget, name in (
+            (self.output, "The model to write"),
+            (self.output_button, "Choose the file to write"),
+            (self.progress, "Progress"),
+            (self.curve, "Scores"),
+        ):
+            widget.setAccessibleName(name)
         for combo in (self.image, self.labels, self.start):
             combo.setSizeAdjustPolicy(
                 QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon

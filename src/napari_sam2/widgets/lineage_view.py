@@ -82,6 +82,10 @@ class LineageView(QWidget):
         self._ink = ink
         self.update()
 
+    def has(self, object_id: int) -> bool:
+        """Whether an object has a track here."""
+        return object_id in self._rows
+
     def position(self, object_id: int, frame: float) -> QPointF:
         """Where an object is on a frame, in pixels."""
         each = (self.width() - 2 * _EDGE) / self._frames

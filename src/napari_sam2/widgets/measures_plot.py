@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from napari.settings import get_settings
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
@@ -94,10 +95,11 @@ class MeasuresPlot(QWidget):
         axes = self._axes
         if self._frame is not None:
             self._frame.set_color(self._text)
-        axes.tick_params(colors=self._text, labelsize=7, length=2)
+        size = get_settings().appearance.font_size
+        axes.tick_params(colors=self._text, labelsize=size - 2, length=2)
         for label in (axes.xaxis.label, axes.yaxis.label):
             label.set_color(self._text)
-            label.set_fontsize(8)
+            label.set_fontsize(size - 1)
         for side, spine in axes.spines.items():
             spine.set_visible(side in ("left", "bottom"))
             spine.set_color(self._text)

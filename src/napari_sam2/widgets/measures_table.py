@@ -41,14 +41,15 @@ from napari_sam2.measures import (
 )
 from napari_sam2.sequence_view import image_shape
 from napari_sam2.session import Session
-from napari_sam2.targets import file_name
 from napari_sam2.widgets.docking import Docked
 from napari_sam2.widgets.events import Connections
 from napari_sam2.widgets.measures_plot import MeasuresPlot
 from napari_sam2.widgets.measures_rows import MeasuresRows, Row, key_of
+from napari_sam2.widgets.proposed_files import beside
 
 _PORTION = 0.02  # seconds that the window may stand still
 _QUIET = 1000  # ms without a change, until what has changed is measured anew
+_NAME_LETTERS = 24  # of an object, that the table has room for
 _OBJECTS, _SLICES, _TIMES = "Objects", "Slices", "Times"
 
 
@@ -87,6 +88,7 @@ class MeasuresTable(Docked):
         self.export_button = QPushButton("Export CSV …")
         self.export_button.setToolTip("Two tables: a row per object and slice, and one per object.")
         self.rows = QComboBox()
+        self.rows.setToolTip("A row for each object, or one for each of its slices.")
         self.rows.addItems([_OBJECTS, _SLICES])
         self.rows.setToolTip("What a row of the table is.")
         self.progress = QProgressBar()
@@ -137,7 +139,8 @@ class MeasuresTable(Docked):
         if self.measures is None or self._measured is None:
             return
         if path is None:
-            name = f"{file_name(self._measured[0].name)}.csv"
+            labels, image, _ = self._measured
+            name = beside(labels, ".csv", labels.source.path or (image and image.source.path))
             path, _ = QFileDialog.getSaveFileName(self, "Export measures", name, "CSV (*.csv)")
         if not path:
             return
@@ -199,12 +202,13 @@ class MeasuresTable(Docked):
         rows = self.table.verticalHeader()
         assert rows is not None
         rows.hide()
-        rows.setDefaultSectionSize(self.table.fontMetrics().height() + 6)
         self.table.setModel(self._model)
         self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.table.setShowGrid(False)
+        self.table.setTabKeyNavigation(False)
         self.table.setWordWrap(False)
+        self.table.setTextElideMode(Qt.TextElideMode.ElideMiddle)
         split = QSplitter(Qt.Orientation.Vertical)
         split.addWidget(self.table)
         split.addWidget(self.plot)
@@ -216,6 +220,8 @@ class MeasuresTable(Docked):
         layout.addWidget(split, 1)
         layout.addWidget(self.status)
         self.export_button.setEnabled(False)
+        for widget, name in ((self.rows, "Rows"), (self.table, "Measures"), (self.plot, "Plot")):
+            widget.setAccessibleName(name)
 
     def _list_layers(self, *_: object) -> None:
         for combo, kind in ((self.labels, napari.layers.Labels), (self.image, napari.layers.Image)):
@@ -227,6 +233,9 @@ class MeasuresTable(Docked):
                     combo.addItem(layer.name, layer)
             if kind is napari.layers.Image:
                 combo.addItem("no intensities", None)
+            if before is None and kind is napari.layers.Labels:  # rather one's own than another's
+                own = (one for one in self._viewer.layers if isinstance(one, kind))
+                before = next((one for one in own if _session(one) is not None), None)
             combo.setCurrentIndex(max(combo.findData(before), 0))
             combo.blockSignals(False)
         self._on_labels()
@@ -284,8 +293,12 @@ class MeasuresTable(Docked):
         has_objects = self.rows.currentIndex() == 0
         rows: Sequence[Row] = self.measures.objects if has_objects else self.measures.frames
         self._model.show(rows, self.measures.is_time)
+        letters, heads = self.table.fontMetrics(), self.table.verticalHeader()
+        assert heads is not None
+        heads.setDefaultSectionSize(letters.height() + 6)
         self.table.resizeColumnsToContents()
-        self.table.setColumnWidth(0, min(self.table.columnWidth(0), 110))
+        widest = _NAME_LETTERS * letters.averageCharWidth()
+        self.table.setColumnWidth(0, min(self.table.columnWidth(0), widest))
         for number, row in enumerate(rows):
             if key_of(row) in chosen:
                 self.table.selectRow(number)

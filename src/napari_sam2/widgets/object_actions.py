@@ -35,6 +35,7 @@ class ObjectActions:
         self._marking = marking
         self._panel = context.panel
         table = context.panel.objects
+        table.delete_asked.connect(self.delete)
         table.colour_asked.connect(self.ask_colour)
         table.renamed.connect(lambda i, name: self.edit(i, name=name))
         table.hide_asked.connect(lambda i, hidden: self.edit(i, hidden=hidden))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtCore import QEvent, QSize, Qt, Signal
 from qtpy.QtGui import QColor, QFont, QFontInfo, QFontMetrics, QIcon
 from qtpy.QtWidgets import (
     QAbstractItemView,
@@ -31,6 +31,11 @@ _HEADS = {
     EYE: ("", "Click on an eye to hide or show the object."),
     LOCK: ("", "Click on a lock: the masks of a locked object are never changed."),
 }
+_UNWRITTEN = {COLOUR: "Colour", EYE: "Shown", LOCK: "Locked"}
+"""Heads that are pictures, in words."""
+_ALOUD = Qt.ItemDataRole.AccessibleTextRole
+"""What a screen reader says."""
+_NAME_LETTERS = 16  # of a name that should be seen
 _SMALL = 0.85  # of the font
 
 
@@ -52,7 +57,27 @@ class ObjectRow:
     """More of it, shown as a tooltip."""
 
 
-class ObjectTable(QTableWidget):
+class RowTable(QTableWidget):
+    """Rows to choose of, with Up and Down. Left and Right are the viewer's: they change the slice;
+    with Shift they go from cell to cell. Tab goes on to what comes next. Names that are too long
+    are cut in their middle, for they often differ at their ends."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__(0, columns)
+        self.setTabKeyNavigation(False)
+        self.setWordWrap(False)
+        self.setTextElideMode(Qt.TextElideMode.ElideMiddle)
+
+    def keyPressEvent(self, event: Any) -> None:
+        """Qt's name."""
+        is_sideways = event.key() in (Qt.Key.Key_Left, Qt.Key.Key_Right)
+        if is_sideways and not event.modifiers() & Qt.KeyboardModifier.ShiftModifier:
+            event.ignore()
+        else:
+            super().keyPressEvent(event)
+
+
+class ObjectTable(RowTable):
     """One row per object. It changes nothing by itself but says what a person wants."""
 
     chosen = Signal()
@@ -61,9 +86,11 @@ class ObjectTable(QTableWidget):
     colour_asked = Signal(int)
     hide_asked = Signal(int, bool)
     lock_asked = Signal(int, bool)
+    delete_asked = Signal()
+    """Of the selected objects."""
 
     def __init__(self) -> None:
-        super().__init__(0, len(_HEADS))
+        super().__init__(len(_HEADS))
         self._rows: list[ObjectRow] = []
         self._icons: dict[str, QIcon] = {}
         self._small = QFont(self.font())
@@ -74,15 +101,12 @@ class ObjectTable(QTableWidget):
             QAbstractItemView.EditTrigger.DoubleClicked
             | QAbstractItemView.EditTrigger.EditKeyPressed
         )
-        self.setFocusPolicy(Qt.FocusPolicy.ClickFocus)
         self.setShowGrid(False)
-        self.setWordWrap(False)
         self.setIconSize(QSize(14, 14))
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
         rows, head = _headers(self)
         rows.hide()
-        rows.setDefaultSectionSize(self.fontMetrics().height() + 8)
         head.setMinimumSectionSize(20)
         head.setHighlightSections(False)
         head.setSectionsClickable(False)
@@ -90,21 +114,33 @@ class ObjectTable(QTableWidget):
             item = QTableWidgetItem(text)
             item.setToolTip(tip)
             item.setTextAlignment(_alignment(column))
+            item.setData(_ALOUD, text or _UNWRITTEN[column])
             self.setHorizontalHeaderItem(column, item)
             is_name = column == NAME
             modes = QHeaderView.ResizeMode
             head.setSectionResizeMode(column, modes.Stretch if is_name else modes.Fixed)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Maximum)
-        self.setMinimumHeight(3 * rows.defaultSectionSize() + head.sizeHint().height())
         self.set_ink(QColor(200, 200, 200))
         self.itemSelectionChanged.connect(self.chosen)
         self.itemChanged.connect(self._on_item_changed)
         self.cellClicked.connect(self._on_cell_clicked)
 
     def showEvent(self, event: Any) -> None:
-        """Qt's name. Numbers are written small, for names need the room."""
+        """Qt's name."""
         super().showEvent(event)
-        head = _headers(self)[1]
+        self._fit()
+
+    def changeEvent(self, event: Any) -> None:
+        """Qt's name."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.FontChange and self.isVisible():
+            self._fit()
+
+    def _fit(self) -> None:
+        """Make rows and columns as large as the letters need. Numbers are written small, for names
+        need the room."""
+        rows, head = _headers(self)
+        rows.setDefaultSectionSize(self.fontMetrics().height() + 8)
         size = max(8, round(_SMALL * QFontInfo(self.font()).pixelSize()))
         head.setStyleSheet(f"QHeaderView::section {{ padding: 2px; font-size: {size}px; }}")
         self._small.setPixelSize(size)
@@ -113,7 +149,43 @@ class ObjectTable(QTableWidget):
         self.setColumnWidth(COLOUR, self.iconSize().width() + 8)
         for column, text in widest.items():
             self.setColumnWidth(column, metrics.horizontalAdvance(text) + 8)
+        self.setMinimumHeight(3 * rows.defaultSectionSize() + head.sizeHint().height())
+        self.updateGeometry()
+        self._share_width()
         self._fill_all()
+
+    def keyPressEvent(self, event: Any) -> None:
+        """Qt's name. What a person without a mouse does with an object."""
+        number, key = self.currentRow(), event.key()
+        if not 0 <= number < len(self._rows):
+            super().keyPressEvent(event)
+        elif key == Qt.Key.Key_Delete:
+            self.delete_asked.emit()
+        elif key == Qt.Key.Key_F2:
+            self.editItem(self._item(number, NAME))
+        elif key == Qt.Key.Key_Space:
+            column = self.currentColumn()
+            self._on_cell_clicked(number, column if column in (COLOUR, LOCK) else EYE)
+        else:
+            super().keyPressEvent(event)
+
+    def resizeEvent(self, event: Any) -> None:
+        """Qt's name."""
+        super().resizeEvent(event)
+        self._share_width()
+
+    def _share_width(self) -> None:
+        """Where names would be cut soon, leave out what is least missed."""
+        for column in (PROMPTS, SCORE):
+            self.setColumnHidden(column, False)
+        viewport = self.viewport()
+        assert viewport is not None
+        others = sum(self.columnWidth(column) for column in _HEADS if column != NAME)
+        room = viewport.width() - others
+        for column in (PROMPTS, SCORE):
+            if room < _NAME_LETTERS * self.fontMetrics().averageCharWidth():
+                room += self.columnWidth(column)
+                self.setColumnHidden(column, True)
 
     def sizeHint(self) -> QSize:
         """Qt's name. As high as it needs, up to seven objects."""
@@ -202,6 +274,8 @@ class ObjectTable(QTableWidget):
                 item.setText(text)
             name = f"{row.name}. {row.note}" if row.note else row.name
             item.setToolTip(name if column == NAME else _HEADS[column][1])
+        self._item(number, EYE).setData(_ALOUD, "hidden" if row.hidden else "shown")
+        self._item(number, LOCK).setData(_ALOUD, "locked" if row.locked else "not locked")
         self._item(number, COLOUR).setIcon(colour_icon(row.colour))
         self._item(number, EYE).setIcon(self._icons["eye closed" if row.hidden else "eye"])
         self._item(number, LOCK).setIcon(self._icons["lock" if row.locked else "lock open"])

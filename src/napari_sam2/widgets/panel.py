@@ -24,6 +24,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_sam2.tasks import CPU_BFLOAT16
+from napari_sam2.widgets.docking import push_button
 from napari_sam2.widgets.doubt_map import DoubtMap
 from napari_sam2.widgets.events import CTRL
 from napari_sam2.widgets.icons import icon
@@ -100,14 +101,16 @@ class Panel(QWidget):
         )
         self.download = QProgressBar()
         self.download.setToolTip("How much of the model is downloaded.")
-        self.stop_download = _button("Stop", "Stop the download; it can be taken up again later.")
+        self.stop_download = push_button(
+            "Stop", "Stop the download; it can be taken up again later."
+        )
 
         self.more = QToolButton()
         self.more.setText("Options")
         self.more.setToolTip("Device, intensities, colours, and where masks are written.")
         self.more.setCheckable(True)
         self.more.setAutoRaise(True)
-        self.more.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.more.setFocusPolicy(Qt.FocusPolicy.TabFocus)
         self.more.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
         self.options = QWidget()
         self._along_text = QLabel("Slices along")
@@ -157,24 +160,26 @@ class Panel(QWidget):
             "Look at the selected objects in an area six times their size, at a higher resolution, "
             "and not outside of it. For small objects; slower. What you choose here stays."
         )
-        self.overwrite = QCheckBox("Overwrite other labels")
+        self.overwrite = QCheckBox("Overwrite")
         self.overwrite.setToolTip(
             "Whether masks may cover labels in the layer that are not objects of this table."
         )
 
         self.objects = ObjectTable()
-        self.new = _button("New", "Begin another object.  Key: N")
-        self.delete = _button("Delete", "Delete the selected objects, their marks and masks.")
-        self.merge = _button("Merge", f"Make the selected objects one. Select several with {CTRL}.")
-        self.from_labels = _button("Labels", "Take masks of a labels layer as a start.")
+        self.new = push_button("New", "Begin another object.  Key: N")
+        self.delete = push_button("Delete", "Delete the selected objects, their marks and masks.")
+        self.merge = push_button(
+            "Merge", f"Make the selected objects one. Select several with {CTRL}."
+        )
+        self.from_labels = push_button("Labels", "Take masks of a labels layer as a start.")
         self.labels_menu = QMenu(self)
         self.from_labels.setMenu(self.labels_menu)
 
-        self.find_all = _button(
+        self.find_all = push_button(
             "Find all objects here …", "Look for objects on this slice, and choose of them."
         )
 
-        self.tracks = _button(
+        self.tracks = push_button(
             "Tracks …", "Lineages: where cells divide, and tracks cut, joined and written."
         )
 
@@ -190,46 +195,46 @@ class Panel(QWidget):
             "closely, SAM 2 sees in an area about it alone (Options)."
         )
         self.slice.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
-        self.approve = _button("Approve", "The mask is right here: keep it, follow it.  Key: Y")
-        self.lock = _button("Lock", "Keep the mask on this slice as it is.  Key: K")
-        self.begins = _button("Begins here", "The object is on no slice before.  Key: Shift+T")
-        self.ends = _button("Ends here", "The object is on no slice behind.  Key: T")
+        self.approve = push_button("Approve", "The mask is right here: keep it, follow it.  Key: Y")
+        self.lock = push_button("Lock", "Keep the mask on this slice as it is.  Key: K")
+        self.begins = push_button("Begins here", "The object is on no slice before.  Key: Shift+T")
+        self.ends = push_button("Ends here", "The object is on no slice behind.  Key: T")
         for button in (self.approve, self.lock, self.begins, self.ends):
             button.setCheckable(True)
-        self.reject = _button(
+        self.reject = push_button(
             "Reject", "The mask is wrong here: clear it; Update finds it again.  Key: R"
         )
-        self.next_doubtful = _button(
+        self.next_doubtful = push_button(
             "Next doubtful slice", "Go where the masks are most likely wrong.  Key: Q"
         )
-        self.unpaint = _button("Unpaint", "Forget what was painted here; marks count again.")
+        self.unpaint = push_button("Unpaint", "Forget what was painted here; marks count again.")
         self.reach = _combo("Which slices to fill.", _REACHES)
         self.which = _combo("Which objects to follow.", _WHICH)
         self.first, self.last = _slice_box("First slice."), _slice_box("Last slice.")
-        self.propagate = _button(
+        self.propagate = push_button(
             "Propagate",
             "Follow the objects through these slices; what is up to date is left as it is.  Key: G",
         )
-        self.update_masks = _button(
+        self.update_masks = push_button(
             "Update",
             "Find the masks anew that are out of date, and no others. Options > Update by itself "
             "has it done after each correction.  Key: U",
         )
-        self.stop = _button("Stop", "Stop; the slices done so far are kept.")
+        self.stop = push_button("Stop", "Stop; the slices done so far are kept.")
         self.progress = QProgressBar()
         self.progress.setToolTip("Slices done in this propagation.")
         policy = self.progress.sizePolicy()
         policy.setRetainSizeWhenHidden(True)  # else all is laid out anew, the canvas too
         self.progress.setSizePolicy(policy)
 
-        self.undo = _button("Undo", "")
-        self.redo = _button("Redo", "")
-        self.session = _button("Session", "Save this session, or open another.")
+        self.undo = push_button("Undo", "")
+        self.redo = push_button("Redo", "")
+        self.session = push_button("Session", "Save this session, or open another.")
         self.session_menu = QMenu(self)
         self.session.setMenu(self.session_menu)
-        self.help = _button("Keys", "")
-        self.recover = _button("Recover", "Go on where it was cut off.")
-        self.discard = _button("Discard", "Delete what was saved of it.")
+        self.help = push_button("Keys", "")
+        self.recover = push_button("Recover", "Go on where it was cut off.")
+        self.discard = push_button("Discard", "Delete what was saved of it.")
 
         self.status = QLabel()
         self.status.setWordWrap(True)
@@ -270,7 +275,7 @@ class Panel(QWidget):
             "Remembers": self.memory,
             "Looks at": self.memory_tokens,
             "On disk": self.on_disk,
-            "": self.overwrite,
+            "Other labels": self.overwrite,
         }
         form = _form(rows)
         form.addRow("Small objects", self.closely_by_itself)
@@ -322,6 +327,20 @@ class Panel(QWidget):
         self.recovery.hide()
         layout.addWidget(self.recovery)
         layout.addWidget(self.status)
+        self._sizes_text.setBuddy(self.sizes)
+        self._along_text.setBuddy(self.along)
+        for widget, name in (
+            (self.objects, "Objects"),
+            (self.strip, "Slices of the object"),
+            (self.doubts, "Doubt on the slices"),
+            (self.reach, "Slices to fill"),
+            (self.which, "Objects to follow"),
+            (self.first, "First slice"),
+            (self.last, "Last slice"),
+            (self.progress, "Progress"),
+            (self.download, "Download"),
+        ):
+            widget.setAccessibleName(name)
 
     # -- what is shown -------------------------------------------------------------------------
 
@@ -501,18 +520,11 @@ def _combo(tip: str, entries: Mapping[str, tuple[str, str]] | None = None) -> QC
     return combo
 
 
-def _button(text: str, tip: str) -> QPushButton:
-    button = QPushButton(text)
-    button.setToolTip(tip)
-    button.setFocusPolicy(Qt.FocusPolicy.NoFocus)  # keys stay with the canvas
-    return button
-
-
 def _mode_button(text: str, tip: str, key: str) -> QPushButton:
-    button = _button(text, f"{tip}  Key: {key}")
-    button.setIconSize(QSize(14, 14))
-    button.setCheckable(True)
-    return button
+    made = push_button(text, f"{tip}  Key: {key}")
+    made.setIconSize(QSize(14, 14))
+    made.setCheckable(True)
+    return made
 
 
 def _slice_box(tip: str) -> QSpinBox:

@@ -10,7 +10,7 @@ from qtpy.QtCore import QPointF, QRectF, QSize, Qt
 from qtpy.QtGui import QColor, QPainter, QPen, QPolygonF
 from qtpy.QtWidgets import QSizePolicy, QWidget
 
-_HEIGHT, _MARGIN = 150, 22
+_HEIGHT, _MARGIN = 150, 10
 _COLOURS = {
     "loss": QColor(150, 150, 150),
     "box": QColor(66, 133, 244),
@@ -56,7 +56,12 @@ class ScoreCurve(QWidget):
         painter = QPainter(self)
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         ink = self.palette().text().color()
-        area = QRectF(_MARGIN + 8, 8, self.width() - 2 * _MARGIN, self.height() - _MARGIN - 16)
+        letters = painter.fontMetrics()
+        high, beside = letters.height(), letters.horizontalAdvance("0.5") + 8
+        below = high + high // 2 + 6
+        area = QRectF(
+            beside, high / 2, self.width() - beside - _MARGIN, self.height() - below - high / 2
+        )
         faint = QColor(ink)
         faint.setAlpha(60)
         for value in (0.0, 0.5, 1.0):
@@ -64,7 +69,7 @@ class ScoreCurve(QWidget):
             painter.setPen(faint)
             painter.drawLine(QPointF(area.left(), y), QPointF(area.right(), y))
             painter.setPen(ink)
-            painter.drawText(QPointF(2, y + 4), f"{value:g}")
+            painter.drawText(QPointF(2, y + letters.ascent() / 3), f"{value:g}")
         last = max(
             [1, self._first_step + len(self._losses)]
             + [step for points in self._scores.values() for step, _ in points]
@@ -78,7 +83,7 @@ class ScoreCurve(QWidget):
         curve = _smoothed(self._losses, int(area.width()))
         painter.setPen(QPen(_COLOURS["loss"], 1.5))
         painter.drawPolyline(QPolygonF([at(self._first_step + step, loss) for step, loss in curve]))
-        left = area.left()
+        left = 2.0
         for kind, points in self._scores.items():
             colour = _COLOURS[kind]
             painter.setPen(QPen(colour, 2))
@@ -89,7 +94,7 @@ class ScoreCurve(QWidget):
             painter.setBrush(Qt.BrushStyle.NoBrush)
             text = f"{kind} {points[-1][1]:.2f}"
             painter.drawText(QPointF(left, self.height() - 4), text)
-            left += painter.fontMetrics().horizontalAdvance(text) + 14
+            left += letters.horizontalAdvance(text) + 10
         if self._losses:
             painter.setPen(_COLOURS["loss"])
             mean = float(np.mean(self._losses[-_SMOOTH:]))

@@ -21,9 +21,7 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QHeaderView,
     QLabel,
-    QPushButton,
     QSizePolicy,
-    QTableWidget,
     QTableWidgetItem,
     QToolTip,
     QVBoxLayout,
@@ -35,9 +33,12 @@ from napari_sam2.second_reader import ONLY_MINE, ONLY_THEIRS, OTHER_OBJECT, Seco
 from napari_sam2.session import Session
 from napari_sam2.widgets.canvas import remove_layers
 from napari_sam2.widgets.context import Context
+from napari_sam2.widgets.docking import ToolWindow, push_button
 from napari_sam2.widgets.events import Connections, call
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.mask_layers import check_grid
+from napari_sam2.widgets.object_table import RowTable
+from napari_sam2.widgets.proposed_files import folder_of
 from napari_sam2.widgets.workspace import Workspace
 
 _FILTER = "Masks (*.sam2session *.nii *.nii.gz *.tif *.tiff *.nrrd *.dcm);;All files (*)"
@@ -126,12 +127,11 @@ class DifferenceStrip(QWidget):
         QToolTip.showText(event.globalPosition().toPoint(), text, self)
 
 
-class SecondReader(QWidget):
+class SecondReader(ToolWindow):
     """Shows where another person's masks differ, and takes theirs or approves yours."""
 
     def __init__(self, context: Context, marking: Marking) -> None:
-        super().__init__(context.panel, Qt.WindowType.Tool)
-        self.setWindowTitle("Second reader")
+        super().__init__(context.panel, "Second reader")
         self._context = context
         self._marking = marking
         self.reading: SecondReading | None = None
@@ -143,24 +143,31 @@ class SecondReader(QWidget):
         self._changed: dict[str, Any] = {}  # indices of slices
         self._meanwhile: dict[str, Any] = {}  # of those that change while other masks are read
         self._masks = Connections()
+        self._row_of = 0
+        """The object whose row was last scrolled to."""
         self._seen: set[tuple[int, int]] = set()
         self._claim: tuple[str, Callable[[SecondReading], bool]] | None = None
         """What was said to be settled, and whether it still is."""
 
         self.source = QComboBox()
         self.source.setToolTip("Where the other person's masks are: a labels layer, or a file.")
-        self.table = QTableWidget(0, len(_HEADS))
+        self.table = RowTable(len(_HEADS))
         self.strip = DifferenceStrip()
-        self.next_button = QPushButton("Next difference")
-        self.next_button.setToolTip("Go where the most pixels differ that are not settled yet.")
-        self.mine_button = QPushButton("Mine, here")
-        self.mine_button.setToolTip("Your mask on this slice is right: approve it.")
-        self.theirs_button = QPushButton("Theirs, here")
-        self.theirs_button.setToolTip("Take their mask on this slice, and approve it.")
-        self.all_button = QPushButton("Theirs, all slices")
-        self.all_button.setToolTip("Take their masks on all slices that are not settled.")
-        self.add_button = QPushButton("Add theirs")
-        self.add_button.setToolTip("Make an object that only they have yours, too.")
+        self.next_button = push_button(
+            "Next difference", "Go where the most pixels differ that are not settled yet."
+        )
+        self.mine_button = push_button(
+            "Mine, here", "Your mask on this slice is right: approve it."
+        )
+        self.theirs_button = push_button(
+            "Theirs, here", "Take their mask on this slice, and approve it."
+        )
+        self.all_button = push_button(
+            "Theirs, all slices", "Take their masks on all slices that are not settled."
+        )
+        self.add_button = push_button(
+            "Add theirs", "Make an object that only they have yours, too."
+        )
         self.status = QLabel("Choose whose masks to compare yours with.")
         self.status.setWordWrap(True)
         self._lay_out()
@@ -188,8 +195,7 @@ class SecondReader(QWidget):
     def open(self) -> None:
         """Show the window, with the labels layers that there are now."""
         self._list_sources()
-        self.show()
-        self.raise_()
+        self.present()
 
     def compare(self, other: napari.layers.Labels | str | os.PathLike[str]) -> None:
         """Compare with a labels layer or a file, which is read in the background."""
@@ -305,7 +311,7 @@ class SecondReader(QWidget):
             self.status.setText("That is not settled any more: press Next difference.")
 
     def _show_rows(self) -> None:
-        reading, rows = self.reading, []
+        reading, rows, is_new = self.reading, [], False
         if reading is not None:
             for own, info in reading.session.objects.items():
                 agreement = reading.agreement(own)
@@ -320,6 +326,7 @@ class SecondReader(QWidget):
             for column, text in enumerate(texts):
                 item = QTableWidgetItem(text)
                 item.setData(Qt.ItemDataRole.UserRole, key)
+                item.setToolTip(text)
                 if column > 1:
                     item.setTextAlignment(
                         Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
@@ -327,6 +334,10 @@ class SecondReader(QWidget):
                 self.table.setItem(row, column, item)
             if key == self._context.panel.object_id:
                 self.table.selectRow(row)
+                is_new = key != self._row_of
+        if is_new:  # once, so that a person may scroll on
+            self._row_of = self._context.panel.object_id
+            self.table.scrollTo(self.table.currentIndex())
         self.table.blockSignals(False)
 
     def _show_strip(self) -> None:
@@ -363,7 +374,11 @@ class SecondReader(QWidget):
 
     def _lay_out(self) -> None:
         top = QHBoxLayout()
-        top.addWidget(QLabel("Compare with"))
+        source = QLabel("Compare with")
+        source.setBuddy(self.source)
+        self.table.setAccessibleName("Objects")
+        self.strip.setAccessibleName("Differences on the slices")
+        top.addWidget(source)
         top.addWidget(self.source, 1)
         head, rows = self.table.horizontalHeader(), self.table.verticalHeader()
         assert head is not None and rows is not None
@@ -432,7 +447,9 @@ class SecondReader(QWidget):
     def _on_source(self, row: int) -> None:
         chosen = self.source.itemData(row)
         if chosen == _FROM_FILE:
-            chosen = QFileDialog.getOpenFileName(self, "Another person's masks", "", _FILTER)[0]
+            work, title = self._context.work, "Another person's masks"
+            start = "" if work is None else folder_of(work.image)
+            chosen = QFileDialog.getOpenFileName(self, title, start, _FILTER)[0]
         if chosen:
             self.compare(chosen)
 

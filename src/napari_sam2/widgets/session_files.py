@@ -19,11 +19,11 @@ from napari_sam2.session_file import (
     read_session,
     save_session,
 )
-from napari_sam2.targets import file_name
 from napari_sam2.widgets.canvas import remove_layers
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.events import call
 from napari_sam2.widgets.left_behind import left_behind
+from napari_sam2.widgets.proposed_files import beside, folder_of
 from napari_sam2.widgets.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class SessionFiles:
             return
         chosen = path or (None if ask else work.file)
         if chosen is None:
-            name = str(work.file or f"{file_name(work.image.name)}{SUFFIX}")
+            name = str(work.file or beside(work.image, SUFFIX))
             chosen, _ = QFileDialog.getSaveFileName(self._panel, "Save session", name, _FILTER)
         if not chosen:
             return
@@ -85,7 +85,8 @@ class SessionFiles:
             return
         if path is None and not self._may_replace(work):
             return
-        chosen = path or QFileDialog.getOpenFileName(self._panel, "Open session", "", _FILTER)[0]
+        start = str(work.file or folder_of(work.image))
+        chosen = path or QFileDialog.getOpenFileName(self._panel, "Open session", start, _FILTER)[0]
         if chosen:
             self._read(work, Path(chosen), is_recovery=False)
 

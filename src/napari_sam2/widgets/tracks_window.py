@@ -17,9 +17,7 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QLabel,
     QMenu,
-    QPushButton,
     QVBoxLayout,
-    QWidget,
 )
 
 from napari_sam2.divisions import (
@@ -33,13 +31,13 @@ from napari_sam2.divisions import (
 )
 from napari_sam2.io.writers import write_ctc
 from napari_sam2.session import Session
-from napari_sam2.targets import file_name
 from napari_sam2.tracks import tracks_of, write_tracks
 from napari_sam2.widgets.context import Context
-from napari_sam2.widgets.docking import scrolling
+from napari_sam2.widgets.docking import ToolWindow, push_button, scrolling
 from napari_sam2.widgets.events import CTRL, Connections, call
 from napari_sam2.widgets.lineage_view import LineageView
 from napari_sam2.widgets.marking import Marking
+from napari_sam2.widgets.proposed_files import beside
 from napari_sam2.widgets.tracks_layer import TracksLayer
 
 _REFRESH_MS = 200
@@ -48,12 +46,11 @@ _SELECT = f"Select objects in the table: hold {CTRL} and click on each."
 _WELCOME = f"Next division goes where a cell may divide. {_SELECT}"
 
 
-class TracksWindow(QWidget):
+class TracksWindow(ToolWindow):
     """It shows the lineages of the session, and calls it."""
 
     def __init__(self, context: Context, marking: Marking) -> None:
-        super().__init__(context.panel, Qt.WindowType.Tool)
-        self.setWindowTitle("Tracks and lineages")
+        super().__init__(context.panel, "Tracks and lineages")
         self._context = context
         self._marking = marking
         self._panel = context.panel
@@ -69,28 +66,31 @@ class TracksWindow(QWidget):
         self._refresh.timeout.connect(self._on_pause)
 
         self.view = LineageView()
+        self._area = scrolling(self.view)
+        self._seen = 0
+        """The object that was last scrolled to."""
         self.status = QLabel()
         self.status.setWordWrap(True)
         self.status.setMinimumHeight(3 * self.fontMetrics().lineSpacing())
         self.status.setAlignment(Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft)
         self.show_layer = QCheckBox("Show tracks in the viewer")
         self.show_layer.setToolTip("A Tracks layer, kept in step with the masks.")
-        self.export = _button("Export", "Write tracks and lineages to a file.")
+        self.export = push_button("Export", "Write tracks and lineages to a file.")
         self.export.setMenu(self._export_menu())
-        self.next = _button("Next division", "Go where the masks speak for a division.")
-        self.accept = _button("Accept", "It divides here: daughters become objects.")
-        self.reject = _button("Reject", "It does not divide here; it is not proposed again.")
-        self.divide = _button(
+        self.next = push_button("Next division", "Go where the masks speak for a division.")
+        self.accept = push_button("Accept", "It divides here: daughters become objects.")
+        self.reject = push_button("Reject", "It does not divide here; it is not proposed again.")
+        self.divide = push_button(
             "Divide",
             "The earliest of the selected objects divides into the others. With one selected: its "
             "mask on this slice falls into the daughters.",
         )
-        self.link = _button(
+        self.link = push_button(
             "Link", "The earlier of two selected objects is the later one's parent."
         )
-        self.unlink = _button("Unlink", "The selected objects have no parent and no daughters.")
-        self.cut = _button("Cut here", "From this slice on, the selected object is a new one.")
-        self.join = _button("Join", "The selected objects are one track, one after the other.")
+        self.unlink = push_button("Unlink", "The selected objects have no parent and no daughters.")
+        self.cut = push_button("Cut here", "From this slice on, the selected object is a new one.")
+        self.join = push_button("Join", "The selected objects are one track, one after the other.")
         self._lay_out()
         self._connect()
 
@@ -104,8 +104,7 @@ class TracksWindow(QWidget):
         """Show the window, with the tracks that there are now."""
         self.show_tracks()
         self._say(_WELCOME)
-        self.show()
-        self.raise_()
+        self.present()
 
     def next_division(self) -> None:
         """Look for divisions in the background, and go to the next one in time."""
@@ -244,8 +243,15 @@ class TracksWindow(QWidget):
             self._say(f"⚠ {error}")
 
     def _show_place(self, *_: object) -> None:
-        if self._context.work is not None:
-            self.view.show_place(self._panel.object_id, self._context.frame)
+        if self._context.work is None:
+            return
+        object_id, frame = self._panel.object_id, self._context.frame
+        self.view.show_place(object_id, frame)
+        if object_id != self._seen and self.view.has(object_id):
+            self._seen = object_id  # once, so that a person may scroll on
+            self.view.resize(self.view.width(), self.view.sizeHint().height())  # Qt would later
+            at = self.view.position(object_id, frame).toPoint()
+            self._area.ensureVisible(at.x(), at.y())
 
     def _show_state(self) -> None:
         session = self._context.session
@@ -369,7 +375,7 @@ class TracksWindow(QWidget):
         work = self._context.work
         if work is None:
             return
-        name = f"{file_name(work.image.name)}{suffix}"
+        name = beside(work.image, suffix)
         chosen, _ = QFileDialog.getSaveFileName(self, f"Export tracks: {kind}", name)
         if chosen:
             self.export_to(chosen if chosen.endswith(suffix) else chosen + suffix)
@@ -416,7 +422,8 @@ class TracksWindow(QWidget):
 
     def _lay_out(self) -> None:
         layout = QVBoxLayout(self)
-        layout.addWidget(scrolling(self.view), 1)
+        self.view.setAccessibleName("Lineages")
+        layout.addWidget(self._area, 1)
         for widgets in (
             (self.next, self.accept, self.reject),
             (self.divide, self.link, self.unlink, self.cut, self.join),
@@ -427,10 +434,3 @@ class TracksWindow(QWidget):
                 row.addWidget(widget)
             layout.addLayout(row)
         layout.addWidget(self.status)
-
-
-def _button(text: str, tip: str) -> QPushButton:
-    button = QPushButton(text)
-    button.setToolTip(tip)
-    button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-    return button
