@@ -16,7 +16,7 @@ demo: setup
 
 # Two processes, of which each has its own screen and one thread for the model.
 test: setup
-	OMP_NUM_THREADS=1 $(bin)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(bin)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 lint: setup
 	$(bin)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cached_property
 
 import numpy as np
 from models import small_model
@@ -61,7 +62,7 @@ class Desk:
         QApplication.processEvents()
         self.qtbot.waitUntil(lambda: not self.widget.is_busy, timeout=TIMEOUT)
 
-    @property
+    @cached_property
     def canvas(self):
         widgets = self.viewer.window._qt_window.findChildren(QWidget)
         return next(w for w in widgets if "CanvasBackend" in type(w).__name__)

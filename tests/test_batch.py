@@ -577,7 +577,7 @@ def test_every_image_is_done_once_though_a_worker_is_killed(tmp_path, checkpoint
         expected.set_prompts(expected.add_object(object_id=2), 1, points=[(10, 12)], labels=[1])
         expected.propagate()
         assert np.mean(labels != expected.labels) < 1e-3  # threads may round otherwise
-    again = run_batch(jobs, Settings(out=out, model=checkpoint), workers=1)
+    again = [run_job(job, Settings(out=out, model=checkpoint, run="again")) for job in jobs]
     assert [result.status for result in again] == [SKIPPED] * 8
 
 

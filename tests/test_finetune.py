@@ -22,6 +22,7 @@ from napari_sam2.cli.common import BAD_COMMAND, BAD_INPUT, BAD_OUTPUT, NO_MODEL,
 from napari_sam2.finetune import Card, _write, finetune, read_pairs
 from napari_sam2.io import ReadError, WriteError
 from sam2_engine.model import SAM2
+from sam2_engine.training import trainer
 from sam2_engine.training.finetune import (
     DataError,
     Examination,
@@ -221,7 +222,10 @@ def files(tmp_path: Path) -> list[str]:
     return ["finetune", "--images", *images, "--labels", *labels]
 
 
-def test_a_model_of_ones_own_is_made_and_listed(files, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_a_model_of_ones_own_is_made_and_listed(
+    files, tmp_path: Path, capsys, monkeypatch, a_step_takes
+) -> None:
+    a_step_takes(4)
     rising = iter(np.linspace(0.1, 0.9, 100))
     monkeypatch.setattr(
         Examination, "score", lambda self, model: Score(next(rising), 0.3, math.nan)
@@ -233,7 +237,7 @@ def test_a_model_of_ones_own_is_made_and_listed(files, tmp_path: Path, capsys, m
     card = json.loads(told.out)
     objects = sum(len(np.unique(crosses(seed)[1])) - 1 for seed in range(2))
     assert card["before"]["tracked"] is None
-    assert card["steps"] > 0 and card["objects"] == objects and card["slices"] == 2
+    assert card["steps"] == 3 and card["objects"] == objects and card["slices"] == 2
     assert card["held_out"] == ["image2.tif (1 slices)"]
     assert "after 0 steps: box" in told.err
     assert "Fine-tuned from nano" in out.with_suffix(".md").read_text()
@@ -328,16 +332,15 @@ def test_bad_input_is_said_before_anything_is_trained(
 
 
 def test_a_stopped_command_keeps_the_best_and_goes_on(
-    files, tmp_path: Path, capsys, monkeypatch
+    files, tmp_path: Path, capsys, monkeypatch, a_step_takes
 ) -> None:
-    from sam2_engine.training import finetune as engine
-
+    a_step_takes(5)
     scores = (0.1 + n / 1000 for n in itertools.count())  # better and better
     monkeypatch.setattr(
         Examination, "score", lambda self, model: Score(next(scores), 0.5, math.nan)
     )
     made = []
-    update = engine.Trainer._update
+    update = trainer.Trainer._update
 
     def interrupted(self, loss):
         update(self, loss)
@@ -345,9 +348,9 @@ def test_a_stopped_command_keeps_the_best_and_goes_on(
         if len(made) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine.Trainer, "_update", interrupted)
+    monkeypatch.setattr(trainer.Trainer, "_update", interrupted)
     out = tmp_path / "a.safetensors"
-    command = [*files, "-o", str(out), "--minutes", "0.3"]  # time for two steps on a busy machine
+    command = [*files, "-o", str(out), "--minutes", "0.3"]  # four steps
     assert main(command) == STOPPED and "--resume" in capsys.readouterr().err
     assert load_model("a", device="cpu") is not None and out.with_suffix(".training").is_dir()
     assert main([*command, "--resume", "--from", "a"]) == BAD_INPUT
@@ -377,8 +380,11 @@ def test_a_folder_that_is_no_training_is_left_alone(files, tmp_path: Path, capsy
 
 
 @pytest.mark.slow
-def test_a_minute_of_fine_tuning_helps_on_unseen_images_of_the_kind(tmp_path: Path) -> None:
+def test_a_minute_of_fine_tuning_helps_on_unseen_images_of_the_kind(
+    tmp_path: Path, a_step_takes
+) -> None:
     """Crosses of texture, of which nano finds little; other scenes stay what they were."""
+    a_step_takes(1.5)
     sources = [make_source(str(n), *(one[None] for one in crosses(n))) for n in range(10)]
     card = finetune(sources, tmp_path / "crosses.safetensors", minutes=1.0, held_out=0.3)
     assert card.is_written and card.after.mean > card.before.mean, card
@@ -392,11 +398,14 @@ def test_a_minute_of_fine_tuning_helps_on_unseen_images_of_the_kind(tmp_path: Pa
 
 @needs_data
 @pytest.mark.slow
-def test_half_a_minute_of_fine_tuning_keeps_what_is_best_on_real_images(tmp_path: Path) -> None:
+def test_half_a_minute_of_fine_tuning_keeps_what_is_best_on_real_images(
+    tmp_path: Path, a_step_takes
+) -> None:
     """Cardiac MR, which nano has not learnt, of two patients; another phase of one is held out.
 
-    It helps a little or not at all there, as the machine has time; it never harms.
+    It helps a little or not at all there; it never harms.
     """
+    a_step_takes(3)
     folder = DATA / "dev"
     patients = [
         read_pairs([folder / f"cardiac/{name}.nii.gz"], [folder / f"cardiac/{name}_labels.nii.gz"])[

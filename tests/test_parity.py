@@ -12,6 +12,7 @@ held to 1e-4 of each array's range (at least 1e-4).
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from sam2_engine.sequence import SequencePredictor
 FOLDER = Path(os.environ.get("SAM2_PARITY_DIR") or Path(__file__).parent / "parity")
 SMALL = sorted(FOLDER.glob("small_*.json"))
 FULL = sorted(FOLDER.glob("full_*.json"))
+ENCODERS = {path.stem.split("_", 2)[2]: path for path in FULL}
+"""One golden for each size: both versions have one image encoder."""
 TOLERANCE = 1e-4
 MEMORY_TOLERANCE = 2e-4  # of one step; float64 is 5e-5 away, and each processor rounds its way
 
@@ -155,7 +158,20 @@ def check_scenario(
     assert not unchecked, f"goldens that nothing was compared with: {sorted(unchecked)[:5]}"
 
 
-@by_name(FULL)
+@pytest.mark.parametrize("path", FULL, ids=lambda path: path.stem)
+def test_full_parameters(path: Path) -> None:
+    """Those of both versions have the published names and shapes, and the same image encoder."""
+    goldens = Goldens(path)
+    with torch.device("meta"):
+        state = SAM2(goldens.config()).state_dict()
+    assert {name: list(value.shape) for name, value in state.items()} == goldens.info["state_dict"]
+    other = Goldens(ENCODERS[path.stem.split("_", 2)[2]])
+    assert replace(goldens.config(), version=other.config().version) == other.config()
+    for name in (name for name in goldens.arrays if name.startswith("fpn")):
+        np.testing.assert_array_equal(goldens.arrays[name], other.arrays[name])
+
+
+@by_name(list(ENCODERS.values()))
 def test_full_encoder(path: Path) -> None:
     golden = Goldens(path).arrays
     model = Goldens(path).model()

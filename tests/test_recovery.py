@@ -93,9 +93,9 @@ def work_until_killed(folder: Path, seconds: float, done: Any) -> None:
 def test_a_killed_process_loses_the_last_seconds_only(folder: Path) -> None:
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["napari_sam2.recovery", "sam2_engine.weights"])
-    rng = np.random.default_rng(0)
     cut_off = 0
-    for is_writing in [False, True] * 5:  # when it is killed
+    # When it is killed: after so many seconds, of which one is longer than what may be lost.
+    for is_writing, after in ((False, LOST + 1), (False, 0.3), *((True, n / 5) for n in range(5))):
         here, there = processes.Pipe(duplex=False)
         seconds = 0 if is_writing else SECONDS
         process = processes.Process(target=work_until_killed, args=(folder, seconds, there))
@@ -104,7 +104,7 @@ def test_a_killed_process_loses_the_last_seconds_only(folder: Path) -> None:
         changes = dict([here.recv()])
         until(lambda: len(list(folder.glob(f"*{SUFFIX}"))) == 1)
         assert find_recovery(image()) is None  # someone works on it
-        end = time.monotonic() + rng.uniform(0, 3)
+        end = time.monotonic() + after
         while time.monotonic() < end or (is_writing and not list(folder.glob("*.part"))):
             assert time.monotonic() < end + 30
             while here.poll(0.0005):

@@ -51,7 +51,8 @@ def made(viewer, tmp_path: Path, minutes: float) -> FineTune:
     return widget
 
 
-def test_layers_make_a_model_that_is_used(viewer, qtbot, tmp_path, rising) -> None:
+def test_layers_make_a_model_that_is_used(viewer, qtbot, tmp_path, rising, a_step_takes) -> None:
+    a_step_takes(1)
     sam2 = SAM2Widget(viewer)
     viewer.window.add_dock_widget(sam2, name="SAM 2")
     widget = made(viewer, tmp_path, 0.1)
@@ -148,7 +149,8 @@ def test_the_name_that_is_offered_is_free(viewer, tmp_path, monkeypatch) -> None
     assert offered() == "my-model-2.safetensors", "its training was stopped: Resume goes on"
 
 
-def test_files_are_learnt_from(viewer, qtbot, tmp_path, rising) -> None:
+def test_files_are_learnt_from(viewer, qtbot, tmp_path, rising, a_step_takes) -> None:
+    a_step_takes(3)
     images, labels = [], []
     for seed in range(2):
         for kind, array, paths in zip(("i", "l"), crosses(seed), (images, labels), strict=True):
