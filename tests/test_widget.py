@@ -1084,6 +1084,8 @@ def test_objects_are_renamed_hidden_locked_and_deleted_without_a_mouse(desk):
         for key in keys:
             d.qtbot.keyClick(window.focusWidget(), key)
 
+    window.activateWindow()
+    d.qtbot.waitUntil(window.isActiveWindow, timeout=TIMEOUT)
     table.setFocus()
     press(Qt.Key.Key_Up, Qt.Key.Key_F2)
     d.qtbot.keyClicks(window.focusWidget(), "Ng")  # two keys of the widget
