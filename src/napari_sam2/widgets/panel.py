@@ -164,6 +164,7 @@ class Panel(QWidget):
         self.overwrite.setToolTip(
             "Whether masks may cover labels in the layer that are not objects of this table."
         )
+        self.overwrite.setSizePolicy(QSizePolicy.Policy.Fixed, QSizePolicy.Policy.Fixed)
 
         self.objects = ObjectTable()
         self.new = push_button("New", "Begin another object.  Key: N")
