@@ -82,6 +82,8 @@ def jobs_of(
 
     Raises JobError, one sentence.
     """
+    from napari_sam2.io.kinds import stem
+
     source = Path(source)
     if not source.exists():
         raise JobError(f"There is no file or folder {source}.")
@@ -94,7 +96,7 @@ def jobs_of(
     jobs = []
     for row in rows:
         image = Path(row["image"])
-        name = row.get("name") or _stem(image)
+        name = row.get("name") or stem(image.name)
         job: dict[str, Any] = {"name": file_name(name), "image": image}
         names = [_same(text) for text in (str(image), image.name, name)]
         own = next((table[text] for text in names if text in table), None)
@@ -221,12 +223,14 @@ def _holds_dicom(folder: Path) -> bool:
 
 
 def _mask_of(folder: Path, image: Path) -> Path:
-    stem = _stem(image)
+    from napari_sam2.io.kinds import stem
+
+    name = stem(image.name)
     for suffix in _LABEL_SUFFIXES:
-        file = _there(folder, f"{stem}{suffix}")
+        file = _there(folder, f"{name}{suffix}")
         if file.is_file():
             return file
-    raise JobError(f"{folder} holds no labels file named {stem} for {image}.")
+    raise JobError(f"{folder} holds no labels file named {name} for {image}.")
 
 
 def _with_own_names(jobs: list[Job]) -> list[Job]:
@@ -240,17 +244,6 @@ def _with_own_names(jobs: list[Job]) -> list[Job]:
                 "different names in a table with the columns image and name."
             )
     return jobs
-
-
-def _stem(path: Path) -> str:
-    from napari_sam2.io.kinds import SUFFIXES
-
-    name = path.name
-    others = (suffix for known in SUFFIXES.values() for suffix in known)
-    for suffix in (*_LABEL_SUFFIXES, ".ome.zarr", ".zarr", *others):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
 
 
 def _same(text: str) -> str:

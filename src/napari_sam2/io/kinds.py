@@ -16,6 +16,9 @@ SUFFIXES = {
     "MetaImage": (".mha", ".mhd"),
     "DICOM": (".dcm", ".ima", ".zip"),
 }
+_SINGLE = sorted((s for suffixes in SUFFIXES.values() for s in suffixes), key=len, reverse=True)
+_LONGER = (".ome.tif", ".ome.tiff", ".seg.nrrd", ".ome.zarr", ".zarr")
+"""What else names of images and labels end in; some of the others are the ends of these."""
 _PAGES = (SUFFIXES["TIFF"], (".png",), (".jpg", ".jpeg"))
 """What numbered files of a sequence may be; where a folder holds several, the first counts."""
 _READABLE = (
@@ -80,11 +83,7 @@ def pages_of(folder: Path) -> list[Path]:
 def contents(names: Iterable[str]) -> str:
     """What files there are, for a message: "12 .nii.gz and 2 other files"; no other names, which
     may be patients'."""
-    known = sorted((s for suffixes in SUFFIXES.values() for s in suffixes), key=len, reverse=True)
-    counts = Counter(
-        next((suffix for suffix in known if name.lower().endswith(suffix)), "other")
-        for name in names
-    )
+    counts = Counter(_ending(name, _SINGLE) or "other" for name in names)
     texts = [f"{count} {what}" for what, count in counts.most_common()]
     texts.sort(key=lambda text: text.endswith("other"))
     plural = "s" if counts.total() != 1 else ""
@@ -92,10 +91,13 @@ def contents(names: Iterable[str]) -> str:
 
 
 def stem(name: str) -> str:
-    """The name of an image without what says its kind: "scan" of "scan.nii.gz"."""
-    known = sorted((s for suffixes in SUFFIXES.values() for s in suffixes), key=len, reverse=True)
-    suffix = next((suffix for suffix in known if name.lower().endswith(suffix)), "")
-    return name[: len(name) - len(suffix)] or name
+    """The name of an image or its labels without what says its kind: "scan" of "scan.nii.gz"."""
+    return name[: len(name) - len(_ending(name, (*_LONGER, *_SINGLE)))] or name
+
+
+def _ending(name: str, suffixes: Iterable[str]) -> str:
+    """The first of these that a name ends in; empty for none."""
+    return next((suffix for suffix in suffixes if name.lower().endswith(suffix)), "")
 
 
 def _files(folder: Path) -> list[Path]:
