@@ -9,7 +9,8 @@ from qtpy.QtCore import QTimer
 
 from napari_sam2.label_ids import ids_in
 from napari_sam2.prompt_layers import PromptLayers
-from napari_sam2.session import Session, Step
+from napari_sam2.session import Session
+from napari_sam2.tasks import Step
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.events import CTRL, Hooks, Keys
 from napari_sam2.widgets.panel import BOX, EXCLUDE, INCLUDE, LASSO, PAINT, SCRIBBLE

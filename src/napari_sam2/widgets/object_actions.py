@@ -13,7 +13,8 @@ from qtpy.QtWidgets import QColorDialog
 
 from napari_sam2.areas import CLOSE
 from napari_sam2.label_masks import LabelMasks, masks_in, names_and_parents
-from napari_sam2.session import Keep, Session
+from napari_sam2.session import Session
+from napari_sam2.slice_data import Keep
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.events import CTRL, call
 from napari_sam2.widgets.marking import Marking

@@ -7,7 +7,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from napari_sam2.session import Session, Step, Task
+from napari_sam2.session import Session
+from napari_sam2.tasks import Step, Task
 from napari_sam2.unread import unreadable_text
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.marking import Marking

@@ -13,7 +13,8 @@ from napari.utils import cancelable_progress
 from qtpy.QtCore import QObject, Signal
 from qtpy.QtWidgets import QLabel, QWidget
 
-from napari_sam2.session import Session, Step, Task
+from napari_sam2.session import Session
+from napari_sam2.tasks import Step, Task
 from napari_sam2.widgets.worker import Worker
 
 _TELL = 0.25  # seconds between two reports of progress

@@ -15,7 +15,8 @@ from qtpy.QtCore import QEvent, Qt
 from qtpy.QtGui import QColor, QCursor, QKeySequence, QShortcut
 from qtpy.QtWidgets import QToolTip
 
-from napari_sam2.session import Keep, Session
+from napari_sam2.session import Session
+from napari_sam2.slice_data import Keep
 from napari_sam2.widgets.canvas import keep_canvas_current
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.display import Display
