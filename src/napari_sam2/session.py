@@ -23,11 +23,17 @@ from numpy.typing import NDArray
 
 from napari_sam2.given import several
 from napari_sam2.output import Output
+from napari_sam2.planning import (
+    all_said,
+    between_marks,
+    has_changed_since,
+    to_follow,
+    to_preview,
+)
 from napari_sam2.session_base import LockedError, NothingToDo
 from napari_sam2.session_marks import Marks
 from napari_sam2.session_versions import Versions
-from napari_sam2.slice_data import REJECTED, Found, Place
-from napari_sam2.tasks import OtherSide, Step, Task, basis, origins
+from napari_sam2.tasks import OtherSide, Step, Task
 from napari_sam2.unread import UnreadableSlices, unreadable_text
 from sam2_engine.unreadable import UnreadableFrame
 
@@ -234,7 +240,7 @@ class Session(Marks, Versions):
 
     def check_read(self) -> None:
         """Raises UnreadableSlices where the last run through a sequence has passed over slices."""
-        for unread in self._unread.values():
+        for unread in self._findings.unread.values():
             if unread:
                 raise UnreadableSlices(unreadable_text(unread), self)
 
@@ -244,8 +250,9 @@ class Session(Marks, Versions):
         Of the sequence that is shown. A mask that is found anew has to be compared anew.
         """
         self._check_object(object_id)
-        found = self._records.found.at((self.view.key, object_id)).items()
-        return {f: self._other_sides[one] for f, one in found if one in self._other_sides}
+        return self._findings.other_sides((self.view.key, object_id))
+
+    # -- masks in parts ------------------------------------------------------------------------
 
     # The above in parts, so that the model can work in another thread: `task` and `accept` are
     # quick and belong to the thread that sets prompts; `compute_...` take long and touch nothing
@@ -276,31 +283,9 @@ class Session(Marks, Versions):
         chosen = set(self.objects if objects is None else several(objects, "objects"))
         for object_id in chosen:
             self._check_object(object_id)
-        anchors, wanted, areas, lives = {}, {}, {}, {}
-        for object_id, info in self.objects.items():
-            place = self.view.key, object_id
-            own = self._records.anchors(place)
-            if not own:
-                continue
-            anchors[object_id] = own
-            area = self._records.area(place, self._source)
-            if area is not None:
-                areas[object_id] = area
-            if object_id not in chosen or info.locked:
-                continue
-            marked = origins(own)
-            low = max(first, marked[0]) if direction == "forward" else first
-            high = min(last, marked[-1]) if direction == "backward" else last
-            lives[object_id] = life = self._records.life(place)
-            low = max(low, life.first)
-            high = high if life.last is None else min(high, life.last)
-            if to is not None:
-                near = min(marked, key=lambda frame: (abs(frame - to), frame))
-                low, high = max(low, min(near, to)), min(high, max(near, to))
-            wanted[object_id] = self._records.wanted(
-                place, self._source, range(low, high + 1), only_stale
-            )
-        return Task(self.view, self._source, anchors, wanted, areas, lives, joins_last=joins_last)
+        frames = range(first, last + 1)
+        task = replace(self._all_said(), joins_last=joins_last)
+        return to_follow(self._records, task, chosen, frames, direction, to, only_stale)
 
     def has_changed_since(self, task: Task) -> bool:
         """Whether what a person said of the objects of a task is not what it was: marks, painted
@@ -308,19 +293,7 @@ class Session(Marks, Versions):
 
         What is still to come of such a task is better asked for anew.
         """
-        for object_id, wanted in task.wanted.items():
-            place, info = (task.view.key, object_id), self.objects.get(object_id)
-            if info is None or info.locked:
-                if wanted:
-                    return True
-                continue
-            if task.lives[object_id] != self._records.life(place):
-                return True
-            asked, now = task.anchors[object_id], self._records.anchors(place)
-            changed = {f for f in asked.keys() | now.keys() if asked.get(f) is not now.get(f)}
-            if changed - self._records.kept.at(place).keys():
-                return True
-        return False
+        return has_changed_since(self._records, task)
 
     def preview_task(self, frame: int) -> Task:
         """What there is to compute for `compute_preview` on a frame: objects that are up to date
@@ -330,18 +303,7 @@ class Session(Marks, Versions):
         they are; `accept` sees whether that goes well.
         """
         self._check_frame(frame)
-        task, key, areas, looks = self.task(objects=()), self.view.key, {}, self._looks
-        here = [i for i, own in task.anchors.items() if frame in own]
-        tried = [i for i in here if looks.is_undecided((key, i))]
-        for object_id in tried:
-            area = looks.area_to_try((key, object_id))
-            if area is not None:
-                areas[object_id] = area
-        free = [i for i in here if not self._records.objects[i].locked]
-        wanted = [i for i in free if self._records.wanted((key, i), self._source, [frame], False)]
-        chosen = [i for i in here if i in tried or i in wanted] or here
-        anchors = {i: task.anchors[i] for i in chosen}
-        return replace(task, anchors=anchors, areas={**task.areas, **areas})
+        return to_preview(self._looks, self._all_said(), frame)
 
     def undecided_frames(self, objects: Iterable[int] | None = None) -> list[int]:
         """Frames whose preview decides whether an object is looked at closely, where none has yet.
@@ -355,19 +317,13 @@ class Session(Marks, Versions):
     def check_task(self, objects: Iterable[int] | None = None) -> Task:
         """What there is to compare now, for `check_both_sides`; raises as that does."""
         task = self.task(objects)
-        wanted, is_between = {}, False
-        for object_id in task.wanted:
-            own, known = task.anchors[object_id], self.other_sides(object_id)
-            marked = origins(own)
-            found = self.looked_at(object_id) - set(self.stale(object_id)) - own.keys()
-            between = {frame for frame in found if marked[0] < frame < marked[-1]}
-            is_between = is_between or bool(between)
-            wanted[object_id] = frozenset(between - known.keys())
-        if not is_between:
+        between = between_marks(self._records, task)
+        if not any(between.values()):
             raise NothingToDo(
                 "No object has masks between two slices that are marked: mark it on two slices or "
                 "more and propagate first."
             )
+        wanted = {i: frames - self.other_sides(i).keys() for i, frames in between.items()}
         return replace(task, wanted=wanted, is_check=True)
 
     def compute_preview(self, task: Task, frame: int) -> Step:
@@ -388,7 +344,7 @@ class Session(Marks, Versions):
 
     def is_encoded(self, frame: int) -> bool:
         """Whether a click on a frame would be answered at once."""
-        return self._engine.is_encoded(self.task(objects=()), frame)
+        return self._engine.is_encoded(self._all_said(), frame)
 
     def accept(self, task: Task, step: Step) -> bool:
         """Take over what was found, except where prompts have changed since it was asked for.
@@ -397,53 +353,22 @@ class Session(Marks, Versions):
         object is to be looked at closely, or one that was is not so small.
         """
         if not step.is_preview:
-            self._note_unread(task, step)
+            self._findings.note_unread(task, step)
         if task.is_check:
-            self._compare(task, step)
+            self._findings.compare(task, step)
+            self.objects_changed.emit()
             return False
-        key, again, looks = task.view.key, False, self._looks
-        is_new_look = step.is_preview and task.source == self._source
-        history = self.history
-        is_following = step.is_preview or task.joins_last
+        is_following, history = step.is_preview or task.joins_last, self.history
         with history.following() if is_following else history.change("Propagate", task):
-            is_new = False
-            for object_id, mask in step.masks.items():
-                place, info = (key, object_id), self._records.objects.get(object_id)
-                if info is None or info.locked or not self._records.life(place).has(step.frame):
-                    continue
-                now = self._records.anchors(place)
-                asked = task.anchors[object_id].get(step.frame)
-                if not now or asked is not now.get(step.frame):
-                    continue
-                if asked is not None and asked.mask is not None:
-                    if is_new_look and looks.is_undecided(place):
-                        looks.begin(place)
-                    continue  # a person's own mask is the answer
-                if step.is_preview and not looks.is_close_enough(task, object_id, step):
-                    again |= bool(self._records.wanted(place, self._source, [step.frame], False))
-                    continue
-                found = Found(mask, task.basis(object_id, step.frame))
-                known = self._records.found.get(place, step.frame)
-                if (
-                    known is not None
-                    and known.basis == REJECTED
-                    and found.basis
-                    != basis(task.source, now, step.frame, self._records.area(place, task.source))
-                ):
-                    continue  # it was rejected meanwhile
-                if known is None or known.basis != found.basis:  # not again along with others
-                    if step.is_preview and self._is_current(place, step.frame):
-                        continue
-                    self._records.found.set(place, step.frame, found)
-                    is_new = True
-                    self._note_passed(task, object_id, step.frame, found)
-                if is_new_look and mask is not None and looks.is_undecided(place):
-                    again |= looks.begin(place)
+            is_new, again = self._findings.take(task, step, self._looks)
             if is_new:
                 self._writer.write(task.view, [step.frame])
         return again
 
     # -- helpers -------------------------------------------------------------------------------
+
+    def _all_said(self) -> Task:
+        return all_said(self._records, self.view, self._source)
 
     def _decide_all(self, objects: Iterable[int] | None) -> bool:
         """Decide it of all objects that begin, as far as can be; masks stay as they are.
@@ -465,43 +390,9 @@ class Session(Marks, Versions):
                     found.set(place, frame, one)
         return True
 
-    def _is_current(self, place: Place, frame: int) -> bool:
-        return frame in self._records.found.at(place) and frame not in self._records.stale(
-            place, self._source
-        )
-
-    def _compare(self, task: Task, step: Step) -> None:
-        """Keep how masks agree with those from the other side, unless they are others by now."""
-        for object_id, mask in step.masks.items():
-            known = self._records.found.get((task.view.key, object_id), step.frame)
-            if known is not None and known.basis == task.basis(object_id, step.frame):
-                self._other_sides[known] = OtherSide.of(known.mask, mask)
-        self._comparisons += 1
-        self.objects_changed.emit()
-
     def _carry_out(self, task: Task) -> Iterator[Step]:
-        self._unread.pop(task.view.key, None)
+        self._findings.unread.pop(task.view.key, None)
         for step in self.compute_propagation(task):
             self.accept(task, step)
             yield step
         self.check_read()
-
-    def _note_unread(self, task: Task, step: Step) -> None:
-        """Keep which frames a run passes over; with its first step, those of the last are gone."""
-        unread = {} if step.done == 1 else self._unread.get(task.view.key, {})
-        self._unread[task.view.key] = unread | ({step.frame: step.error} if step.error else {})
-
-    def _note_passed(self, task: Task, object_id: int, frame: int, found: Found) -> None:
-        """Keep which frames a mask was found past that could not be read; and have those found anew
-        that were found past this one, which can be read now.
-        """
-        place = task.view.key, object_id
-        if self._passed:
-            for at, one in list(self._records.found.at(place).items()):
-                if frame in self._passed.get(one, ()):
-                    self._records.found.set(place, at, Found(one.mask, ()))
-        origin = min(origins(task.anchors[object_id]), key=lambda at: (abs(at - frame), at))
-        between = range(min(origin, frame), max(origin, frame) + 1)
-        passed = frozenset(self._unread.get(task.view.key, {})).intersection(between)
-        if passed:
-            self._passed[found] = passed

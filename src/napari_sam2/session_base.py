@@ -12,6 +12,7 @@ import numpy as np
 from psygnal import Signal
 
 from napari_sam2.areas import Area
+from napari_sam2.findings import Findings
 from napari_sam2.given import whole_number
 from napari_sam2.history import History
 from napari_sam2.label_ids import MAX_ID
@@ -22,7 +23,6 @@ from napari_sam2.output import Output
 from napari_sam2.records import Cell, Records
 from napari_sam2.sequence_view import Channels, SequenceKey, SequenceView, Windows
 from napari_sam2.slice_data import (
-    Found,
     Life,
     ObjectFacts,
     ObjectInfo,
@@ -30,7 +30,7 @@ from napari_sam2.slice_data import (
     SlicePrompts,
     State,
 )
-from napari_sam2.tasks import Engine, LazyModel, OtherSide, Source
+from napari_sam2.tasks import Engine, LazyModel, Source
 from napari_sam2.windows import window_for
 
 if TYPE_CHECKING:
@@ -145,17 +145,14 @@ class SessionBase:
         self.history = History()
         self._views = {self.view.key: self.view}
         self._records = Records(self.history)
+        self._findings = Findings(self._records)
         output = Output(self.view.shape, labels, overwrite)
         self._writer = LabelWriter(self._records, self._views, output, self.masks_changed.emit)
         self._last_id = 0
         self._seconds: dict[int, float] = {}
         self._objects: tuple[int, Mapping[int, ObjectInfo]] = -1, {}
         self._facts: dict[int, tuple[Hashable, ObjectFacts]] = {}
-        self._comparisons = 0
         self._branched: WeakKeyDictionary[SessionBase, dict[Cell, Any]] = WeakKeyDictionary()
-        self._unread: dict[SequenceKey, dict[int, str]] = {}
-        self._passed: WeakKeyDictionary[Found, frozenset[int]] = WeakKeyDictionary()
-        self._other_sides: WeakKeyDictionary[Found, OtherSide] = WeakKeyDictionary()
         self._last_source = self._asked_source()
         self._engine = Engine()
 
@@ -241,7 +238,7 @@ class SessionBase:
         """
         self._check_object(object_id)
         place = self.view.key, object_id
-        return place, self._source, self._comparisons, self._records.revision(place)
+        return place, self._source, self._findings.comparisons, self._records.revision(place)
 
     def _find_facts(self, object_id: int) -> ObjectFacts:
         masks = self.masks_of(object_id)
@@ -397,7 +394,7 @@ class SessionBase:
         """Frame -> why it could not be read, in a sentence: those that the last run through the
         sequence that is shown has passed over. They have no new masks; the next one tries again.
         """
-        return dict(self._unread.get(self.view.key, {}))
+        return dict(self._findings.unread.get(self.view.key, {}))
 
     def states(self, object_id: int) -> Mapping[int, State]:
         """Frame -> "auto", "prompted", "painted", "approved", "locked" or "rejected".
