@@ -356,7 +356,7 @@ def test_many_objects_are_followed_in_portions_that_change_nothing(session, monk
         model, "attend_to_memory", lambda f, *rest: seen.append(len(f.stride16)) or attend(f, *rest)
     )
     for most in (32, 5):
-        monkeypatch.setattr("sam2_engine.sequence._OBJECTS_AT_ONCE", most)
+        monkeypatch.setattr("sam2_engine.answers._OBJECTS_AT_ONCE", most)
         predictor = SequencePredictor(model, session.view)
         for object_id in range(1, 25):
             predictor.set_prompts(object_id, 1, mask=truth == object_id)

@@ -23,13 +23,7 @@ from numpy.typing import NDArray
 
 from napari_sam2.given import several
 from napari_sam2.output import Output
-from napari_sam2.planning import (
-    all_said,
-    between_marks,
-    has_changed_since,
-    to_follow,
-    to_preview,
-)
+from napari_sam2.planning import all_said, between_marks, has_changed_since, to_follow, to_preview
 from napari_sam2.session_base import LockedError, NothingToDo
 from napari_sam2.session_marks import Marks
 from napari_sam2.session_versions import Versions
