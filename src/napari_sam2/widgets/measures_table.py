@@ -46,6 +46,7 @@ from napari_sam2.widgets.events import Connections
 from napari_sam2.widgets.measures_plot import MeasuresPlot
 from napari_sam2.widgets.measures_rows import MeasuresRows, Row, key_of
 from napari_sam2.widgets.proposed_files import beside
+from napari_sam2.widgets.row_table import choose_rows
 
 _PORTION = 0.02  # seconds that the window may stand still
 _QUIET = 1000  # ms without a change, until what has changed is measured anew
@@ -198,16 +199,10 @@ class MeasuresTable(Docked):
         for button in (self.measure_button, self.rows, self.export_button):
             buttons.addWidget(button)
         form.addRow("", self.follow)
-        rows = self.table.verticalHeader()
-        assert rows is not None
-        rows.hide()
+        choose_rows(self.table)
         self.table.setModel(self._model)
-        self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.table.setShowGrid(False)
-        self.table.setTabKeyNavigation(False)
-        self.table.setWordWrap(False)
-        self.table.setTextElideMode(Qt.TextElideMode.ElideMiddle)
         split = QSplitter(Qt.Orientation.Vertical)
         split.addWidget(self.table)
         split.addWidget(self.plot)

@@ -17,6 +17,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_sam2.widgets.icons import colour_icon, icon
+from napari_sam2.widgets.row_table import RowTable
 
 COLOUR, NAME, PROMPTS, SLICES, SCORE, EYE, LOCK = range(7)
 _HEADS = {
@@ -57,26 +58,6 @@ class ObjectRow:
     """More of it, shown as a tooltip."""
 
 
-class RowTable(QTableWidget):
-    """Rows to choose of, with Up and Down. Left and Right are the viewer's: they change the slice;
-    with Shift they go from cell to cell. Tab goes on to what comes next. Names that are too long
-    are cut in their middle, for they often differ at their ends."""
-
-    def __init__(self, columns: int) -> None:
-        super().__init__(0, columns)
-        self.setTabKeyNavigation(False)
-        self.setWordWrap(False)
-        self.setTextElideMode(Qt.TextElideMode.ElideMiddle)
-
-    def keyPressEvent(self, event: Any) -> None:
-        """Qt's name."""
-        is_sideways = event.key() in (Qt.Key.Key_Left, Qt.Key.Key_Right)
-        if is_sideways and not event.modifiers() & Qt.KeyboardModifier.ShiftModifier:
-            event.ignore()
-        else:
-            super().keyPressEvent(event)
-
-
 class ObjectTable(RowTable):
     """One row per object. It changes nothing by itself but says what a person wants."""
 
@@ -95,7 +76,6 @@ class ObjectTable(RowTable):
         self._icons: dict[str, QIcon] = {}
         self._small = QFont(self.font())
         self.setToolTip(_HEADS[NAME][1])
-        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
         self.setEditTriggers(
             QAbstractItemView.EditTrigger.DoubleClicked
@@ -105,8 +85,7 @@ class ObjectTable(RowTable):
         self.setIconSize(QSize(14, 14))
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
-        rows, head = _headers(self)
-        rows.hide()
+        _, head = _headers(self)
         head.setMinimumSectionSize(20)
         head.setHighlightSections(False)
         head.setSectionsClickable(False)

@@ -37,8 +37,8 @@ from napari_sam2.widgets.docking import ToolWindow, push_button
 from napari_sam2.widgets.events import Connections, call
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.mask_layers import check_grid
-from napari_sam2.widgets.object_table import RowTable
 from napari_sam2.widgets.proposed_files import folder_of
+from napari_sam2.widgets.row_table import RowTable
 from napari_sam2.widgets.workspace import Workspace
 
 _FILTER = "Masks (*.sam2session *.nii *.nii.gz *.tif *.tiff *.nrrd *.dcm);;All files (*)"
@@ -380,8 +380,8 @@ class SecondReader(ToolWindow):
         self.strip.setAccessibleName("Differences on the slices")
         top.addWidget(source)
         top.addWidget(self.source, 1)
-        head, rows = self.table.horizontalHeader(), self.table.verticalHeader()
-        assert head is not None and rows is not None
+        head = self.table.horizontalHeader()
+        assert head is not None
         for column, (text, tip) in enumerate(_HEADS.items()):
             item = QTableWidgetItem(text)
             item.setToolTip(tip)
@@ -390,8 +390,6 @@ class SecondReader(ToolWindow):
             head.setSectionResizeMode(
                 column, modes.Stretch if column < 2 else modes.ResizeToContents
             )
-        rows.hide()
-        self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         buttons = QGridLayout()
