@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -309,21 +309,37 @@ def sample_window(frames: Frames, percentiles: tuple[float, float] = (0.5, 99.5)
 
 
 def _readable_frames(frames: Frames) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Up to 16 frames spread over the sequence, with their numbers, without those that cannot be
-    read. Raises UnreadableFrame where none can, and at once where the first few cannot.
-    """
+    """Up to 16 frames spread over the sequence, as `first_readable` gives them."""
     picked = np.unique(np.linspace(0, len(frames) - 1, _SAMPLED_FRAMES).round().astype(int))
-    failures, is_any = [], False
-    for index in picked:
-        try:
-            frame = _frame_of(frames, int(index))
-        except UnreadableFrame as error:
-            failures.append(error)
-            if not is_any and len(failures) in (FAILURES_IN_A_ROW, len(picked)):
-                raise failures[0] from None
-        else:
-            is_any = True
-            yield int(index), frame
+    return first_readable(frames, [[int(index)] for index in picked])
+
+
+def first_readable(
+    frames: Frames, stretches: Sequence[Sequence[int]], unread: dict[int, str] | None = None
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Of each stretch of frames the first that can be read, with its number.
+
+    unread: is told of those that cannot be read, and why.
+
+    Raises UnreadableFrame where none can, and at once where the first few cannot.
+    """
+    total = sum(map(len, stretches))
+    failures: list[UnreadableFrame] = []
+    is_any = False
+    for stretch in stretches:
+        for index in stretch:
+            try:
+                frame = _frame_of(frames, index)
+            except UnreadableFrame as error:
+                failures.append(error)
+                if unread is not None:
+                    unread[index] = str(error)
+                if not is_any and len(failures) in (FAILURES_IN_A_ROW, total):
+                    raise failures[0] from None
+            else:
+                is_any = True
+                yield index, frame
+                break
 
 
 def _frame_of(frames: Frames, index: int) -> NDArray[Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
-from lazy import Damaged
+from lazy import Damaged, Lazy
 
 from benchmarks.automatic import average_precision
 from napari_sam2.cli import main
@@ -18,6 +19,16 @@ from napari_sam2.throughout import _join, find_throughout
 from sam2_engine.unreadable import UnreadableFrame
 
 SHAPE = (9, 96, 128)
+
+
+class Counted(Lazy):
+    """An array that counts how often a frame is read."""
+
+    reads = 0
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        self.reads += 1
+        return super().__getitem__(index)
 
 
 def movie(*paths: dict[int, tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
@@ -64,12 +75,14 @@ def scene() -> tuple[np.ndarray, np.ndarray]:
 
 def test_each_object_is_found_once_from_its_first_frame_to_its_last(scene):
     image, truth = scene
-    session = Session(image, "nano")
+    counted = Counted(image, image[0].size)
+    session = Session(counted, "nano")
     steps: list[tuple[int, int]] = []
     ids = find_throughout(
         session, every=4, diameter=18, progress=lambda done, total: steps.append((done, total))
     )
     assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert counted.reads <= 4 * len(image), "no frame is read anew for each key frame"
     assert sorted(ids) == sorted(session.objects)
     found = matched(session, truth)
     assert sorted(found) == [1, 2, 3, 4]

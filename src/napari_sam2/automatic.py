@@ -59,8 +59,11 @@ def search_all(
     seeds: Any = "grid",
     diameter: float | None = None,
     rules: Rules | None = None,
+    image: NDArray[Any] | None = None,
 ) -> Iterator[Search]:
     """As `find_all`, a batch of seeds at a time, for another thread; close it to stop.
+
+    image: the slice, where it has been read already.
 
     It begins when it is asked for the first batch, and touches nothing but the task.
     """
@@ -76,9 +79,8 @@ def search_all(
     elif hasattr(seeds, "shape") and len(view.shape) > 2 and tuple(seeds.shape) == view.shape:
         seeds = np.asarray(seeds[view.index(frame)])
     window = sample_window(view) if source.window is None else source.window
-    yield from search(
-        source.model.get(), view[frame], seeds, rules, diameter=diameter, window=window
-    )
+    image = view[frame] if image is None else image
+    yield from search(source.model.get(), image, seeds, rules, diameter=diameter, window=window)
 
 
 def _nuclei(image: NDArray[Any], diameter: float | None) -> Seeds:

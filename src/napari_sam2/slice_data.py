@@ -222,6 +222,18 @@ class ObjectMask:
             for one, two in zip(self.area, other.area, strict=True)
         )
 
+    def shared_pixels(self, other: ObjectMask) -> int:
+        """How many pixels it has in common with another mask of the frame."""
+        if not self.meets(other):
+            return 0
+        top, left = max(self.top, other.top), max(self.left, other.left)
+        bottom, right = (min(a.stop, b.stop) for a, b in zip(self.area, other.area, strict=True))
+        on_both = (
+            one.logits[top - one.top : bottom - one.top, left - one.left : right - one.left] > 0
+            for one in (self, other)
+        )
+        return int(np.logical_and(*on_both).sum())
+
     def on_frame(self, shape: tuple[int, int]) -> NDArray[np.bool_]:
         """(H, W), True on the object."""
         mask = np.zeros(shape, np.bool_)

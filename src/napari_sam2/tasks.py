@@ -184,22 +184,9 @@ class OtherSide(NamedTuple):
     def of(cls, one: ObjectMask | None, other: ObjectMask | None) -> OtherSide:
         """None: the object is not seen."""
         areas = [0 if mask is None else int(mask.summary[0]) for mask in (one, other)]
-        shared = 0 if one is None or other is None else shared_pixels(one, other)
+        shared = 0 if one is None or other is None else one.shared_pixels(other)
         either = sum(areas) - shared
         return cls(shared / either if either else 1.0, either - shared)
-
-
-def shared_pixels(one: ObjectMask, other: ObjectMask) -> int:
-    """How many pixels two masks of a frame have in common."""
-    top, left = max(one.top, other.top), max(one.left, other.left)
-    bottom, right = (min(a.stop, b.stop) for a, b in zip(one.area, other.area, strict=True))
-    if bottom <= top or right <= left:
-        return 0
-    parts = (
-        mask.logits[top - mask.top : bottom - mask.top, left - mask.left : right - mask.left] > 0
-        for mask in (one, other)
-    )
-    return int(np.logical_and(*parts).sum())
 
 
 def origins(anchors: Anchors) -> list[int]:

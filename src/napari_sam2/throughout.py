@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import chain, combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_sam2.automatic import add_all, find_all
+from napari_sam2.automatic import add_all, search_all
 from napari_sam2.session import Session
 from napari_sam2.slice_data import ObjectMask
-from napari_sam2.tasks import shared_pixels
+from napari_sam2.tasks import Task
 from napari_sam2.unread import UnreadableSlices, unreadable_text
-from sam2_engine.unreadable import FAILURES_IN_A_ROW, UnreadableFrame
 
 if TYPE_CHECKING:
     from sam2_engine.automatic import Candidate, Rules
@@ -85,10 +85,15 @@ def throughout_steps(
     Yields how many key frames are done, of how many, when one is done; and (0, all) in between.
     Returns the ids, and why each slice was passed over that could not be read.
     """
+    from sam2_engine.automatic import finished
+    from sam2_engine.frames import first_readable
+
     if every < 1:
         raise ValueError(f"Key frames are 1 or more frames apart, not {every}.")
-    last = len(session.view) - 1
+    view = session.view
+    last = len(view) - 1
     total = last // every + 1
+    stretches = [range(start, min(start + every, last + 1)) for start in range(0, last + 1, every)]
     added: set[int] = set()
     ended: set[int] = set()
     unread: dict[int, str] = {}
@@ -100,13 +105,15 @@ def throughout_steps(
         unread.update(session.unread)
 
     waiting = session.untouched_objects
+    task = _with_window(session.task(objects=()))
     with session.history.change("Find throughout"):
         before = -1
-        for key, following in pairwise(chain(_key_frames(session, every, unread), [last + 1])):
+        key_frames = first_readable(view, stretches, unread)
+        for (key, image), (following, _) in pairwise(chain(key_frames, [(last + 1, None)])):
             if before >= 0:
                 _join(session, before, key, ended)
                 ended |= session.objects.keys() - _masks_on(session, key).keys()
-            found = find_all(session, key, seeds, diameter=diameter, rules=rules)
+            found = finished(search_all(task, key, seeds, diameter, rules, image))
             yield 0, total
             new = add_all(session, key, list(_unknown(session, key, found)), waiting)
             waiting = [i for i in waiting if i not in new]
@@ -124,24 +131,13 @@ def throughout_steps(
     return sorted(added & session.objects.keys()), unread
 
 
-def _key_frames(session: Session, every: int, unread: dict[int, str]) -> Iterator[int]:
-    """Every so many frames the first that can be read; `unread` is told of those before it.
+def _with_window(task: Task) -> Task:
+    """With the window that it would be looked at in; else that is found anew on each key frame."""
+    from sam2_engine.frames import sample_window
 
-    Raises UnreadableFrame where none can.
-    """
-    view, is_any = session.view, False
-    for start in range(0, len(view), every):
-        for frame in range(start, min(start + every, len(view))):
-            try:
-                view[frame]
-            except OSError as error:
-                unread[frame] = str(error)
-                if not is_any and len(unread) in (FAILURES_IN_A_ROW, len(view)):
-                    raise UnreadableFrame(frame, str(error)) from error
-            else:
-                is_any = True
-                yield frame
-                break
+    if task.source.window is not None:
+        return task
+    return replace(task, source=replace(task.source, window=sample_window(task.view)))
 
 
 def _masks_on(session: Session, frame: int) -> dict[int, ObjectMask]:
@@ -215,6 +211,6 @@ def _end_weaker(
 
 def _iou(one: ObjectMask, other: ObjectMask) -> float:
     """Of two masks of a frame."""
-    shared = shared_pixels(one, other)
+    shared = one.shared_pixels(other)
     either = one.summary[0] + other.summary[0] - shared
     return shared / either if either else 0.0
