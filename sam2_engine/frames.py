@@ -103,10 +103,10 @@ class Geometry:
         """
         if self.area is None:
             return self
-        found = torch.nonzero(low_res[0, 0] > 0)
+        found = torch.nonzero(low_res[0, 0].cpu() > 0)  # Apple's cards mistake such numbers
         if not len(found):
             return self
-        middle = (found.amin(0) + found.amax(0) + 1).cpu().numpy() / 2 * 4 / self.filled
+        middle = (found.amin(0) + found.amax(0) + 1).numpy() / 2 * 4 / self.filled
         seen = np.array(self.seen_shape)
         if (np.abs(middle - 0.5) <= _ADRIFT).all():
             return self

@@ -89,6 +89,10 @@ class PretendCard(TorchFunctionMode):
         if on_card:
             if CARD.type == "mps" and kwargs.get("antialias"):
                 raise NotImplementedError("_upsample_bilinear2d_aa is not implemented for MPS.")
+            if CARD.type == "mps" and name in ("amin", "amax") and owner.dtype == torch.int64:
+                raise NotImplementedError("MPS does not support min/max ops with int64 input.")
+            if name == "scaled_dot_product_attention":
+                _check_attention(*given[:3])
             self._check(name, func, args, given)
         args, kwargs, device = _without_device(args, kwargs)
         found = func(*args, **kwargs)
@@ -130,6 +134,14 @@ class PretendCard(TorchFunctionMode):
                 return
         shapes = [(tuple(one.shape), "cuda" if _is_on_card(one) else "cpu") for one in given]
         raise RuntimeError(f"Expected all tensors to be on the same device: {name} of {shapes}")
+
+
+def _check_attention(*given: Tensor) -> None:
+    """Raises where one version of torch or another would, or would give wrong values."""
+    if CARD.type == "cuda" and any(0 in one.stride() for one in given):
+        raise RuntimeError("cuDNN Frontend error: No valid execution plans built.")
+    if CARD.type == "mps" and not all(one.is_contiguous() for one in given):
+        raise AssertionError("wrong values of views: pytorch/pytorch#181133")
 
 
 _GETTERS: dict[Any, Callable[[Tensor], Any]] = {

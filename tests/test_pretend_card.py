@@ -48,6 +48,7 @@ def followed(model) -> list[np.ndarray]:
     predictor.set_prompts(1, frame=1, box=(20, 18, 66, 64))
     predictor.set_prompts(2, frame=1, points=[(70, 98), (20, 100)], labels=[1, 0])
     predictor.set_prompts(3, frame=2, mask=LARGE[2])
+    predictor.set_prompts(4, frame=0, box=(65, 95, 75, 105), area=(40, 64, 96, 128))
     found = [predictor.predict(1), *predictor.propagate()]
     predictor.set_prompts(2, frame=3, points=[(70, 97)], labels=[1])
     return [result.logits for result in (*found, *predictor.propagate())]
@@ -55,6 +56,7 @@ def followed(model) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
 def test_objects_are_followed_on_a_card(monkeypatch, kind):
+    monkeypatch.setattr("sam2_engine.model.layers._SCORES_AT_ONCE", 1 << 12)  # some of the queries
     with pretended_card(monkeypatch, kind) as card:
         found = followed(device_model(kind, torch.float32))
     assert card.calls > 1000

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam2_engine.model.config import HieraConfig
-from sam2_engine.model.layers import MLP, Linear, in_parts, uses_onednn
+from sam2_engine.model.layers import MLP, Linear, attended, in_parts, uses_onednn
 
 
 @lru_cache(maxsize=32)
@@ -104,7 +104,7 @@ class HieraAttention(nn.Module):
             _, key, value = bias.expand(len(qkv), filled, -1).chunk(3, dim=-1)
             k, v = torch.cat((k, key), dim=1), torch.cat((v, value), dim=1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        out = attended(q, k, v).transpose(1, 2).flatten(2)
         return out.unflatten(1, (height, width))
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 Activation = Literal["none", "relu", "gelu"]
 _ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 _VALUES_AT_ONCE = 1 << 22
+_SCORES_AT_ONCE = 1 << 27  # of an Apple card: half a gigabyte
 _RECYCLED_BYTES = 31 << 20
 _FEW_CHANNELS = 8
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
@@ -218,8 +219,29 @@ class Attention(nn.Module):
         """
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
         mask = None if plus is None else plus[:, None, None].to(q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, mask)
+        out = attended(q, k, v, mask)
         return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, plus: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(C) + plus) v of queries (B, heads, Q, C) and keys and values
+    (B, heads, N, C).
+
+    plus: (B, 1, 1, N), added to the scores.
+    """
+    if q.device.type != "mps":
+        # Queries that all objects share are copied: kernels have refused, and mistaken, what is
+        # repeated without a copy (pytorch/pytorch#175764, #191937).
+        return F.scaled_dot_product_attention(q.contiguous() if 0 in q.stride() else q, k, v, plus)
+    # Apple's own gives wrong values, in one version of torch or another, of arrays that are views,
+    # as these are, and of few queries with keys that are no multiple of 32 (pytorch/pytorch#163597,
+    # #169222, #181133); and it makes all scores at once.
+    queries = max(_SCORES_AT_ONCE // (q.shape[0] * q.shape[1] * k.shape[2]), 1)
+    keys, parts = k.transpose(-2, -1), []
+    for some in q.split(queries, dim=2):
+        scores = some * q.shape[-1] ** -0.5 @ keys
+        parts.append((scores if plus is None else scores + plus).softmax(dim=-1) @ v)
+    return torch.cat(parts, dim=2)
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:

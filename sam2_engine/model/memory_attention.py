@@ -36,7 +36,8 @@ class RotaryAttention(Attention):
         if detail is None:
             return self.attend(q, self._keys(k, turns, unplaced), v)
         table, log_places = detail_table(width, side, q.device)
-        k = rotate(self.k_proj(k), table[detail.rows])
+        own = torch.view_as_real(table)[detail.rows]  # complex numbers not every card picks
+        k = rotate(self.k_proj(k), torch.view_as_complex(own))
         return self.attend(q, k, v, log_places[detail.rows])
 
     def _keys(self, k: Tensor, turns: Tensor, unplaced: int) -> Tensor:

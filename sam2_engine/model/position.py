@@ -18,31 +18,34 @@ def sine_encoding_2d(channels: int, height: int, width: int, device: torch.devic
     Positions run from 1 to the size and are scaled to 2 pi.
 
     Returns:
-        (1, channels, height, width) float32.
+        (1, channels, height, width) float32, made on the processor: the same on every device.
     """
     half = channels // 2
     with torch.inference_mode(False), torch.no_grad():
-        wave = _TEMPERATURE ** (
-            2 * torch.div(torch.arange(half, device=device), 2, rounding_mode="floor") / half
-        )
+        wave = _waves(half)
 
         def encode(size: int) -> Tensor:
-            position = torch.arange(1, size + 1, device=device, dtype=torch.float32)
+            position = torch.arange(1, size + 1, device="cpu", dtype=torch.float32)
             angle = (position / (size + 1e-6) * 2 * math.pi)[:, None] / wave
             return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
 
         rows = encode(height)[:, None].expand(height, width, half)
         columns = encode(width)[None].expand(height, width, half)
-        return torch.cat((rows, columns), dim=2).permute(2, 0, 1)[None].contiguous()
+        return torch.cat((rows, columns), dim=2).permute(2, 0, 1)[None].contiguous().to(device)
 
 
 def sine_encoding_1d(positions: Tensor, channels: int) -> Tensor:
-    """Sine encoding of times: (N,) -> (N, channels) float32, sines first, then cosines."""
-    half = channels // 2
-    index = torch.arange(half, device=positions.device)
-    wave = _TEMPERATURE ** (2 * torch.div(index, 2, rounding_mode="floor") / half)
-    angle = positions.float()[:, None] / wave
+    """Sine encoding of times: (N,) on the processor -> (N, channels) float32, sines first, then
+    cosines.
+    """
+    angle = positions.float()[:, None] / _waves(channels // 2)
     return torch.cat((angle.sin(), angle.cos()), dim=-1)
+
+
+def _waves(count: int) -> Tensor:
+    """(count,) the wavelengths of channels; two that are neighbours have one."""
+    index = torch.arange(count, device="cpu")
+    return _TEMPERATURE ** (2 * torch.div(index, 2, rounding_mode="floor") / count)
 
 
 @lru_cache(maxsize=32)
@@ -58,18 +61,18 @@ def axial_rotations(
             centre does.
 
     Returns:
-        (height * width / pool^2, channels / 2) complex numbers of length 1.
+        (height * width / pool^2, channels / 2) complex numbers of length 1, made on the processor.
     """
     with torch.inference_mode(False), torch.no_grad():
-        exponent = torch.arange(0, channels, 4, device=device)[: channels // 4].float() / channels
+        exponent = torch.arange(0, channels, 4, device="cpu")[: channels // 4].float() / channels
         frequency = 1.0 / _TEMPERATURE**exponent
         height, width = height // pool, width // pool
-        index = torch.arange(height * width, device=device, dtype=torch.float32)
+        index = torch.arange(height * width, device="cpu", dtype=torch.float32)
         offset = (pool - 1) / 2
         column = pool * (index % width) + offset
         row = pool * torch.div(index, width, rounding_mode="floor") + offset
         angle = torch.cat((torch.outer(column, frequency), torch.outer(row, frequency)), dim=1)
-        return torch.polar(torch.ones_like(angle), angle)
+        return torch.polar(torch.ones_like(angle), angle).to(device)
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:

@@ -57,13 +57,13 @@ def detail_table(channels: int, side: int, device: torch.device) -> tuple[Tensor
         (rows,) the logarithm of how many places a token stands for: so it counts as so many equal
         ones do. What fills up never counts.
     """
-    grid = channels, side, side, device
+    grid = channels, side, side, torch.device("cpu")
     places, cells = axial_rotations(*grid), axial_rotations(*grid, pool=2)
     with torch.inference_mode(False), torch.no_grad():
-        scores = torch.tensor((0.0, math.log(4), 0.0, _NEVER))
-        each = torch.tensor((len(places), len(cells), 1, 1))
+        scores = torch.tensor((0.0, math.log(4), 0.0, _NEVER), device="cpu")
+        each = torch.tensor((len(places), len(cells), 1, 1), device="cpu")
         turns = torch.cat((places, cells, torch.ones_like(places[:2])))
-        return turns, scores.repeat_interleave(each).to(device)
+        return turns.to(device), scores.repeat_interleave(each).to(device)
 
 
 def near_object(mask: Tensor) -> Tensor:

@@ -230,8 +230,8 @@ class SAM2(nn.Module):
         stacked = torch.stack([pointer for pointer, _ in pointers], dim=1)
         tokens = stacked.unflatten(2, (split, self.config.memory_dim)).flatten(1, 2)
         if self.config.version == "2.1":
-            times = torch.tensor([time for _, time in pointers], device=tokens.device)
-            encoding = sine_encoding_1d(times, self.config.d_model).to(self.dtype)
+            times = torch.tensor([time for _, time in pointers], device="cpu")
+            encoding = sine_encoding_1d(times, self.config.d_model).to(tokens.device, self.dtype)
             encoding = self.obj_ptr_tpos_proj(encoding).repeat_interleave(split, dim=0)
         else:
             encoding = tokens.new_zeros(tokens.shape[1:], dtype=self.dtype)
