@@ -26,6 +26,7 @@ Tell = Callable[[str], None]
 Compute = Callable[..., tuple[Tensor, ...]]
 FRAMES_AT_ONCE = 4
 """So many frames are encoded together in a pass, where the device has room for them."""
+_MOST_SHAPES = 64  # of each part; eleven are met by one model, with up to 32 objects
 _PARTS_ON_A_PROCESSOR: tuple[Part, ...] = ("decoder",)
 """There the others are no quicker compiled, or slower, and take minutes to compile."""
 
@@ -43,7 +44,8 @@ class CompiledParts:
     """Runs parts of a model compiled, each for the shapes that it has met.
 
     A shape is compiled when it is met first, which is told. Numbers of objects are filled up to
-    powers of two, so that there are few shapes; of the encoder there is one, ``FRAMES_AT_ONCE``.
+    powers of two, so that there are few shapes, for those that share a frame and for those looked
+    at each in its own area; of the encoder there is one, ``FRAMES_AT_ONCE``.
     Where PyTorch finds no compiler the parts run as they are, which is told, too.
     """
 
@@ -52,7 +54,7 @@ class CompiledParts:
         self._size = image_size
         self._tell = tell
         self._compiled: dict[Part, Compute] = {}
-        self._met: set[tuple[Part, int]] = set()
+        self._met: set[tuple[Part, int, bool]] = set()
 
     def run(
         self, part: Part, compute: Compute, *inputs: Tensor | bool | None
@@ -72,11 +74,14 @@ class CompiledParts:
         self, part: Part, compute: Compute, count: int, inputs: list[Tensor | bool | None]
     ) -> tuple[Tensor, ...] | None:
         """None where it cannot be compiled."""
-        if (part, count) in self._met:
+        first = inputs[0]
+        is_apart = part != "encoder" and isinstance(first, Tensor) and len(first) > 1
+        if (part, count, is_apart) in self._met:
             return self._compiled[part](*inputs)
         unit = "frame" if part == "encoder" else "object"
         what = (
             f"the {part} for {self._size} x {self._size}, {count} {unit}{'s' if count > 1 else ''}"
+            f"{', each in its own area' if is_apart else ''}"
         )
         self._tell(f"Compiling {what}: the first run only, it takes up to some minutes.")
         begin = time.perf_counter()
@@ -84,6 +89,8 @@ class CompiledParts:
             if part not in self._compiled:
                 # Not where it is defined: that alone makes every start more than a second longer.
                 torch.compiler.assume_constant_result(stretching)
+                # Else the ninth shape, of all models together, would run as it is without a word.
+                torch._dynamo.config.cache_size_limit = _MOST_SHAPES
                 self._compiled[part] = torch.compile(compute, dynamic=False)
             found = self._compiled[part](*inputs)
         except Exception as error:  # whatever a compiler, or its absence, can lead to
@@ -93,7 +100,7 @@ class CompiledParts:
                 f"{_first_line(error)}"
             )
             return None
-        self._met.add((part, count))
+        self._met.add((part, count, is_apart))
         self._tell(f"Compiled {what} in {time.perf_counter() - begin:.0f} s.")
         return found
 
