@@ -174,6 +174,7 @@ def pretended_card(monkeypatch: Any, kind: str = "cuda") -> Iterator[PretendCard
         patch.setattr(torch.cuda, "is_available", lambda: kind == "cuda")
         patch.setattr(torch.cuda, "device_count", lambda: 1)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+        patch.setattr(torch.cuda, "device", lambda _: nullcontext())
         patch.setattr(torch.cuda, "Stream", lambda _: _Stream())
         patch.setattr(torch.cuda, "current_stream", lambda _: _Stream())
         patch.setattr(torch.cuda, "stream", lambda _: nullcontext())

@@ -591,3 +591,25 @@ def test_impossible_settings_are_told_before_anything_is_loaded(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no cuda device"):
             load_model(path, device="cuda")
+
+
+@pytest.mark.parametrize("problem", ["no kernel image is available", "invalid device ordinal"])
+def test_a_card_that_pytorch_cannot_use_is_passed_over_or_told_of(tmp_path, monkeypatch, problem):
+    """It finds cards, too, that are older or newer than it was built for."""
+    made = torch.ones
+
+    def ones(*shape, device=None):
+        if device is not None and device.type == "cuda":
+            raise RuntimeError(f"CUDA error: {problem}\nCompile with TORCH_USE_CUDA_DSA")
+        return made(*shape, device=device)
+
+    path = tmp_path / "small.safetensors"
+    save_model(small_model(), path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", ones)
+    reason = "was not built for this card" if "kernel" in problem else problem
+    told = []
+    assert load_model(path, tell=told.append).device.type == "cpu"
+    assert len(told) == 1 and reason in told[0] and "the processor computes" in told[0]
+    with pytest.raises(ValueError, match=f"cannot use cuda:1 here .*{reason}.*use auto or cpu"):
+        load_model(path, device="cuda:1")

@@ -52,7 +52,8 @@ def load_model(
             the path of a checkpoint: an official .pt file or a fine-tuned one with the same
             names, or a .safetensors file that save_model wrote. Behind an @ may follow the
             image_size, as in "sam2.1-tiny@512".
-        device: "auto" takes CUDA, else MPS, else the CPU.
+        device: "auto" takes CUDA, else MPS, else the CPU, of those that compute; "cuda:1" is the
+            second card.
         dtype: "auto" is half precision on CUDA devices that compute with it, bfloat16 for a Hiera
             trunk, as published, and float16 for a convolutional one; else float32. "mixed" is for
             a CPU that multiplies in bfloat16: see SAM2.mix_precision.
@@ -62,13 +63,14 @@ def load_model(
         progress: called with the bytes downloaded and the bytes in all.
         compile: have torch.compile make code for it, see `compile_model`; it takes minutes at
             first, and changes masks by rounding only.
-        tell: is given a sentence before and after each such wait; by default it is printed.
+        tell: is given a sentence before and after each such wait, and where "auto" passes over a
+            graphics card; by default it is printed.
 
     Raises:
         WeightsError: the file cannot be had, is damaged, or is not a SAM 2 checkpoint.
-        ValueError: no such device or dtype, none that this CPU has, or an impossible image size.
+        ValueError: no device or dtype that can be used here, or an impossible image size.
     """
-    device = _choose_device(device)
+    device = _choose_device(device, tell)
     _check_dtype(dtype, device)
     size = split_size(name_or_path)[1] if image_size is None else image_size
     if size is not None:
@@ -160,11 +162,17 @@ class _NoInit(TorchFunctionMode):
 # -- device and dtype --------------------------------------------------------------------------
 
 
-def _choose_device(device: str | torch.device) -> torch.device:
+def _choose_device(device: str | torch.device, tell: Tell) -> torch.device:
     if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        for card, is_there in (
+            (torch.device("cuda"), torch.cuda.is_available()),
+            (torch.device("mps"), torch.backends.mps.is_available()),
+        ):
+            if is_there and not (problem := _why_not(card)):
+                return card
+            if is_there:
+                tell(f"PyTorch cannot use the graphics card, so the processor computes: {problem}")
+        return torch.device("cpu")
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
@@ -175,7 +183,23 @@ def _choose_device(device: str | torch.device) -> torch.device:
     }
     if missing.get(chosen.type):
         raise ValueError(f"PyTorch finds no {chosen.type} device here: use auto or cpu.")
+    if problem := _why_not(chosen):
+        raise ValueError(f"PyTorch cannot use {device} here ({problem}): use auto or cpu.")
     return chosen
+
+
+def _why_not(device: torch.device) -> str:
+    """Why a device does not compute; empty where it does. PyTorch also finds cards that it was not
+    built for, that have no such number, or that another program has for itself.
+    """
+    try:
+        torch.ones(1, device=device).add(1)
+    except RuntimeError as error:
+        problem = first_line(error)
+        if "no kernel image" in problem:
+            problem = "this PyTorch was not built for this card; pytorch.org has others"
+        return problem
+    return ""
 
 
 _DTYPES = {
@@ -207,7 +231,10 @@ def _choose_dtype(
     dtype: str | torch.dtype, device: torch.device, config: ModelConfig
 ) -> torch.dtype:
     if dtype == "auto":
-        is_half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        if device.type != "cuda":
+            return torch.float32
+        with torch.cuda.device(device):  # which of several is asked
+            is_half = torch.cuda.is_bf16_supported(including_emulation=False)
         return half_precision(config) if is_half else torch.float32
     if dtype == _MIXED:
         return torch.float32
