@@ -639,23 +639,33 @@ def test_on_a_cluster_every_image_is_done_once_though_a_worker_is_killed(
 
 
 @pytest.mark.parametrize(
-    ("cards", "cores", "asked", "expected"),
+    ("device", "cards", "cores", "asked", "expected"),
     [  # the card and the threads of each worker
-        (0, 16, None, [(None, 2)] * 8),  # no card: two cores each
-        (0, 1, None, [(None, 1)]),
-        (4, 32, None, [(0, 8), (1, 8), (2, 8), (3, 8)]),  # one worker a card
-        (2, 8, 4, [(0, 2), (1, 2), (0, 2), (1, 2)]),  # more are asked for: spread over the cards
-        (8, 4, None, [(n, 1) for n in range(8)]),
+        ("auto", "", 16, None, [(None, 2)] * 8),  # no card: two cores each
+        ("auto", "", 1, None, [(None, 1)]),
+        ("auto", "0123", 32, None, [("0", 8), ("1", 8), ("2", 8), ("3", 8)]),  # one worker a card
+        ("cuda", "01", 8, 4, [("0", 2), ("1", 2), ("0", 2), ("1", 2)]),  # spread over the cards
+        ("auto", "01234567", 4, None, [(str(n), 1) for n in range(8)]),
+        ("auto", "5,GPU-1f", 8, None, [("5", 4), ("GPU-1f", 4)]),  # those that Slurm has given us
+        ("cuda:1", "01", 16, None, [(None, 16)]),  # all would be on this one
     ],
 )
-def test_each_worker_has_a_card_or_cores_of_its_own(monkeypatch, cards, cores, asked, expected):
-    monkeypatch.setattr(batch, "_graphics_cards", lambda: cards)
+def test_each_worker_has_a_card_or_cores_of_its_own(
+    monkeypatch, device, cards, cores, asked, expected
+):
+    given = cards.split(",") if "," in cards else list(cards)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(given))
+    if "," in cards:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", cards)
+    else:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     monkeypatch.setattr(batch, "_cores", lambda: cores)
     found = []
-    for spec in batch._specs_here(Settings(out=Path()), asked).values():
+    for spec in batch._specs_here(Settings(out=Path(), device=device), asked).values():
         environment = spec["options"]["env"]
         card = environment.get("CUDA_VISIBLE_DEVICES")
-        found.append((card and int(card), int(environment["OMP_NUM_THREADS"])))
+        found.append((card, int(environment["OMP_NUM_THREADS"])))
         assert spec["options"]["nthreads"] == 1  # one image at a time
     assert found == expected
     specs = batch._specs_here(Settings(out=Path(), device="cpu"), asked)

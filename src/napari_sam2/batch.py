@@ -59,6 +59,7 @@ __all__ = [
 _RETRIES = 2  # of a job whose worker died
 _CORES_PER_WORKER = 2
 _HERE = "127.0.0.1"
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _SCHEDULER_S = 20  # seconds to wait for one to answer
 
 
@@ -197,23 +198,26 @@ def _client(
 def _specs_here(settings: Settings, workers: int | None) -> dict[int, dict[str, Any]]:
     """The processes on this machine: as many as are asked for, or one for each graphics card, or
     else for every two cores. More than there are cards share them."""
-    cards = _graphics_cards() if settings.device in ("auto", "cuda") else 0
-    count = workers or cards or max(1, _cores() // _CORES_PER_WORKER)
+    cards = _graphics_cards(settings.device)
+    count = workers or len(cards) or max(1, _cores() // _CORES_PER_WORKER)
     threads = settings.threads or _threads_of_each(count)
-    return {number: _worker(threads, number % cards if cards else None) for number in range(count)}
+    return {
+        number: _worker(threads, cards[number % len(cards)] if cards else None)
+        for number in range(count)
+    }
 
 
 def _threads_of_each(workers: int) -> int:
     return max(1, _cores() // workers)
 
 
-def _worker(threads: int, card: int | None) -> dict[str, Any]:
+def _worker(threads: int, card: str | None) -> dict[str, Any]:
     """A process that is started again when it dies."""
     from distributed import Nanny
 
     environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     if card is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = str(card)
+        environment[_VISIBLE] = card
     # No limit of memory: a large volume is no leak.
     options = {"host": _HERE, "nthreads": 1, "memory_limit": 0, "env": environment}
     options["silence_logs"] = logging.ERROR
@@ -224,10 +228,17 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _graphics_cards() -> int:
+def _graphics_cards(device: str) -> list[str | None]:
+    """The cards that a device stands for, by what `_VISIBLE` calls them: this process may have been
+    given some of the machine's. None is one that every process finds by itself, and shares.
+    """
     import torch
 
-    return torch.cuda.device_count()
+    if device in ("auto", "cuda") and (count := torch.cuda.device_count()):
+        given = [name.strip() for name in os.environ.get(_VISIBLE, "").split(",") if name.strip()]
+        return [*(given or map(str, range(count)))][:count]
+    is_apple = device == "auto" and torch.backends.mps.is_available()
+    return [None] if is_apple or device.startswith(("cuda:", "mps")) else []
 
 
 def _prepare(out: Path) -> None:
