@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sam2_engine.frames import FrameSource, Part
+from sam2_engine.full_memory import AtOnce
 from sam2_engine.model import SAM2, ImageFeatures
 from sam2_engine.model.compiled import FRAMES_AT_ONCE
 
@@ -89,7 +90,8 @@ class FeatureCache:
     ) -> None:
         """
         Args:
-            encode: computes the features of some parts, each a batch of 1.
+            encode: computes the features of some parts, each a batch of 1; of fewer at a time,
+                where a card has no room for all.
             budget: bytes of features to keep; 0 keeps none.
             dtype: what features are rounded to and kept in, such as torch.float16 for half the
                 bytes; by default as they are. They are rounded before their first use, too, so
@@ -100,6 +102,7 @@ class FeatureCache:
         self._dtype = dtype
         self._stream = stream or EncodingStream(torch.device("cpu"))
         self._computed_in = torch.float32
+        self._at_once = AtOnce(FRAMES_AT_ONCE)
         self._kept: OrderedDict[Part, _Kept] = OrderedDict()
         self._part_bytes = 0
         self.budget = budget
@@ -154,7 +157,7 @@ class FeatureCache:
     def _made(self, parts: Sequence[Part]) -> list[_Kept]:
         """The features of parts, rounded, and kept as far as the budget goes."""
         with self._stream.encoding():
-            made = self._encode(parts)
+            made = self._at_once.computed(self._encode, parts)
             self._computed_in = made[0].stride16.dtype
             rounded = [_as(features, self._dtype or self._computed_in) for features in made]
             kept = [_Kept(features, self._stream.mark()) for features in rounded]

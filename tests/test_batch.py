@@ -38,6 +38,7 @@ from napari_sam2.io.labels_ctc import read_parents
 from napari_sam2.segmentation import ModelError, segment
 from napari_sam2.session import Session
 from napari_sam2.session_file import save_session
+from sam2_engine.model import SAM2
 
 AFFINE = np.diag([-1.5, -1.5, 4.0, 1.0])
 
@@ -503,6 +504,22 @@ def test_a_worker_reads_a_template_and_its_image_once(scans, tmp_path, checkpoin
         assert statuses == [DONE if run == "one" else SKIPPED] * 2
     once = ["t.sam2session", "template.nii.gz", "p1.nii.gz", "p2.nii.gz"]
     assert sorted(read) == sorted([*once, "t.sam2session", "p1.nii.gz", "p2.nii.gz"])
+
+
+def test_a_full_graphics_card_is_told_of_with_what_takes_less(
+    scans, tmp_path, checkpoint, capsys, monkeypatch
+):
+    def full(*_):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    monkeypatch.setattr(SAM2, "encode_image", full)
+    job = jobs_of(scans, prompts=prompts_of(scans))[0]
+    result = run_job(job, Settings(out=tmp_path, model=checkpoint, device="cpu"))
+    out = tmp_path / "labels.tif"
+    asked = ["-o", str(out), "--box", "1:2,4,5,15,20", "--model", checkpoint, "--device", "cpu"]
+    assert main(["segment", str(scans / "p0.nii.gz"), *asked]) != 0 and not out.exists()
+    for told in (result.message, capsys.readouterr().err):
+        assert "graphics card" in told and "sam2.1-tiny@512" in told and "GiB" not in told
 
 
 # -- all of them -------------------------------------------------------------------------------

@@ -183,7 +183,8 @@ def test_a_failed_search_is_told(finder_desk, monkeypatch):
 
     monkeypatch.setattr("napari_sam2.widgets.find_all.search_all", fail)
     finder = search(d)
-    assert "The memory is full" in finder.status.text() and "The memory is full" in d.status
+    told = "The graphics card's memory is full."
+    assert told in finder.status.text() and told in d.status
     assert finder.find_button.isEnabled() and not finder.stop_button.isEnabled()
 
 

@@ -844,6 +844,39 @@ def test_encoding_ahead_keeps_the_budget_and_encodes_nothing_twice(room: int) ->
     assert max(map(len, batches)) == (4 if room >= 5 else 3 if room == 4 else 1)
 
 
+def test_where_a_card_is_full_fewer_are_computed_together(
+    monkeypatch, draws: bool, reference: dict
+) -> None:
+    """A card is emulated that has room for one object, or for two frames."""
+    failures = []
+
+    def limit(name: str, most: int) -> None:
+        compute = getattr(SAM2, name)
+
+        def limited(model: SAM2, first: Any, *others: Any, **named: Any) -> Any:
+            shown = first.stride16 if isinstance(first, ImageFeatures) else first
+            if len(shown) > most:
+                failures.append(name)
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return compute(model, first, *others, **named)
+
+        monkeypatch.setattr(SAM2, name, limited)
+
+    p = predictor(draws=draws)
+    limit("encode_image", 2)
+    limit("decode_masks", 1)
+    limit("encode_memory", 1)
+    for i, frame, prompt in PROMPTS:
+        p.set_prompts(i, frame, **prompt)
+    found = collect(p.propagate())
+    for key, low_res in reference.items():
+        np.testing.assert_allclose(found[key], low_res, atol=1e-4, err_msg=str(key))
+    assert failures.count("encode_image") == 1 and len(failures) < 6, "not tried again each time"
+    limit("decode_masks", 0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        p.predict(2)
+
+
 class Damaged:
     """16 frames, some of which cannot be read."""
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
+from sam2_engine.full_memory import card_is_full
 from sam2_engine.model.hiera import stretching
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ class CompiledParts:
                 self._compiled[part] = torch.compile(compute, dynamic=False)
             found = self._compiled[part](*inputs)
         except Exception as error:  # whatever a compiler, or its absence, can lead to
+            if card_is_full(error):
+                raise
             self._parts.clear()
             self._tell(
                 "PyTorch cannot compile the model here, so it runs as it is, with the same masks: "

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from napari_sam2.batch_jobs import Job, TablePrompts
 from napari_sam2.measures import FoundObject, found_objects
 from napari_sam2.targets import overlap
+from sam2_engine.full_memory import WHAT_TAKES_LESS, card_is_full, machine_is_full
 from sam2_engine.whole_file import write_text
 
 if TYPE_CHECKING:
@@ -127,10 +128,12 @@ def run_job(job: Job, settings: Settings) -> JobResult:
         UnreadableFrame,
     ) as error:
         message = str(error)
-    except MemoryError:
-        message = f"{job.image} does not fit into this machine's memory."
     except Exception as error:  # one bad file must not end the run
         message = f"Unexpected {type(error).__name__}: {reason_of(error)}"
+        if machine_is_full(error):
+            message = f"{job.image} does not fit into this machine's memory."
+        elif card_is_full(error):
+            message = f"The graphics card's memory was full at {job.image}; {WHAT_TAKES_LESS}."
     seconds = time.perf_counter() - begin
     return JobResult(job.name, str(job.image), FAILED, message, seconds)
 

@@ -20,6 +20,7 @@ from napari_sam2.cli.info import add_info
 from napari_sam2.cli.models import add_models
 from napari_sam2.cli.replay import add_replay
 from napari_sam2.cli.segment import add_segment
+from sam2_engine.full_memory import WHAT_TAKES_LESS, card_is_full, machine_is_full
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,11 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except MemoryError:
-        return complain(UserError(FAILED, "this machine's memory is too small for this image"))
     except Exception as error:
         if os.environ.get("NAPARI_SAM2_DEBUG"):
             raise
+        if machine_is_full(error):
+            return complain(UserError(FAILED, "this machine's memory is too small for this image"))
+        if card_is_full(error):
+            what = f"the graphics card's memory is full; {WHAT_TAKES_LESS}"
+            return complain(UserError(FAILED, what))
         what = f"unexpected {type(error).__name__}: {error}; NAPARI_SAM2_DEBUG=1 shows more"
         return complain(UserError(FAILED, what))
 

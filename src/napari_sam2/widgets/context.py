@@ -137,11 +137,17 @@ class Context(QObject):
 
     def tell(self, error: Exception) -> str:
         """Say what went wrong, here and in napari's own notification. Returns the text."""
+        from sam2_engine.full_memory import card_is_full, machine_is_full
         from sam2_engine.weights import WeightsError
 
         text = str(error).strip()
-        if isinstance(error, MemoryError) or "out of memory" in text.lower():
-            text = "The memory is full. Choose a smaller model, or run on the processor (CPU)."
+        if machine_is_full(error):
+            text = "The memory is full. Close what you do not need, or choose a smaller model."
+        elif card_is_full(error):
+            text = (
+                "The graphics card's memory is full. What was found is kept. Choose a smaller "
+                "model, or run on the processor, and go on."
+            )
         elif not isinstance(error, ValueError | OSError | WeightsError) or not text:
             text = f"Something went wrong ({type(error).__name__}): {text or 'no details'}"
         self.panel.fail(text)
