@@ -48,15 +48,16 @@ def measure(model: SAM2, name: str, objects: int, rounds: int) -> dict[str, Any]
     clock = time.process_time if model.device.type == "cpu" else time.perf_counter
 
     def seconds(work: Callable[[], Any]) -> float:
+        limit.synchronise(model.device)
         begin = clock()
         work()
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
+        limit.synchronise(model.device)
         return clock() - begin
 
     begin = time.perf_counter()
     plain, compiled = works(model, name, objects)
     compiled()
+    limit.synchronise(model.device)
     waited = time.perf_counter() - begin
     plain()
     taken = [(seconds(plain), seconds(compiled)) for _ in range(rounds)]

@@ -27,10 +27,11 @@ from sam2_engine.features import frames_at_once
 from sam2_engine.frames import FrameSource
 from sam2_engine.memory import Recall
 from sam2_engine.model import SAM2, VARIANTS
+from sam2_engine.model.compiled import FRAMES_AT_ONCE
 from sam2_engine.model.layers import linear
 from sam2_engine.sequence import SequencePredictor
 
-_MATRIX = 2048
+_MATRIX, _MATRIX_ON_A_CARD = 2048, 8192  # smaller ones end before a card is full of them
 _FIRST, _TIMED = 7, 8
 """Frames tracked before, so that the timed ones see a full memory bank; as many are timed as make
 up whole batches of those that are encoded together."""
@@ -107,17 +108,24 @@ def _custom_operations() -> dict[Any, Any]:
 
 def seconds(work: Work, device: torch.device) -> float:
     """How long it takes, once."""
+    synchronise(device)
     started = time.perf_counter()
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronise(device)
     return time.perf_counter() - started
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a graphics card has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def measure(model: SAM2, objects: int, rounds: int) -> list[dict[str, Any]]:
     """A row for each part: operations, seconds at this machine's rate, and seconds it takes."""
     device = model.device
-    matrix = torch.randn(_MATRIX, _MATRIX, device=device, dtype=model.dtype)
+    side = _MATRIX if device.type == "cpu" else _MATRIX_ON_A_CARD
+    matrix = torch.randn(side, side, device=device, dtype=model.dtype)
     rows = []
     for name, work in parts(model, objects).items():
         share = frames_at_once(model) if name == ENCODER else 1
@@ -127,7 +135,7 @@ def measure(model: SAM2, objects: int, rounds: int) -> list[dict[str, Any]]:
             multiplying = seconds(lambda: linear(matrix, matrix), device)
             working = seconds(work, device) / share
             if turn:  # the first one warms up
-                at_limit.append(count * multiplying / (2 * _MATRIX**3))
+                at_limit.append(count * multiplying / (2 * side**3))
                 taken.append(working)
         rows.append(_row(name, objects, count, at_limit, taken))
     tracking = rows[1:]
@@ -162,7 +170,8 @@ def _row(
 def _tracked_frame(model: SAM2, objects: int) -> float:
     """Mean seconds from one tracked frame to the next, encoding it too."""
     size = model.image_size
-    frames = [movie_frame(t, size) for t in range(1 + _FIRST + _TIMED)]
+    ahead = 2 * FRAMES_AT_ONCE  # go on as long as is timed, so that as many are encoded meanwhile
+    frames = [movie_frame(t, size) for t in range(1 + _FIRST + _TIMED + ahead)]
     predictor = SequencePredictor(model, frames, window=(0, 255))
     for k in range(objects):
         place = (size * 0.4, size * (0.3 + 0.4 * k / max(objects, 8)))

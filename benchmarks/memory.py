@@ -1,10 +1,11 @@
 """Peak memory of tracking through short and long sequences; it must not grow with their length.
 
     python -m benchmarks.memory [--frames 50 500 2000] [--objects 1 8 32] [--model NAME]
-        [--resolution N] [--json FILE]
+        [--resolution N] [--device cpu] [--json FILE]
 
-Each case runs in a process of its own. Frames are computed when they are asked for. A resolution
-below the model's own takes less time, and makes less of what could grow.
+On a graphics card ("cuda") it is the card's memory. Each case runs in a process of its own. Frames
+are computed when they are asked for. A resolution below the model's own takes less time, and makes
+less of what could grow.
 """
 
 from __future__ import annotations
@@ -58,24 +59,26 @@ class MovingDisks:
         return half + 0.7 * half * float(np.sin(angle)), half + 0.7 * half * float(np.cos(angle))
 
 
-def measure(model: str, frames: int, objects: int, resolution: int | None) -> dict[str, Any]:
+def measure(
+    model: str, frames: int, objects: int, resolution: int | None, device: str = "cpu"
+) -> dict[str, Any]:
     """Track in this process and say how much memory it took: MiB before, and at its peak."""
     from sam2_engine.sequence import SequencePredictor
     from sam2_engine.weights import load_model
 
     source = MovingDisks(frames, objects)
-    network = load_model(model, image_size=resolution)
+    network = load_model(model, device, image_size=resolution)
     predictor = SequencePredictor(network, source, cache_bytes=CACHE_BYTES)
     for disk in range(objects):
         y, x = source.centre(disk, 0)
         r = source.radius
         predictor.set_prompts(disk + 1, 0, box=(y - r, x - r, y + r, x + r))
-    before = peak_memory()
+    before = peak_memory(device)
     started = time.perf_counter()
     for result in predictor.propagate():
         result.labels()
     seconds = time.perf_counter() - started
-    peak = peak_memory()
+    peak = peak_memory(device)
     return {
         "frames": frames,
         "objects": objects,
@@ -87,8 +90,12 @@ def measure(model: str, frames: int, objects: int, resolution: int | None) -> di
     }
 
 
-def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes."""
+def peak_memory(device: str = "cpu") -> int:
+    """The largest resident size of this process so far, or what it had of a card, in bytes."""
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -96,10 +103,10 @@ def peak_memory() -> int:
 
 
 def measure_apart(
-    model: str, frames: int, objects: int, resolution: int | None = None
+    model: str, frames: int, objects: int, resolution: int | None = None, device: str = "cpu"
 ) -> dict[str, Any]:
     """The same in a new process, so that no case sees another's memory."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--model", model]
+    command = [sys.executable, "-m", "benchmarks.memory", "--model", model, "--device", device]
     command += ["--case", str(frames), str(objects)]
     command += ["--resolution", str(resolution)] if resolution else []
     done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=True)
@@ -114,17 +121,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--objects", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--model", default="nano", help="name or checkpoint (default: nano)")
     parser.add_argument("--resolution", type=int, help="of the input (default: the model's own)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--case", type=int, nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.case:
-        print(json.dumps(measure(chosen.model, *chosen.case, chosen.resolution)))
+        print(json.dumps(measure(chosen.model, *chosen.case, chosen.resolution, chosen.device)))
         return
 
     rows = []
     for objects in chosen.objects:
         for frames in chosen.frames:
-            row = measure_apart(chosen.model, frames, objects, chosen.resolution)
+            row = measure_apart(chosen.model, frames, objects, chosen.resolution, chosen.device)
             rows.append(row)
             report.progress(f"{frames} frames, {objects} objects: {row['peak_mib']:.0f} MiB")
     columns = {

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from benchmarks.cases import first_frame
+from benchmarks.limit import synchronise
 from napari_sam2.areas import CLOSE, Area, Box, around_boxes, enlarged, is_small_in, joined
 from napari_sam2.records import NEAR
 from sam2_engine.masks import Mask, Masks, deepest_point, largest_slice, tight_box
@@ -117,6 +118,7 @@ class ModelRun:
         started = time.perf_counter()
         for frame in range(len(frames)):
             self.predictor.features[frame]  # encoded now, and found in the cache by every prompt
+        synchronise(model.device)
         self.encoding_seconds = time.perf_counter() - started
         self.box_seconds = 0.0
 

@@ -60,11 +60,14 @@ def write_json(
 
 
 def _machine() -> dict[str, Any]:
-    """Processor, cores, system and versions that the figures depend on."""
+    """Processor, graphics card, cores, system and versions that the figures depend on."""
     from importlib.metadata import version
 
+    torch = sys.modules.get("torch")
+    card = torch.cuda.get_device_name() if torch and torch.cuda.is_initialized() else None
     return {
         "processor": _processor(),
+        "graphics card": card,
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),

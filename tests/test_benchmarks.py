@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -455,7 +457,7 @@ def test_the_baseline_is_the_box_of_the_quality_benchmark(model: SAM2) -> None:
 
 
 def test_memory_end_to_end(model: SAM2, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("sam2_engine.weights.load_model", lambda name, image_size: model)
+    monkeypatch.setattr("sam2_engine.weights.load_model", lambda name, device, image_size: model)
     monkeypatch.setattr(memory, "measure_apart", memory.measure)
     out = tmp_path / "memory.json"
     memory.main(["--frames", "2", "5", "--objects", "1", "2", "--json", str(out)])
@@ -551,6 +553,27 @@ def test_both_engines_are_timed_frame_by_frame_and_compared() -> None:
     seconds, difference = against_official.side_by_side(engines, meters)  # type: ignore[arg-type]
     assert difference == pytest.approx(0.5)
     assert set(seconds) == set(engines) and all(s > 0 for s in seconds.values())
+
+
+def test_what_the_official_code_computes_in_does_not_reach_into_the_other_engines_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a card it multiplies in bfloat16, by a setting of the whole thread."""
+    seen = []
+
+    def steps(_: object) -> Iterator[tuple[int, list[int], torch.Tensor]]:
+        for t in range(2):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            yield t, [1], torch.zeros(1, 1, 4, 4)
+
+    monkeypatch.setattr(
+        against_official.Official, "_precision", lambda _: torch.autocast("cpu", torch.bfloat16)
+    )
+    official = object.__new__(against_official.Official)
+    official.predictor, official.state = SimpleNamespace(propagate_in_video=steps), None
+    for logits in official.propagate():
+        assert logits.shape == (1, 4, 4) and not torch.is_autocast_enabled("cpu")
+    assert seen == [True, True]
 
 
 def test_this_engine_clicks_tracks_and_corrects_in_the_comparison() -> None:
