@@ -10,11 +10,12 @@ import pytest
 import torch
 from models import device_model, small_model
 from pretend_card import CARD, pretended_card
-from test_finetune import tiny, trained
+from test_finetune import stack, tiny, trained
 
 import napari_sam2 as ns
 from napari_sam2.automatic import add_all, find_all
 from sam2_engine import SequencePredictor
+from sam2_engine.training.trainer import Stage, Trainer
 
 Z, Y, X = np.indices((4, 96, 128))
 LARGE = (Y - 40 - 2 * Z) ** 2 + (X - 40) ** 2 < 400
@@ -87,3 +88,15 @@ def test_a_session_works_on_a_card(card):
 def test_a_model_is_trained_on_a_card(card, tmp_path: Path):
     result, seen = trained(tmp_path, tiny().to("cuda"), 1)
     assert np.isfinite(seen[-1].losses).all() and len(result.moments) == 2
+    once = {"minutes": 1.0, "steps": 1, "batch": 2}
+    stages = (  # of a training from the start
+        Stage("geometry", "geometry", **once),
+        Stage("clips", "clips", **once, frames=(3, 3), learnt=1, drift_share=1.0),
+    )
+    losses: list[float] = []
+    trainer = Trainer(
+        tiny().to("cuda"), stages, tmp_path / "new", [stack()], synthetic_share=0.0,
+        on_step=lambda result: losses.append(result.report["loss"]),
+    )  # fmt: skip
+    trainer.run()
+    assert len(losses) == 2 and np.isfinite(losses).all()

@@ -21,14 +21,25 @@ _INERTIA = 0.85  # most that a mask keeps of the frame before: it grows and shri
 class Drift:
     """The errors of N objects in a clip, which are their own and grow from frame to frame."""
 
-    def __init__(self, count: int, side: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        count: int,
+        side: int,
+        generator: torch.Generator,
+        device: torch.device | str = "cpu",
+    ) -> None:
         """
         Args:
             side: of the masks that will come, in pixels; answers have a quarter of it.
+            generator: of random numbers, on the processor.
+            device: that the masks will be on.
         """
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn((count, *shape), generator=generator)
+            return torch.randn((count, *shape), generator=generator).to(device)
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand((count, *shape), generator=generator).to(device)
 
         self._side = side // 4
         size = (self._side, self._side)
@@ -38,9 +49,9 @@ class Drift:
         ragged = F.interpolate(normal(1, 8, 8), size=size, mode="bicubic", align_corners=True)
         self._certainty = _GROW * normal(1, 1, 1) + _RAGGED * ragged  # (N, 1, s, s)
         # Some objects are tracked well: errors are of very different sizes.
-        self._amount = 1.5 * torch.rand((count, 1, 1, 1), generator=generator) ** 2
-        self._inertia = _INERTIA * torch.rand((count, 1, 1, 1), generator=generator)
-        self._lingers = torch.rand(count, generator=generator) < _LINGERING
+        self._amount = 1.5 * uniform(1, 1, 1) ** 2
+        self._inertia = _INERTIA * uniform(1, 1, 1)
+        self._lingers = uniform() < _LINGERING
         self._last: Tensor | None = None
 
     def answers(self, truth: Tensor, progress: float) -> Tensor:
@@ -61,7 +72,7 @@ class Drift:
         self._last = shown
         amount = self._amount * progress
         extent = shown.flatten(1).sum(1).sqrt().view(-1, 1, 1, 1) * 2 / self._side
-        axis = (torch.arange(self._side) * 2 + 1) / self._side - 1
+        axis = (torch.arange(self._side, device=truth.device) * 2 + 1) / self._side - 1
         y, x = torch.meshgrid(axis, axis, indexing="ij")
         places = torch.stack((x, y))[None] + amount * extent * self._places
         moved = F.grid_sample(shown, places.permute(0, 2, 3, 1), align_corners=False)

@@ -108,10 +108,11 @@ def geometry_step(
     with torch.no_grad():
         features = model.encode_image(images)
     features = features.select(torch.randint(len(images), (count,), generator=generator))
-    truth = _ellipses(generator, count, model.image_size)
+    truth = _ellipses(generator, count, model.image_size).to(images.device)
     # Focal loss at its full weight would first teach that nothing is anywhere.
     weights = LossWeights(focal=4.0)
-    meter = _Meter(torch.ones(count), loss_size=model.image_size // 4, loss_weights=weights)
+    ones = torch.ones(count, device=images.device)
+    meter = _Meter(ones, loss_size=model.image_size // 4, loss_weights=weights)
     return _prompt_and_correct(model, features, truth, meter, generator, 0.3)
 
 
@@ -158,7 +159,7 @@ def clip_step(
     last_seen = first.low_res
     start = 1
     if torch.rand((), generator=generator) < drift_share:
-        drift = Drift(len(batch.masks), model.image_size, generator)
+        drift = Drift(len(batch.masks), model.image_size, generator, batch.masks.device)
         for t in range(1, learn_from):
             answer = _astray(model, features[t], drift.answers(batch.masks[:, t], t / learn_from))
             with torch.no_grad():
