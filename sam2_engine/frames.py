@@ -99,11 +99,11 @@ class Geometry:
         """With the part of the frames that is seen moved to have an object in its middle, as far as
         the frames go; the same where the object is near enough to it, or not there.
 
-        low_res: (1, 1, S/4, S/4) logits of the object.
+        low_res: (1, 1, S/4, S/4) logits of the object, on the processor.
         """
         if self.area is None:
             return self
-        found = torch.nonzero(low_res[0, 0].cpu() > 0)  # Apple's cards mistake such numbers
+        found = torch.nonzero(low_res[0, 0] > 0)
         if not len(found):
             return self
         middle = (found.amin(0) + found.amax(0) + 1).numpy() / 2 * 4 / self.filled

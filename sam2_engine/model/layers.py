@@ -80,6 +80,8 @@ def linear(
         # What torch.compile makes of a linear layer; the last argument is gelu's exact form.
         own: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
         return own
+    if x.device.type == "mps":  # which has mistaken views, too (pytorch/pytorch#162730, #167154)
+        x, weight = x.contiguous(), weight.contiguous()
     return _ACTIVATIONS[activation](F.linear(x, weight, bias))
 
 
