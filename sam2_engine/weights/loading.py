@@ -55,8 +55,8 @@ def load_model(
         device: "auto" takes CUDA, else MPS, else the CPU, of those that compute; "cuda:1" is the
             second card.
         dtype: "auto" is half precision on CUDA devices that compute with it, bfloat16 for a Hiera
-            trunk, as published, and float16 for a convolutional one; else float32. "mixed" is for
-            a CPU that multiplies in bfloat16: see SAM2.mix_precision.
+            trunk and float16 for a convolutional one; else float32. "mixed" is for a CPU that
+            multiplies in bfloat16: see SAM2.mix_precision.
         image_size: side of the square input in pixels. A .pt file does not tell: the default is
             what the model was published with, 1024 for an unknown file.
         folder: with model files, for machines without a network. Default: SAM2_MODELS.
@@ -182,7 +182,9 @@ def _choose_device(device: str | torch.device, tell: Tell) -> torch.device:
         "mps": not torch.backends.mps.is_available(),
     }
     if missing.get(chosen.type):
-        raise ValueError(f"PyTorch finds no {chosen.type} device here: use auto or cpu.")
+        without = chosen.type == "cuda" and not torch.backends.cuda.is_built()
+        why = " (it was built without CUDA; pytorch.org has others)" if without else ""
+        raise ValueError(f"PyTorch finds no {chosen.type} device here{why}: use auto or cpu.")
     if problem := _why_not(chosen):
         raise ValueError(f"PyTorch cannot use {device} here ({problem}): use auto or cpu.")
     return chosen
@@ -242,8 +244,9 @@ def _choose_dtype(
 
 
 def half_precision(config: ModelConfig) -> torch.dtype:
-    """bfloat16 for a Hiera trunk, as published. A convolutional trunk's values are bounded and its
-    masks change by 1.5 % of their pixels in bfloat16, by 0.1 % in float16.
+    """bfloat16 for a Hiera trunk, in which the published code multiplies. A convolutional trunk's
+    values are bounded and its masks change by 1.5 % of their pixels in bfloat16, by 0.1 % in
+    float16.
     """
     return torch.float16 if isinstance(config.trunk, ConvTrunkConfig) else torch.bfloat16
 
