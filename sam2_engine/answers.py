@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sam2_engine.frames import Area
+from sam2_engine.full_memory import AtOnce
 from sam2_engine.holes import fill_small_holes
 from sam2_engine.memory import Memory, MemoryTokens
 from sam2_engine.model import ABSENT_LOGIT, SAM2, Decoded, ImageFeatures
 from sam2_engine.model.recalled import Picked, near_object, pick
 
-T = TypeVar("T")
 _OBJECTS_AT_ONCE = 32  # more of them in one batch take more memory and are no quicker
 
 
@@ -37,6 +36,8 @@ class Answers:
     model: SAM2
     fill_holes: int
     memory_tokens: MemoryTokens
+    at_once: AtOnce = field(default_factory=lambda: AtOnce(_OBJECTS_AT_ONCE))
+    """How many objects are computed together."""
 
     def split(self, decoded: Decoded, areas: Sequence[Area | None]) -> Iterator[Answer]:
         """One answer per object, with small holes filled if asked for."""
@@ -90,9 +91,3 @@ class Answers:
         if self.memory_tokens == "near":
             near = near_object(low_res)[0].cpu()
         return pick(memory, near)
-
-
-def portions(members: list[T]) -> Iterator[list[T]]:
-    """What is computed together, in an order that does not change."""
-    for start in range(0, len(members), _OBJECTS_AT_ONCE):
-        yield members[start : start + _OBJECTS_AT_ONCE]

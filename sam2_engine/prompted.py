@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
-from sam2_engine.answers import Answer, Answers, portions
+from sam2_engine.answers import Answer, Answers
 from sam2_engine.encoding import FrameEncoder
 from sam2_engine.frames import Geometry
 from sam2_engine.memory import Memory
@@ -89,24 +90,28 @@ class PromptedFrames:
                 asked[i] = p
                 form = p.mask is None, p.num_tokens, p.mask_input is None
                 groups[p.area is None, *form].append(i)
-            for members in (part for group in groups.values() for part in portions(group)):
-                areas = [asked[i].area for i in members]
-                features = self._encoder(frame, areas)
-                decoded = self._decode_group(features, [asked[i] for i in members])
-                answers.update(zip(members, self._answers.split(decoded, areas), strict=True))
+            for group in groups.values():
+                found = self._answers.at_once.computed(partial(self._decoded, frame, asked), group)
+                answers.update(zip(group, found, strict=True))
         return {i: self._within(prompts[i], answer) for i, answer in answers.items()}
+
+    def _decoded(self, frame: int, asked: Mapping[int, Prompt], ids: Sequence[int]) -> list[Answer]:
+        """Answers to prompts of one form."""
+        areas = [asked[i].area for i in ids]
+        decoded = self._decode_group(self._encoder(frame, areas), [asked[i] for i in ids])
+        return list(self._answers.split(decoded, areas))
 
     def _decode_group(self, features: ImageFeatures, prompts: Sequence[Prompt]) -> Decoded:
         """features: of what is looked at for each of them."""
         model = self._answers.model
         seen = [self._geometry.looking_at(p.area) for p in prompts]
-        if prompts[0].mask is not None:
+        if prompts[0].mask is not None:  # resized on the processor: the same on every device
             masks = [
-                geometry.mask_to_model(torch.from_numpy(p.mask)[None, None].to(model.device))
+                geometry.mask_to_model(torch.from_numpy(p.mask)[None, None])
                 for geometry, p in zip(seen, prompts, strict=True)
                 if p.mask is not None
             ]
-            return model.mask_as_output(features, torch.cat(masks))
+            return model.mask_as_output(features, torch.cat(masks).to(model.device))
         points, labels = [], []
         for geometry, p in zip(seen, prompts, strict=True):
             yx, signs = p.points, p.labels
@@ -140,17 +145,20 @@ class PromptedFrames:
 
     @torch.inference_mode()
     def _remember(self, frame: int, answers: Mapping[int, Answer]) -> dict[int, Memory]:
-        memories: dict[int, Memory] = {}
         whole = [i for i, answer in answers.items() if answer.area is None]
         close = [i for i, answer in answers.items() if answer.area is not None]
-        for ids in (*portions(whole), *portions(close)):
+
+        def remembered(ids: Sequence[int]) -> list[Memory]:
             found = [answers[i] for i in ids]
-            remembered = self._answers.remember(
+            return self._answers.remember(
                 self._encoder(frame, [one.area for one in found]),
                 torch.cat([one.low_res for one in found]),
                 torch.cat([one.object_score for one in found]),
                 torch.cat([one.pointer for one in found]),
                 binarise=True,
             )
-            memories.update(zip(ids, remembered, strict=True))
+
+        at_once, memories = self._answers.at_once, dict[int, Memory]()
+        for ids in (whole, close):
+            memories.update(zip(ids, at_once.computed(remembered, ids), strict=True))
         return memories

@@ -7,12 +7,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sam2_engine.answers import Answer, Answers, portions
+from sam2_engine.answers import Answer, Answers
 from sam2_engine.encoding import FrameEncoder
 from sam2_engine.frames import Area, Geometry
 from sam2_engine.memory import CONFIDENT_IOU, ConfidentMemoryBank, Memory, MemoryBank
@@ -108,23 +109,9 @@ class Tracker:
             key = runner.area is None, len(recall.memories), recalled.num_pointers
             groups[key].append((runner, recalled))
 
-        for members in (part for group in groups.values() for part in portions(group)):
-            areas = [runner.area for runner, _ in members]
-            features = self._encoder(frame, areas)
-            recalled = join([recalled for _, recalled in members])
-            conditioned = self._model.attend_to_memory(features, recalled)
-            before = None
-            if self._model.config.draws_prompts:
-                before = as_mask_input(torch.cat([runner.last for runner, _ in members]))
-            decoded = self._model.decode_masks(
-                features, conditioned, mask_input=before, multimask=True
-            )
-            memories = self._answers.remember(
-                features, decoded.low_res, decoded.object_score, decoded.pointer, binarise=False
-            )
-            for (runner, _), answer, memory in zip(
-                members, self._answers.split(decoded, areas), memories, strict=True
-            ):
+        for group in groups.values():
+            found = self._answers.at_once.computed(partial(self._tracked, frame), group)
+            for (runner, _), (answer, memory) in zip(group, found, strict=True):
                 answers[runner.sweep.object_id] = answer
                 self._advance(frame, runner, answer, memory)
         return answers
@@ -132,6 +119,23 @@ class Tracker:
     def encode_ahead(self, frame: int, step: int, runners: Sequence[Runner]) -> bool:
         """Have the next frames encoded that are sure to be needed, as `FrameEncoder.ahead`."""
         return self._encoder.ahead(frame, step, self._due(runners, self._encoder.most_ahead))
+
+    def _tracked(
+        self, frame: int, members: Sequence[tuple[Runner, Recalled]]
+    ) -> list[tuple[Answer, Memory]]:
+        """Answers and memories of objects that recall equally many memories."""
+        areas = [runner.area for runner, _ in members]
+        features = self._encoder(frame, areas)
+        recalled = join([recalled for _, recalled in members])
+        conditioned = self._model.attend_to_memory(features, recalled)
+        before = None
+        if self._model.config.draws_prompts:
+            before = as_mask_input(torch.cat([runner.last for runner, _ in members]))
+        decoded = self._model.decode_masks(features, conditioned, mask_input=before, multimask=True)
+        memories = self._answers.remember(
+            features, decoded.low_res, decoded.object_score, decoded.pointer, binarise=False
+        )
+        return list(zip(self._answers.split(decoded, areas), memories, strict=True))
 
     def _advance(self, frame: int, runner: Runner, answer: Answer, memory: Memory) -> None:
         """Remember an object's answer on a frame, and go on to the next."""
@@ -150,8 +154,10 @@ class Tracker:
             if runner.area is None:
                 continue
             before = self._geometry.looking_at(runner.area)
-            now = before.following(runner.last)
-            runner.last, runner.area = now.low_res_as_seen(runner.last, before), now.area
+            last = runner.last.cpu()  # Apple's cards mistake what follows (pytorch/pytorch#174339)
+            now = before.following(last)
+            runner.last = now.low_res_as_seen(last, before).to(runner.last.device)
+            runner.area = now.area
 
     def _due(self, runners: Sequence[Runner], count: int) -> set[int]:
         """The next frames, up to so many of each runner that looks at all of them, that its object
