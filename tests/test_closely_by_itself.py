@@ -334,6 +334,21 @@ def test_models_with_a_large_input_see_small_objects_by_themselves(volume):
     assert session.undecided_frames() == [2]
 
 
+def test_on_a_slice_larger_than_its_input_a_large_model_misses_what_is_tiny_there():
+    session = Session(
+        np.zeros((2, 900, 1200), np.uint8), SAM2(replace(SMALL, image_size=576)).eval()
+    )
+    areas = {}
+    for width in (24, 26):  # 11.5 and 12.5 pixels of the input
+        one, mask = session.add_object(), np.zeros((900, 1200), bool)
+        mask[400:410, 600 : 600 + width] = True
+        session.paint(one, 0, mask)
+        areas[width] = session.area(one)
+    assert areas == {24: around_boxes([(400, 600, 409, 623)], 6, (900, 1200)), 26: None}
+    session.model = LazyModel(SAM2(replace(SMALL, image_size=1280)).eval())  # it sees all there is
+    assert session.area(1) is None
+
+
 def test_with_a_larger_model_only_what_a_person_has_chosen_is_looked_at_closely(session, nano):
     one, two = session.add_object(), session.add_object()
     for object_id in (one, two):

@@ -15,6 +15,28 @@ CLOSE = 6.0  # times as wide as an object is what is looked at closely
 _WIDEST = 0.5  # of its area: what is wider there is no small object
 _LEAST_OBJECT = 8  # pixels; an area is no smaller for one that is smaller
 _NEARLY_ALL = 0.8  # of a frame: looking closely gains nothing then
+_SMALL_INPUT = 512  # pixels along each side of what a model sees
+_TINY = 12.0  # pixels there: three of the places for which a mask is drawn
+
+
+def may_need_close_looks(shape: tuple[int, int], image_size: int | None) -> bool:
+    """Whether a model misses something of small objects on frames (H, W): one that sees few pixels,
+    or fewer than the frames have.
+
+    image_size: how many along each side; None where that is not known yet.
+    """
+    return image_size is None or image_size <= _SMALL_INPUT or image_size < max(shape)
+
+
+def needs_close_look(area: Area, shape: tuple[int, int], image_size: int | None) -> bool:
+    """Whether it misses something of the object that an area is about: one that sees many pixels
+    does so only where the object takes up very few of them.
+    """
+    if image_size is None or image_size <= _SMALL_INPUT:
+        return True
+    top, left, bottom, right = area
+    width = max(bottom - top, right - left) / CLOSE * image_size / max(shape)
+    return may_need_close_looks(shape, image_size) and width < _TINY
 
 
 def joined(one: Box | None, other: Box) -> Box:

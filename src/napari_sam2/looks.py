@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from napari_sam2.areas import CLOSE, Area, Box, around_boxes, is_small_in, joined
-from napari_sam2.records import Records, needs_close_looks
+from napari_sam2.areas import (
+    CLOSE,
+    Area,
+    Box,
+    around_boxes,
+    is_small_in,
+    joined,
+    may_need_close_looks,
+    needs_close_look,
+)
+from napari_sam2.records import Records
 from napari_sam2.sequence_view import SequenceKey, SequenceView
 from napari_sam2.slice_data import Look, Place, SlicePrompts
 from napari_sam2.tasks import Source, Step, Task, area_on
@@ -49,7 +58,9 @@ class Looks:
         large it is, and where it is large.
         """
         boxes = self.extents(place, self.records.stale(place, self.source))
-        return around_boxes(boxes, CLOSE, self.views[place[0]].frame_shape) if boxes else None
+        shape, image_size = self.views[place[0]].frame_shape, self.source.model.image_size
+        area = around_boxes(boxes, CLOSE, shape) if boxes else None
+        return area if area is None or needs_close_look(area, shape, image_size) else None
 
     def begin(self, place: Place) -> bool:
         """Whether an undecided object whose size is known is to be looked at closely; if not, that
@@ -93,4 +104,5 @@ class Looks:
         info = self.records.objects.get(place[1])
         if not self.is_wanted or info is None or info.locked or not self.records.begins(place):
             return False
-        return needs_close_looks(self.source.model)
+        shape = self.views[place[0]].frame_shape
+        return may_need_close_looks(shape, self.source.model.image_size)

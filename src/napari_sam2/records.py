@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from napari_sam2.areas import Area, joined
+from napari_sam2.areas import Area, joined, needs_close_look
 from napari_sam2.history import Cells, Change, History
+from napari_sam2.sequence_view import SequenceKey
 from napari_sam2.slice_data import (
     REJECTED,
     Basis,
@@ -26,10 +27,9 @@ from napari_sam2.slice_data import (
     SlicePrompts,
     State,
 )
-from napari_sam2.tasks import LazyModel, Source, basis
+from napari_sam2.tasks import Source, basis
 
 _ALL = "objects"  # the one place of each table that has a row for an object
-_SMALL_INPUT = 512  # pixels
 NEAR = 5
 """Frames within which an object that was lost may still look as it did."""
 
@@ -44,7 +44,11 @@ class Records:
     A place is a sequence and an object. Cells are changed inside `History.change`.
     """
 
-    def __init__(self, history: History) -> None:
+    def __init__(
+        self, history: History, frame_shape: Callable[[SequenceKey], tuple[int, int]]
+    ) -> None:
+        """frame_shape: (H, W) of a sequence's frames."""
+        self._frame_shape = frame_shape
         self._objects: Cells[ObjectInfo] = Cells(history)
         self.prompts: Cells[SlicePrompts] = Cells(history)
         """What is said, and painted."""
@@ -133,12 +137,13 @@ class Records:
     def area(self, place: Place, source: Source) -> Area | None:
         """The part of the frames that the model looks at for an object; None: all.
 
-        A model that sees small objects without looks closely only where a person has chosen so.
+        A model that sees such an object without looks closely only where a person has chosen so.
         """
         look = self.look(place)
-        if look is None or not (look.is_settled or needs_close_looks(source.model)):
-            return None
-        return look.area
+        if look is None or look.area is None or look.is_settled:
+            return look and look.area
+        shape = self._frame_shape(place[0])
+        return look.area if needs_close_look(look.area, shape, source.model.image_size) else None
 
     def set_look(self, place: Place, look: Look | None) -> None:
         """Change it. What was found in another area is out of date then."""
@@ -504,12 +509,6 @@ class Records:
             for frame in list(table.at(place)):
                 table.set(place, frame, None)
         return frames
-
-
-def needs_close_looks(model: LazyModel) -> bool:
-    """Whether small objects are looked at closely by themselves: a model of large input sees them
-    without. Not known before it is loaded; taken to be so."""
-    return not model.is_loaded or model.get().config.image_size <= _SMALL_INPUT
 
 
 def _around(others: Sequence[int], frames: Iterable[int]) -> set[int]:

@@ -115,11 +115,13 @@ class SessionBase:
             memory_tokens: "near" looks at a memory far from its object coarsely, which is quicker,
                 the more so with SAM 2.1 and several objects, and changes masks a little; "pooled"
                 looks at all of it so.
-            closely: whether small objects are looked at closely by themselves, by models of up to
-                512 pixels: as by `look_closely`, from the first mark on. It is decided once for an
-                object, by `preview`, `propagate` or `update`, before it is followed; where its mask
-                then does not fit in the area, it is looked at on whole slices. What `look_closely`
-                was told goes first.
+            closely: whether small objects are looked at closely by themselves: as by
+                `look_closely`, from the first mark on. A model of up to 512 pixels does so with
+                objects less than a seventh as wide as a slice, a larger one only where a slice is
+                larger than its input and an object less than 12 pixels wide in that. It is decided
+                once for an object, by `preview`, `propagate` or `update`, before it is followed;
+                where its mask then does not fit in the area, it is looked at on whole slices. What
+                `look_closely` was told goes first.
 
         Raises ValueError where image or labels cannot be used; the message says why.
         """
@@ -144,7 +146,7 @@ class SessionBase:
         """Change it at any time; objects of which it is decided stay as they are."""
         self.history = History()
         self._views = {self.view.key: self.view}
-        self._records = Records(self.history)
+        self._records = Records(self.history, lambda key: self.view_of(key).frame_shape)
         self._findings = Findings(self._records)
         output = Output(self.view.shape, labels, overwrite)
         self._writer = LabelWriter(self._records, self._views, output, self.masks_changed.emit)

@@ -72,6 +72,11 @@ class LazyModel:
     def is_loaded(self) -> bool:
         return self._loaded is not None
 
+    @property
+    def image_size(self) -> int | None:
+        """How many pixels along each side it sees of a frame; None before it is loaded."""
+        return None if self._loaded is None else self._loaded.config.image_size
+
     def get(self) -> SAM2:
         """The model, after a download if need be. Raises what `sam2_engine.load_model` raises."""
         with self._lock:

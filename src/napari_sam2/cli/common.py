@@ -119,7 +119,7 @@ def add_closely(parser: argparse.ArgumentParser) -> None:
     """Whether objects are looked at in areas of their own."""
     help_ = (
         "look at each object in an area about it, 6 times its size, at a higher resolution; or at "
-        "none (default: at small ones, with models of up to 512 pixels)"
+        "none (default: at small ones, by larger models only at tiny ones on large slices)"
     )
     parser.add_argument("--closely", action=argparse.BooleanOptionalAction, help=help_)
 

@@ -147,8 +147,8 @@ class Panel(QWidget):
         self.closely_by_itself = QCheckBox("Look closely by itself")
         self.closely_by_itself.setToolTip(
             "New objects that are small are looked at closely: in an area six times their size, at "
-            "a higher resolution, and not outside of it. With models of up to 512 pixels, such as "
-            "nano."
+            "a higher resolution, and not outside of it. Models of more than 512 pixels do so only "
+            "where a slice has more pixels than they see, and the object fewer than 12 of these."
         )
         self.update_by_itself = QCheckBox("Update by itself")
         self.update_by_itself.setToolTip(
