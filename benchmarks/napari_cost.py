@@ -56,7 +56,9 @@ widget = SAM2Widget(viewer)
 viewer.window.add_dock_widget(widget, name="SAM 2")
 took, own = time.perf_counter() - started, time.thread_time() - own
 deadline = time.monotonic() + 60
+from qtpy.QtWidgets import QApplication
 while Watch.torch_in is None and time.monotonic() < deadline:
+    QApplication.processEvents()
     time.sleep(0.05)
 print(json.dumps({"seconds": took, "own_seconds": own, "torch_in": Watch.torch_in,
     "modules": [name for name in list(sys.modules) if name not in before]}))

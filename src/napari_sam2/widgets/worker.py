@@ -180,15 +180,18 @@ class Worker:
     def _start(self) -> None:
         self._wake.notify()
         self._poll.start()
-        if self._thread is None:
-            # A daemon, so that a stuck download cannot keep Python alive; but at exit it gets the
-            # time to end its step, since a thread cut off inside torch can crash the process.
-            self._thread = threading.Thread(target=self._work, name="napari-sam2", daemon=True)
-            atexit.register(self.join)
-            self._thread.start()
+
+    def _start_thread(self) -> None:
+        # A daemon, so that a stuck download cannot keep Python alive; but at exit it gets the
+        # time to end its step, since a thread cut off inside torch can crash the process.
+        self._thread = threading.Thread(target=self._work, name="napari-sam2", daemon=True)
+        atexit.register(self.join)
+        self._thread.start()
 
     def _deliver(self) -> None:
         """Call the callbacks that wait; many of them in several portions."""
+        if self._thread is None:  # now that the window is drawn, which it would hold up
+            self._start_thread()
         if self._is_held():
             return
         end = time.perf_counter() + _DELIVERY
