@@ -916,16 +916,24 @@ def test_labels_are_written_slice_by_slice(volume, tmp_path):
 
         def __setitem__(self, index, value):
             self._array[index] = value
+            self.written = index
 
     file = np.memmap(tmp_path / "labels.raw", np.uint16, "w+", shape=SHAPE)
+    labels = OnDisk(file, 2 * volume[0].size)
     session = Session(
-        Lazy(volume, volume[0].size), small_model(), window=(0, 250),
-        labels=OnDisk(file, 2 * volume[0].size),
+        Lazy(volume, volume[0].size), small_model(), window=(0, 250), labels=labels
     )  # fmt: skip
     one = session.add_object()
     session.add_points(one, [(2, 16, 16)])
     session.propagate()
     np.testing.assert_array_equal(file == one, whole(session, one))
+
+    everywhere = session.add_object()
+    session.paint(everywhere, 3, np.ones(SHAPE[1:]))
+    session.keep(one, [3])
+    mask = session.masks_of(one)[3]
+    assert labels.written == (3, *mask.area), "no more of a slice than has changed"
+    np.testing.assert_array_equal(file[3], np.where(mask.on_frame(SHAPE[1:]), one, everywhere))
 
 
 def test_labels_on_disk_that_nothing_was_written_to_are_not_scanned():

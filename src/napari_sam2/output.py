@@ -18,7 +18,7 @@ from napari_sam2.slice_data import ObjectMask
 Area = tuple[slice, slice]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Entry:
     """A mask of one object on one frame, as it is written."""
 
@@ -42,6 +42,13 @@ class _Piece:
     area: Area
     weights: NDArray[np.float16]
     """In the area; above 0 on the object."""
+
+    def part(self, area: Area) -> _Piece | None:
+        """What of it is in an area, if anything is."""
+        common = _common(self.area, area)
+        if common is None:
+            return None
+        return _Piece(self.object_id, common, self.weights[_within(self.area, common)])
 
 
 Groups = list[list[_Piece]]
@@ -104,28 +111,33 @@ class Output:
         entries: Collection[Entry],
         claimed: Iterable[int] = (),
     ) -> None:
-        """Write a frame anew: these masks, and what others have there.
+        """Have a frame hold these masks, and what others have there. Only where masks have changed
+        is it written anew, unless something is claimed.
 
         claimed: ids of which a person may have painted pixels, which do not belong to others.
         """
         claimed = frozenset(claimed) - self.others
-        before = self._groups(view, frame)
         frames = self._written[view.key]
-        frames.pop(frame, None)
-        if entries:
-            self._views[view.key] = view
-            frames[frame] = tuple(entries)
-        after = self._groups(view, frame)
+        before, now = frames.get(frame, ()), tuple(entries)
         # An object that goes by an id of others takes its place where it has a mask.
-        replaced = [i for i in self.others if any(e.object_id == i for e in entries)]
+        replaced = self.others.intersection(entry.object_id for entry in now)
         covered = self._covered.pop((view.key, frame), None)
         if claimed or replaced or self.overwrite or covered:
             area = _whole(view)
-        else:  # the rest of the frame stays as it is
-            area = _around([piece.area for group in [*before, *after] for piece in group])
-        others = self._of_others(view, frame, area, before, claimed, covered)
-        own = self._composed(area, after)
-        hidden = np.isin(others, replaced) if replaced else np.zeros(own.shape, np.bool_)
+        else:
+            changed = set(before) ^ set(now)
+            if not changed:
+                return
+            area = _around([entry.mask.area for entry in changed if not entry.mask.is_empty])
+        others = self._of_others(
+            view, frame, area, self._groups(view, frame, area), claimed, covered
+        )
+        frames.pop(frame, None)
+        if now:
+            self._views[view.key] = view
+            frames[frame] = now
+        own = self._composed(area, self._groups(view, frame, area))
+        hidden = np.isin(others, list(replaced)) if replaced else np.zeros(own.shape, np.bool_)
         if self.overwrite:
             hidden |= (others != 0) & (own != 0)
         if hidden.any():
@@ -135,7 +147,8 @@ class Output:
 
     def expected(self, view: SequenceView, frame: int, object_ids: Iterable[int]) -> NDArray[Any]:
         """(H, W) what a frame would hold if nobody had painted pixels with these ids."""
-        area, groups = _whole(view), self._groups(view, frame)
+        area = _whole(view)
+        groups = self._groups(view, frame, area)
         covered = self._covered.get((view.key, frame))
         others = self._of_others(view, frame, area, groups, frozenset(object_ids), covered)
         own = self._composed(area, groups)
@@ -187,15 +200,20 @@ class Output:
                 best[here][wins] = piece.weights[wins]
         return own
 
-    def _groups(self, view: SequenceView, frame: int) -> Groups:
-        """By sequence: what the masks have on a frame."""
+    def _groups(self, view: SequenceView, frame: int, area: Area) -> Groups:
+        """By sequence: what the masks have in an area of a frame."""
         groups = []
         for key in sorted(self._written, key=_rank):
             if key == view.key:
                 entries = self._written[key].get(frame, ())
-                groups.append([_Piece(e.object_id, e.mask.area, e.weights) for e in entries])
+                pieces: Iterable[_Piece] = (
+                    _Piece(entry.object_id, entry.mask.area, entry.weights)
+                    for entry in entries
+                    if _common(entry.mask.area, area)
+                )
             else:
-                groups.append(list(self._crossing(view, frame, key)))
+                pieces = self._crossing(view, frame, key)
+            groups.append([one for piece in pieces if (one := piece.part(area))])
         return groups
 
     def _crossing(self, view: SequenceView, frame: int, key: SequenceKey) -> Iterator[_Piece]:
@@ -242,6 +260,14 @@ def _around(areas: Sequence[Area]) -> Area:
         for side in ([area[axis] for area in areas] for axis in (0, 1))
     )
     return rows, columns
+
+
+def _common(one: Area, other: Area) -> Area | None:
+    """The area that two have in common."""
+    rows, columns = (
+        slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True)
+    )
+    return (rows, columns) if rows.start < rows.stop and columns.start < columns.stop else None
 
 
 def _within(outer: Area, inner: Area) -> Area:
