@@ -298,7 +298,7 @@ def test_a_volume_that_is_not_complete_is_left_out(tmp_path: Path) -> None:
         write_series(tmp_path, STORED + n, uid=uid, skip=skip, TemporalPositionIdentifier=n + 1)
     volume = read_dicom_image(tmp_path)
     np.testing.assert_array_equal(volume.array, np.stack([HU, HU + 2]))
-    assert volume.notes == ("4 slices of volumes that are not complete are left out.",)
+    assert volume.notes == ("4 slices left out: their volumes are not complete.",)
 
 
 def test_echoes_and_b_values_are_channels(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from napari_sam2.counted import counted
 from napari_sam2.io import ReadError, WriteError, read_labels, read_volume
 from napari_sam2.segmentation import loaded
 from napari_sam2.targets import why_not
@@ -91,12 +92,12 @@ class Card:
         table = "\n".join(["| | prompt | before | after |", "|---|---|---|---|", *lines])
         return (
             f"# {self.name}\n\n"
-            f"Fine-tuned from {self.start} with napari-sam2: {part}, {self.steps} steps in "
-            f"{self.seconds:.0f} s.\n\n"
+            f"Fine-tuned from {self.start} with napari-sam2: {part}, "
+            f"{counted(self.steps, 'step')} in {self.seconds:.0f} s.\n\n"
             f"{table}\n\n"
             "box, click: mean IoU on single slices. tracked: mean Dice of objects followed from "
             "one box.\n\n"
-            f"Trained on {self.objects} objects on {self.slices} slices of: "
+            f"Trained on {counted(self.objects, 'object')} on {counted(self.slices, 'slice')} of: "
             f"{', '.join(self.trained_on)}.\n\n"
             f"Held out, and scored on: {', '.join(self.held_out)}. The weights that were kept are "
             "those that did best on them, which flatters the scores a little.\n"
@@ -336,7 +337,9 @@ def _card(
     seconds: float,
 ) -> Card:
     def names(sources: Sequence[Source]) -> tuple[str, ...]:
-        return tuple(f"{one.name.partition('/')[2]} ({len(one.labels)} slices)" for one in sources)
+        return tuple(
+            f"{one.name.partition('/')[2]} ({counted(len(one.labels), 'slice')})" for one in sources
+        )
 
     return Card(
         name=path.stem,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from napari_sam2.areas import CLOSE, Area, around_boxes
+from napari_sam2.counted import slice_range
 from napari_sam2.given import positions, several
 from napari_sam2.label_masks import LabelMasks, masks_in, names_and_parents
 from napari_sam2.lineage import ancestors
@@ -389,7 +390,7 @@ class Marks(TrackEdits):
         if not life.has(frame):
             end = len(self.view) - 1 if life.last is None else life.last
             raise LockedError(
-                f"{self._name(object_id)} is on slices {life.first} to {end} and not on {frame}: "
+                f"{self._name(object_id)} is on {slice_range(life.first, end)} and not on {frame}: "
                 "its ends were given, it divides or was cut. Mark the object that is here, or take "
                 "that back first."
             )

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from napari_sam2.counted import slice_range
 from napari_sam2.given import several
 from napari_sam2.lineage import LineageError, ancestors, divisions, split_mask
 from napari_sam2.session_base import SessionBase
@@ -109,8 +110,8 @@ class TrackEdits(SessionBase):
             )
         if not first < frame <= last:
             raise LineageError(
-                f"{self._name(object_id)} is on slices {first} to {last}, so it can be cut on "
-                f"slices {first + 1} to {last}, not on {frame}."
+                f"{self._name(object_id)} is on {slice_range(first, last)}, so it can be cut on "
+                f"{slice_range(first + 1, last)}, not on {frame}."
             )
         records, key = self._records, self.view.key
         with self.history.change("Cut track"):
@@ -162,7 +163,7 @@ class TrackEdits(SessionBase):
         there = {*self.masks_of(object_id), *marked}
         if there and not any(life.has(at) for at in there):
             raise LineageError(
-                f"{name} is on slices {min(there)} to {max(there)}, so it cannot "
+                f"{name} is on {slice_range(min(there), max(there))}, so it cannot "
                 + (f"end on slice {last}." if min(there) > first else f"begin on slice {first}.")
             )
         self._check_kin(object_id, life)

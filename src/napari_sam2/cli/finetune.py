@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from napari_sam2.cli.common import FAILED, OK, STOPPED, clear_errors
+from napari_sam2.counted import counted
 
 if TYPE_CHECKING:
     from sam2_engine.training.finetune import Status
@@ -120,7 +121,9 @@ class _TrainingBar:
             form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
             self._bar = tqdm(total=1.0, desc="Training", bar_format=form)
         for moment in status.moments[self._told :]:
-            self._bar.write(f"after {moment.step} steps: {moment.score}", file=sys.stderr)
+            self._bar.write(
+                f"after {counted(moment.step, 'step')}: {moment.score}", file=sys.stderr
+            )
         self._told = len(status.moments)
         if status.losses:
             last = status.losses[-20:]

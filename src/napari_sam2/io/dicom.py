@@ -328,8 +328,8 @@ def _damaged(frames: list[Frame]) -> list[str]:
         return []
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return [
-        f"{len(names)} of {len(frames)} slices cannot be read, for their files are cut off or "
-        f"damaged ({', '.join(names[:3])}{more}); copy or export them again."
+        f"{len(names)} of {len(frames)} slices cannot be read: cut off or damaged "
+        f"({', '.join(names[:3])}{more}). Copy or export the series again."
     ]
 
 

@@ -10,6 +10,7 @@ from itertools import zip_longest
 import numpy as np
 from numpy.typing import ArrayLike
 
+from napari_sam2.counted import counted
 from napari_sam2.io.dicom_frames import Frame, Mark
 from napari_sam2.io.volume import RAS_OF_LPS, spacing_of
 
@@ -158,7 +159,7 @@ def _without_copies(frames: list[Frame], notes: list[str]) -> list[Frame]:
 
 def _note_left_out(count: int, why: str, notes: list[str]) -> None:
     if count:
-        notes.append(f"{count} doubled slice{'s' * (count > 1)} left out: {why}.")
+        notes.append(f"{counted(count, 'doubled slice')} left out: {why}.")
 
 
 # ---- which frames make a volume
@@ -179,7 +180,7 @@ def _volumes(frames: list[Frame], notes: list[str]) -> tuple[list[list[Frame]], 
             _note_left_out(left_out, "their positions occur twice", notes)
             return volumes, "", None
         if left_out:
-            notes.append(f"{left_out} slices of volumes that are not complete are left out.")
+            notes.append(f"{counted(left_out, 'slice')} left out: their volumes are not complete.")
         return volumes, axis, key
     counts = {len(stack) for stack in stacks}
     if len(counts) > 1:

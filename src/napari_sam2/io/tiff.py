@@ -47,8 +47,8 @@ def read_tiff(path: Path, series: str | None = None) -> Volume:
         missing = sum(page is None for page in chosen.pages)
         if missing:
             notes.append(
-                f"{missing} of the image's {len(chosen.pages)} pages lie in files that are not "
-                "beside it; they are shown as 0."
+                f"The files of {missing} of the image's {len(chosen.pages)} pages are not beside "
+                "it; what is missing is shown as 0."
             )
         letters = chosen.axes.upper()
         levels = [

@@ -14,9 +14,12 @@ from qtpy.QtWidgets import (
     QPushButton,
     QScrollArea,
     QSizePolicy,
+    QSpinBox,
     QVBoxLayout,
     QWidget,
 )
+
+from napari_sam2.counted import counted
 
 _SIZED = "QTableView, QHeaderView, QLineEdit, QToolButton, ScoreCurve"
 """What napari leaves in the size of the system's letters when a person chooses larger ones."""
@@ -156,6 +159,16 @@ def push_button(text: str, tip: str) -> QPushButton:
     made.setToolTip(tip)
     made.setFocusPolicy(Qt.FocusPolicy.TabFocus)
     return made
+
+
+def count_in(box: QSpinBox, thing: str) -> None:
+    """Let a box say "1 slice" and "2 slices"."""
+
+    def show(number: int) -> None:
+        box.setSuffix(counted(number, thing).removeprefix(str(number)))
+
+    box.valueChanged.connect(show)
+    show(box.value())
 
 
 def scrolling(body: QWidget) -> QScrollArea:

@@ -11,6 +11,7 @@ from qtpy.QtCore import QRectF, QSize, Qt, Signal
 from qtpy.QtGui import QColor, QImage, QPainter
 from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
 
+from napari_sam2.counted import counted
 from napari_sam2.review import Evidence
 
 _HEIGHT = 30
@@ -119,7 +120,8 @@ def reasons(known: Evidence, frame: int) -> str:
         return "you have judged it"
     text = f"doubt {known.doubt[frame]:.2f}"
     if known.differing[frame] >= 0.2 * max(known.area[frame], 1):
-        text += f", {known.differing[frame]:.0f} pixels differ from the other side"
+        differing = counted(round(known.differing[frame]), "pixel")
+        text += f", {differing} of difference to the other side"
     if not known.area[frame]:
         near = known.distance[frame]
         is_missed = known.expected[frame] > 0 and np.isfinite(near)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from napari_sam2.counted import counted
 from napari_sam2.session import Session
 from napari_sam2.widgets.object_table import ObjectRow
 from napari_sam2.widgets.slice_strip import (
@@ -37,7 +38,7 @@ def object_rows(session: Session, colour_of: Colours) -> list[ObjectRow]:
         counts = ", ".join(f"{n} {_STATES.get(state, state)}" for state, n in facts.states.items())
         notes = [f"Slices: {counts}." if counts else ""]
         if facts.stale:
-            notes.append(f"{facts.stale} slices are out of date: press Update.")
+            notes.append(f"Press Update for what is out of date: {counted(facts.stale, 'slice')}.")
         if not facts.prompts and object_id in elsewhere:
             notes.append("Marked on another axis or position.")
         seconds = spent.get(object_id, 0)

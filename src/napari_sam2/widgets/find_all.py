@@ -21,13 +21,14 @@ from qtpy.QtWidgets import (
 )
 
 from napari_sam2.automatic import add_all, search_all
+from napari_sam2.counted import counted
 from napari_sam2.prompt_layers import new_labels_layer
 from napari_sam2.session import Session
 from napari_sam2.tasks import Task
 from napari_sam2.throughout import throughout_steps
 from napari_sam2.unread import unreadable_text
 from napari_sam2.widgets.context import Context
-from napari_sam2.widgets.docking import ToolWindow, push_button
+from napari_sam2.widgets.docking import ToolWindow, count_in, push_button
 from napari_sam2.widgets.events import Connections
 from napari_sam2.widgets.marking import Marking
 from napari_sam2.widgets.worker import Worker
@@ -75,7 +76,7 @@ class FindAll(ToolWindow):
         self.diameter = QSpinBox()
         self.diameter.setRange(0, 9999)
         self.diameter.setSpecialValueText("guess")
-        self.diameter.setSuffix(" pixels")
+        count_in(self.diameter, "pixel")
         self.diameter.setToolTip("How large a usual object is, for contrast and watershed.")
         self.find_button = push_button(
             "Find all objects here", "Look for objects on the slice that the viewer shows."
@@ -85,7 +86,7 @@ class FindAll(ToolWindow):
         self.every.setRange(1, 999)
         self.every.setValue(_EVERY)
         self.every.setPrefix("every ")
-        self.every.setSuffix(" slices")
+        count_in(self.every, "slice")
         self.every.setToolTip(
             "Objects are looked for on these slices, and followed through those between. Objects "
             "that are there for a shorter time may be missed."
@@ -222,9 +223,11 @@ class FindAll(ToolWindow):
         self._context.changed.emit()
         if ids:
             self._context.panel.object_id = ids[0]
-        many = "1 object" if len(ids) == 1 else f"{len(ids)} objects"
-        self.status.setText(f"{many} added. Propagate follows them; Undo takes them back.")
-        self._context.panel.say(f"{many} added on slice {self._frame}. Now Propagate.")
+        many, is_sequence = counted(len(ids), "object"), len(session.view) > 1
+        follow = "Propagate follows them; " if is_sequence else ""
+        self.status.setText(f"{many} added. {follow}Undo takes them back.")
+        then = f" on slice {self._frame}. Now Propagate." if is_sequence else "."
+        self._context.panel.say(f"{many} added{then}")
         return ids
 
     def clear(self) -> None:

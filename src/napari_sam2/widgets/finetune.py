@@ -32,6 +32,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_sam2.counted import counted
 from napari_sam2.finetune import (
     HELD_OUT,
     MINUTES,
@@ -246,7 +247,7 @@ class FineTune(Docked):
         self.curve.show_training(status.losses, status.step, scores)
         if not self._stop.is_set() and status.moments:
             self.status.setText(
-                f"{status.step} steps. On what is held out: {status.moments[-1].score} "
+                f"{counted(status.step, 'step')}. On what is held out: {status.moments[-1].score} "
                 f"(before: {status.moments[0].score})."
             )
 
@@ -254,7 +255,7 @@ class FineTune(Docked):
         self._poll.stop()
         self._show_status()
         self.card = card
-        told = f"Before: {card.before}. Now: {card.after}, after {card.steps} steps."
+        told = f"Before: {card.before}. Now: {card.after}, after {counted(card.steps, 'step')}."
         if not card.is_written:
             told += " Nothing was better than before, so no model was written; more labelled slices"
             told += " or more minutes may help."

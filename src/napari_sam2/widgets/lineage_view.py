@@ -9,6 +9,7 @@ from qtpy.QtCore import QPointF, QRectF, QSize, Qt, Signal
 from qtpy.QtGui import QColor, QPainter, QPen, QPolygonF
 from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
 
+from napari_sam2.counted import slice_range
 from napari_sam2.divisions import Proposal
 from napari_sam2.tracks import Track
 
@@ -150,7 +151,7 @@ class LineageView(QWidget):
         if place is None:
             return
         track = self._tracks[self._rows[place[0]]]
-        text = f"{track.name}: slices {track.first} to {track.last}"
+        text = f"{track.name}: {slice_range(track.first, track.last)}"
         if track.daughters:
             text += f", divides into {len(track.daughters)}"
         if track.generation:

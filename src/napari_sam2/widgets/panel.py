@@ -24,7 +24,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_sam2.tasks import CPU_BFLOAT16
-from napari_sam2.widgets.docking import push_button
+from napari_sam2.widgets.docking import count_in, push_button
 from napari_sam2.widgets.doubt_map import DoubtMap
 from napari_sam2.widgets.events import CTRL
 from napari_sam2.widgets.icons import icon
@@ -127,7 +127,7 @@ class Panel(QWidget):
         self.end_after = QSpinBox()
         self.end_after.setRange(0, 999)
         self.end_after.setSpecialValueText("never")
-        self.end_after.setSuffix(" empty slices")
+        count_in(self.end_after, "empty slice")
         self.end_after.setToolTip(
             "An object that is not found on so many slices in a row is taken to have ended."
         )

@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from napari_sam2.counted import counted
 from napari_sam2.session import Session
 from napari_sam2.tasks import Step, Task
 from napari_sam2.unread import unreadable_text
@@ -229,7 +230,7 @@ class Propagation:
             f"Done: {'; '.join(found[:_NAMED])}{'; …' if len(found) > _NAMED else ''}. "
             + (
                 "Meanwhile intensities have changed, masks were approved or slices can be read "
-                f"again: press Update, for {late} masks are out of date."
+                f"again. Press Update for what is out of date: {counted(late, 'mask')}."
                 if late
                 else "Where a slice is wrong, mark it there or paint, then Update; where an object "
                 "goes on too far, press Ends here (T) on its last slice."
@@ -246,6 +247,6 @@ class Propagation:
         compared = [one.iou for one in known if one is not None]
         differ = sum(iou < _ALIKE for iou in compared)
         self._panel.say(
-            f"Compared from both sides: on {differ} of {len(compared)} slices the two ways share "
-            f"less than {_ALIKE:.0%}. Next doubtful slice counts this now."
+            f"Compared from both sides: on {differ} of {counted(len(compared), 'slice')} the two "
+            f"ways share less than {_ALIKE:.0%}. Next doubtful slice counts this now."
         )

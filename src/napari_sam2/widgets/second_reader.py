@@ -28,6 +28,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_sam2.counted import counted
 from napari_sam2.prompt_layers import new_labels_layer, object_rgb
 from napari_sam2.second_reader import ONLY_MINE, ONLY_THEIRS, OTHER_OBJECT, SecondReading
 from napari_sam2.session import Session
@@ -123,7 +124,7 @@ class DifferenceStrip(QWidget):
             self.go_to.emit(frame)
         dice = self.dice[frame]
         text = "no mask" if np.isnan(dice) else f"Dice {dice:.2f}"
-        text = f"Slice {frame}: {text}, {self.differing[frame]} pixels to settle"
+        text = f"Slice {frame}: {text}, {counted(self.differing[frame], 'pixel')} to settle"
         QToolTip.showText(event.globalPosition().toPoint(), text, self)
 
 

@@ -1,0 +1,13 @@
+"""Numbers of things, in words for people."""
+
+from __future__ import annotations
+
+
+def counted(number: int, thing: str) -> str:
+    """ "1 slice", "2 slices"."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def slice_range(first: int, last: int) -> str:
+    """ "slice 3", "slices 3 to 5"."""
+    return f"slice {first}" if first == last else f"slices {first} to {last}"
