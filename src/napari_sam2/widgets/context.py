@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from napari_sam2.widgets.runner import Runner
 from napari_sam2.widgets.workspace import Workspace
 
 _LOADING = "Loading the model"
+_NAMED = 3  # objects in a message
 _PORTION = 0.02  # seconds of writing at a time
 _PAUSE_MS = 10
 
@@ -110,6 +111,12 @@ class Context(QObject):
         """Of an object; by default of the selected one."""
         info = self.session.objects.get(object_id or self.panel.object_id) if self.session else None
         return info.name if info else "the object"
+
+    def names(self, object_ids: Collection[int]) -> str:
+        """Of objects: all of a few, the first ones and the number of many."""
+        named = ", ".join(self.name(object_id) for object_id in list(object_ids)[:_NAMED])
+        more = len(object_ids) - _NAMED
+        return named if more <= 0 else f"{named} and {more} more"
 
     @contextmanager
     def in_portions(self) -> Iterator[None]:

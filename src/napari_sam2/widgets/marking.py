@@ -279,8 +279,9 @@ class Marking:
             changed = {i for frame in frames for i in session.take_painting(frame)}
         context.changed.emit()
         if changed:
-            names = ", ".join(context.name(i) for i in sorted(changed))
-            self._panel.say(f"{names}: painted by hand, and kept so. Update carries it on.")
+            then = " Update carries it on." if len(session.view) > 1 else ""
+            names = context.names(sorted(changed))
+            self._panel.say(f"{names}: painted by hand, and kept so.{then}")
         else:
             self._panel.fail("Locked and approved masks are not painted over. Unlock them first.")
 

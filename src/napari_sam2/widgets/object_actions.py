@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QColorDialog
 
 from napari_sam2.areas import CLOSE
+from napari_sam2.counted import counted
 from napari_sam2.label_masks import LabelMasks, masks_in, names_and_parents
 from napari_sam2.session import Session
 from napari_sam2.slice_data import Keep
@@ -59,16 +61,15 @@ class ObjectActions:
         if work is None or self._context.is_running:
             return
         session, chosen = work.session, self._panel.objects.selected
-        names = ", ".join(self._context.name(i) for i in chosen)
-        change = "Delete " + ("object" if len(chosen) == 1 else "objects")
-        with self._context.in_portions(), session.history.change(change):
+        names, is_one = self._context.names(chosen), len(chosen) == 1
+        with self._changing_many(session, "Delete object" if is_one else "Delete objects"):
             done = [self._context.attempt(partial(session.remove_object, i)) for i in chosen]
             if not session.objects:
                 session.add_object()
         work.refill()
         self._context.changed.emit()
         if done and all(done):
-            self._panel.say(f"{names} deleted. Undo brings it back.")
+            self._panel.say(f"{names} deleted. Undo brings {'it' if is_one else 'them'} back.")
 
     def merge(self) -> None:
         """Make the selected objects one, the first of them."""
@@ -79,7 +80,7 @@ class ObjectActions:
         if not others:
             self._panel.fail(f"Select two or more objects first: hold {CTRL} and click on each.")
             return
-        with self._context.in_portions(), session.history.change("Merge"):
+        with self._changing_many(session, "Merge"):
             done = [self._context.attempt(partial(session.merge_objects, into, i)) for i in others]
         self._context.changed.emit()
         self._panel.object_id = into
@@ -232,10 +233,10 @@ class ObjectActions:
             ids = found.objects
             if ids:
                 self._panel.object_id = ids[0]
-                many = "1 object" if len(ids) == 1 else f"{len(ids)} objects"
+                many = counted(len(ids), "object")
                 if session.parents.keys() & set(ids):
                     many += " with their parents"
-                then = "" if slices == "all" else " Now Propagate."
+                then = "" if slices == "all" or len(view) == 1 else " Now Propagate."
                 self._panel.say(
                     f"{many} taken from {layer.name}.{_lost(session, layer, ids)}{then}"
                 )
@@ -245,6 +246,17 @@ class ObjectActions:
         self._panel.say(f"Reading {layer.name} …")
         read = partial(masks_in, view, layer, object_ids, frames[slices])
         self._context.runner.request(read, done)
+
+    @contextmanager
+    def _changing_many(self, session: Session, change: str) -> Iterator[None]:
+        """What is done to objects one after the other is one change, and each slice is written
+        once."""
+        with (
+            self._context.in_portions(),
+            session.history.change(change),
+            session.writing_together(),
+        ):
+            yield
 
     def _travel(self, word: str, step: Callable[[Session], str | None]) -> None:
         work = self._context.work
