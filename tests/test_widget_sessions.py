@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 import numpy as np
@@ -321,6 +322,7 @@ def test_work_that_was_cut_off_is_offered_and_recovered(desk, monkeypatch):
     d.viewer.window.remove_dock_widget(d.dock)  # without saving
     open_again(d)
     assert [layer.name for layer in d.viewer.layers] == names, "nothing is removed unasked"
+    assert re.search(r"not saved \(.*\d:\d\d", d.panel.cut_off.text())
     d.press(d.panel.recover)
     d.settle()
     np.testing.assert_array_equal(d.labels, labels)

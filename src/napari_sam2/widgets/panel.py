@@ -234,6 +234,8 @@ class Panel(QWidget):
         self.session_menu = QMenu(self)
         self.session.setMenu(self.session_menu)
         self.help = push_button("Keys", "")
+        self.cut_off = QLabel()
+        self.cut_off.setWordWrap(True)
         self.recover = push_button("Recover", "Go on where it was cut off.")
         self.discard = push_button("Discard", "Delete what was saved of it.")
 
@@ -323,7 +325,7 @@ class Panel(QWidget):
         recovery = QVBoxLayout(self.recovery)
         recovery.setContentsMargins(0, 4, 0, 0)
         recovery.setSpacing(4)
-        recovery.addWidget(QLabel("Work on this image was cut off:"))
+        recovery.addWidget(self.cut_off)
         recovery.addLayout(_row((self.recover, 1), (self.discard, 1)))
         self.recovery.hide()
         layout.addWidget(self.recovery)

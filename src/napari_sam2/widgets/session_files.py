@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qtpy.QtCore import QDateTime, QLocale
 from qtpy.QtWidgets import QFileDialog, QMessageBox
 
 from napari_sam2.recovery import find_recovery, forget_recovery
@@ -168,8 +170,18 @@ class SessionFiles:
 
     def _show_found(self, path: Path | None) -> None:
         self.found = path
+        if path is not None:
+            self._panel.cut_off.setText(f"Work on this image that was not saved{_when(path)}:")
         self._panel.recovery.setVisible(path is not None)
 
     def _asks(self, question: str) -> bool:
         answer = QMessageBox.question(self._panel, "SAM 2", question)
         return bool(answer == QMessageBox.StandardButton.Yes)
+
+
+def _when(path: Path) -> str:
+    """When a file was written, for a person who may not remember."""
+    with suppress(OSError):
+        written = QDateTime.fromSecsSinceEpoch(int(path.stat().st_mtime))
+        return f" ({QLocale().toString(written, QLocale.FormatType.ShortFormat)})"
+    return ""
