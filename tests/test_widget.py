@@ -19,7 +19,7 @@ from models import SMALL, small_model
 from napari.settings import get_settings
 from napari.utils import progress
 from napari.utils.theme import get_theme
-from qtpy.QtCore import QEvent, Qt
+from qtpy.QtCore import QEvent, QPoint, Qt
 from qtpy.QtGui import QColor, QShortcut
 from qtpy.QtWidgets import (
     QAbstractButton,
@@ -40,7 +40,7 @@ from qtpy.QtWidgets import (
 from napari_sam2.session import Session
 from napari_sam2.widgets import SAM2Widget, choices
 from napari_sam2.widgets.icons import BLUE, GREEN, RED, shade
-from napari_sam2.widgets.object_table import LOCK, NAME
+from napari_sam2.widgets.object_table import COLOUR, LOCK, NAME, ObjectRow, ObjectTable
 from napari_sam2.widgets.sam2_widget import KEYS
 from napari_sam2.widgets.second_reader import DIFFERENCE_COLOURS
 from napari_sam2.widgets.slice_strip import (
@@ -484,6 +484,19 @@ def test_objects_are_added_chosen_and_deleted(desk):
     assert list(d.session.objects) == [2]
     assert len(d.widget.points_layer.data) == 1
     assert_same(d.labels[2], d.expected(2))
+
+    # Many at once: the slice is written once, and the message has room.
+    written = []
+    d.session.masks_changed.connect(written.append)
+    for _ in range(4):
+        d.press(d.panel.new)
+        d.click((16, 20))
+        d.settle()
+    d.panel.objects.selectAll()
+    written.clear()
+    d.press(d.panel.delete)
+    assert len(written) == 1 and not d.labels.any()
+    assert d.status == "Object 2, Object 3, Object 4 and 2 more deleted. Undo brings them back."
 
 
 def test_the_plugins_docks_lie_one_behind_the_other(desk):
@@ -1071,6 +1084,34 @@ def test_arrows_change_the_slice_whatever_was_pressed_before(desk):
         d.qtbot.keyClick(here.focusWidget(), Qt.Key.Key_Right)
         assert d.viewer.dims.current_step[0] == 3
     assert table.currentRow() == 0
+    finder = d.widget.finder
+    d.qtbot.keyClick(finder.every, Qt.Key.Key_Escape)
+    assert not finder.isVisible() and d.widget.isVisible()
+
+
+def test_objects_are_put_in_order_by_a_heading(qtbot):
+    table, colour = ObjectTable(), (1.0, 0.0, 0.0)
+    qtbot.addWidget(table)
+    table.resize(400, 300)
+    table.show()
+    names = ("Cell 10", "Cell 9", "anchor")
+    rows = [ObjectRow(n, name, colour, score=n / 10) for n, name in enumerate(names, start=1)]
+    table.show_rows(rows)
+    table.selectAll()
+    head = table.horizontalHeader()
+
+    def click(column):
+        at = QPoint(head.sectionViewportPosition(column) + 5, head.height() // 2)
+        qtbot.mouseClick(head.viewport(), LEFT, pos=at)
+        return [row.name for row in table]
+
+    assert click(NAME) == ["anchor", "Cell 9", "Cell 10"]
+    assert click(NAME) == ["Cell 10", "Cell 9", "anchor"]
+    assert click(COLOUR) == list(names)
+    assert table.selected == [1, 2, 3]
+    click(NAME)
+    table.show_rows([*rows, ObjectRow(4, "a new one", colour)])
+    assert [row.name for row in table] == ["anchor", "Cell 9", "Cell 10", "a new one"]
 
 
 def test_objects_are_renamed_hidden_locked_and_deleted_without_a_mouse(desk):

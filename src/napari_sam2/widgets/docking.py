@@ -121,6 +121,13 @@ class ToolWindow(_InViewer):
         super().__init__(panel, Qt.WindowType.Tool)
         self.setWindowTitle(title)
 
+    def keyPressEvent(self, event: Any) -> None:
+        """Qt's name. Escape closes it; what it shows is there when it is opened again."""
+        if event.key() == Qt.Key.Key_Escape:
+            self.close()
+        else:
+            super().keyPressEvent(event)
+
     def present(self) -> None:
         """Show it in front, with none of its lists changed by the next key."""
         self.show()

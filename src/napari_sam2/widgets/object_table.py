@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qtpy.QtCore import QEvent, QSize, Qt, Signal
+from qtpy.QtCore import QEvent, QItemSelectionModel, QSize, Qt, Signal
 from qtpy.QtGui import QColor, QFont, QFontInfo, QFontMetrics, QIcon
 from qtpy.QtWidgets import (
     QAbstractItemView,
@@ -58,6 +59,24 @@ class ObjectRow:
     """More of it, shown as a tooltip."""
 
 
+def _by_number(row: ObjectRow) -> list[str | int]:
+    """Object 9 comes before Object 10."""
+    parts = re.split(r"(\d+)", row.name.casefold())
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
+
+
+_KEYS: dict[int, tuple[str, Callable[[ObjectRow], Any]]] = {
+    COLOUR: ("Click here to put them in the order in which they were made.", lambda row: row.id),
+    NAME: ("Click here to sort by name.", _by_number),
+    PROMPTS: ("Click here to sort by it.", lambda row: row.prompts),
+    SLICES: ("Click here to sort by it.", lambda row: row.slices or (-1, -1)),
+    SCORE: ("Click here to sort by it.", lambda row: -1.0 if row.score is None else row.score),
+    EYE: ("Click here to have the hidden ones together.", lambda row: row.hidden),
+    LOCK: ("Click here to have the locked ones together.", lambda row: row.locked),
+}
+"""What a click on a heading does, and what it puts rows in order by."""
+
+
 class ObjectTable(RowTable):
     """One row per object. It changes nothing by itself but says what a person wants."""
 
@@ -73,6 +92,9 @@ class ObjectTable(RowTable):
     def __init__(self) -> None:
         super().__init__(len(_HEADS))
         self._rows: list[ObjectRow] = []
+        self._order: list[int] = []
+        """Ids as a person has put them in order; those that come later follow."""
+        self._ordered_by: int | None = None
         self._icons: dict[str, QIcon] = {}
         self._small = QFont(self.font())
         self.setToolTip(_HEADS[NAME][1])
@@ -88,10 +110,11 @@ class ObjectTable(RowTable):
         _, head = _headers(self)
         head.setMinimumSectionSize(20)
         head.setHighlightSections(False)
-        head.setSectionsClickable(False)
+        head.setSectionsClickable(True)
+        head.sectionClicked.connect(self._put_in_order)
         for column, (text, tip) in _HEADS.items():
             item = QTableWidgetItem(text)
-            item.setToolTip(tip)
+            item.setToolTip(f"{tip} {_KEYS[column][0]}")
             item.setTextAlignment(_alignment(column))
             item.setData(_ALOUD, text or _UNWRITTEN[column])
             self.setHorizontalHeaderItem(column, item)
@@ -193,10 +216,12 @@ class ObjectTable(RowTable):
     def show_rows(self, rows: Sequence[ObjectRow]) -> None:
         """Show these objects. The selected one stays selected; if it is gone, the last one is."""
         before, chosen = self._rows, self.object_id
-        if list(rows) == before:
+        places = {object_id: place for place, object_id in enumerate(self._order)}
+        rows = sorted(rows, key=lambda row: places.get(row.id, len(places)))
+        if rows == before:
             return
         self.blockSignals(True)
-        self._rows = list(rows)
+        self._rows = rows
         if [row.id for row in before] != [row.id for row in rows]:
             self.setRowCount(len(rows))
             self.clearSelection()
@@ -214,6 +239,23 @@ class ObjectTable(RowTable):
         self.blockSignals(False)
         if self.object_id != chosen:
             self.chosen.emit()
+
+    def _put_in_order(self, column: int) -> None:
+        """By what is in a column, the other way round at the second click. Rows keep their places
+        then, whatever changes, until the next click."""
+        turned = self._ordered_by == column
+        self._ordered_by = None if turned else column
+        ordered = sorted(self._rows, key=_KEYS[column][1], reverse=turned)
+        self._order = [row.id for row in ordered]
+        chosen, model = self.selected, self.selectionModel()
+        self.show_rows(self._rows)
+        assert model is not None
+        flags = QItemSelectionModel.SelectionFlag
+        for number, row in enumerate(self._rows):
+            if row.id in chosen:
+                model.select(
+                    self.indexFromItem(self._item(number, NAME)), flags.Select | flags.Rows
+                )
 
     def next_object(self, step: int = 1) -> None:
         """Select the next object, or the one before; after the last comes the first."""
