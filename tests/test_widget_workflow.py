@@ -624,9 +624,13 @@ def test_a_propagation_that_cannot_begin_says_why(desk):
     d.press(d.panel.modes["include"])
     d.click((16, 20))
     d.settle()
-    d.session.edit_object(1, locked=True)
+    cell(d, 0, LOCK)
     d.press(d.panel.propagate)
     assert "Object 1 is locked. Unlock it first." in d.status
+    cell(d, 0, LOCK)
+    assert "locked" not in d.status, "it is no more"
+    d.widget.redo()
+    assert d.status == "There is nothing to make again."
     d.panel.which.setCurrentIndex(d.panel.which.findData("selected"))
     d.panel.objects.clearSelection()
     d.press(d.panel.propagate)

@@ -261,8 +261,9 @@ class TrackEdits(SessionBase):
             where = both[0] if both else self._span(later)[0]
             raise LineageError(
                 f"{self._name(earlier)} and {self._name(later)} are both there on slice {where}, "
-                "so they are not one track. Cut one of them there, or use Merge to make one mask "
-                "of both."
+                "so they are not one track."
+                + (self._advice_to_cut(earlier, where) or self._advice_to_cut(later, where))
+                + " Merge makes one mask of both."
             )
         daughters = divisions(self.parents).get(earlier, ())
         if set(daughters) - {later}:
@@ -303,9 +304,14 @@ class TrackEdits(SessionBase):
         if begin <= end:
             raise LineageError(
                 f"{self._name(daughter)} begins on slice {begin}, but {self._name(parent)} is "
-                f"still there on slice {end}: a daughter begins when its parent has ended. Cut "
-                f"{self._name(parent)} on slice {begin} first."
+                f"still there on slice {end}: a daughter begins when its parent has ended."
+                + self._advice_to_cut(parent, begin)
             )
+
+    def _advice_to_cut(self, object_id: int, frame: int) -> str:
+        """A sentence, where it can be done."""
+        begin = self._span(object_id)[0]
+        return f" Cut {self._name(object_id)} on slice {frame} first." if begin < frame else ""
 
     def _check_kept(self, object_id: int, life: Life) -> None:
         """Whether nothing is approved or locked outside a life."""

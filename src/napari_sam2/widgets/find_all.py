@@ -413,6 +413,7 @@ class FindAll(ToolWindow):
     def _on_stop(self, *_: object) -> None:
         self._worker.cancel()
         self.stop_button.setEnabled(False)
+        self.status.setText("Stopping after the step under way …")
 
     def _on_add(self, *_: object) -> None:
         self.add()

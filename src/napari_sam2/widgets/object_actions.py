@@ -110,6 +110,8 @@ class ObjectActions:
             with self._context.in_portions():
                 self._context.session.edit_object(object_id, **changes)
             self._context.changed.emit()
+            if changes.get("locked") is False:
+                self._end_warning()
 
     def ask_colour(self, object_id: int) -> None:
         """Let the person choose an object's colour in Qt's dialog."""
@@ -147,6 +149,7 @@ class ObjectActions:
             if kept:
                 session.keep(object_id, [frame], how)
         self._context.changed.emit()
+        self._end_warning()
 
     def end_here(self, end: End) -> None:
         """Say that the selected object begins ("first") or ends ("last") on the slice that is
@@ -193,11 +196,11 @@ class ObjectActions:
 
     def undo(self) -> None:
         """Take the last change back."""
-        self._travel("Undone", Session.undo)
+        self._travel("Undone", "There is nothing to take back.", Session.undo)
 
     def redo(self) -> None:
         """Make the change again that was last taken back."""
-        self._travel("Done again", Session.redo)
+        self._travel("Done again", "There is nothing to make again.", Session.redo)
 
     def take_labels(
         self,
@@ -258,7 +261,12 @@ class ObjectActions:
         ):
             yield
 
-    def _travel(self, word: str, step: Callable[[Session], str | None]) -> None:
+    def _end_warning(self) -> None:
+        """What was refused before may be possible now."""
+        if self._panel.warns:
+            self._context.say_what_next()
+
+    def _travel(self, word: str, nothing: str, step: Callable[[Session], str | None]) -> None:
         work = self._context.work
         self._marking.take_over_strokes()
         if work is None or work.is_held:
@@ -269,7 +277,7 @@ class ObjectActions:
         with self._context.in_portions():
             what = step(work.session)
         self._context.changed.emit()
-        text = "There is nothing to take back." if what is None else f"{word}: {what}."
+        text = nothing if what is None else f"{word}: {what}."
         self._panel.say(f"{text} Objects are not followed on." if is_cut else text)
 
     def _fill_labels_menu(self) -> None:

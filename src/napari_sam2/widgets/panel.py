@@ -34,6 +34,7 @@ from napari_sam2.widgets.slice_strip import APPROVED, LOCKED, PAINTED, SliceStat
 INCLUDE, EXCLUDE, BOX = "include", "exclude", "box"
 SCRIBBLE, LASSO, PAINT = "scribble", "lasso", "paint"
 HERE, BETWEEN, RANGE = "here", "between", "range"
+_WARNING = "⚠ "
 NEW_LAYER, ONE_EACH = "new layer", "one each"
 ALL_OBJECTS, SELECTED_OBJECTS = "all", "selected"
 
@@ -353,7 +354,12 @@ class Panel(QWidget):
 
     def fail(self, text: str) -> None:
         """What went wrong."""
-        self.status.setText(f"⚠ {text}")
+        self.status.setText(f"{_WARNING}{text}")
+
+    @property
+    def warns(self) -> bool:
+        """Whether the person reads what went wrong."""
+        return self.status.text().startswith(_WARNING)
 
     def show_slice(self, text: str, states: SliceStates, frame: int) -> None:
         """The slice that the viewer shows, and what has been done with it."""

@@ -258,7 +258,8 @@ class TracksWindow(ToolWindow):
         is_free = session is not None and not self._context.is_running
         for button in (self.divide, self.link, self.unlink, self.cut, self.join):
             button.setEnabled(is_free)
-        self.next.setEnabled(session is not None)
+        for button in (self.next, self.export):
+            button.setEnabled(session is not None)
         self.accept.setEnabled(is_free and self.proposal is not None)
         self.reject.setEnabled(session is not None and self.proposal is not None)
 
