@@ -65,6 +65,14 @@ def test_a_row_shows_its_object_on_its_slice(viewer: Any, qtbot: Any, tmp_path: 
     table.table.clicked.emit(table.table.model().index(0, 0))
     assert viewer.layers["found"].selected_label == 1
     assert viewer.layers["found"].world_to_data(viewer.dims.point)[0] == 3
+    table.table.selectRow(0)
+    table.table.sortByColumn(1, Qt.SortOrder.AscendingOrder)  # as a click on its heading does
+    assert [shown(table, row)["Object"] for row in (0, 1)] == ["Object 2", "Object 1"]
+    assert [index.row() for index in table.table.selectionModel().selectedRows()] == [1]
+    measured(table, qtbot)
+    assert shown(table, 0)["Object"] == "Object 2"
+    table.table.clicked.emit(table.table.model().index(0, 0))
+    assert viewer.layers["found"].selected_label == 2
     table.rows.setCurrentIndex(1)
     last = shown(table, 5)
     assert (last["Object"], last["Slice"]) == ("Object 2", "4")

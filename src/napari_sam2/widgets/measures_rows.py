@@ -9,6 +9,7 @@ from qtpy.QtCore import QAbstractTableModel, QModelIndex, Qt
 
 from napari_sam2.measures import FrameMeasure, ObjectMeasure
 from napari_sam2.widgets.measures_plot import pretty
+from napari_sam2.widgets.object_table import by_number
 
 Row = FrameMeasure | ObjectMeasure
 
@@ -31,6 +32,22 @@ class MeasuresRows(QAbstractTableModel):
         self.beginResetModel()
         self.rows, self._is_time = rows, is_time
         self.endResetModel()
+
+    def sort(self, column: int, order: Qt.SortOrder = Qt.SortOrder.AscendingOrder) -> None:
+        """Qt's name. By what a column shows; -1 leaves the rows as they are."""
+        if not 0 <= column < self.columnCount():
+            return
+        self.layoutAboutToBeChanged.emit()
+        before, chosen = self.rows, self.persistentIndexList()
+        self.rows = sorted(
+            before,
+            key=lambda row: _rank(list(self._cells(row).values())[column]),
+            reverse=order == Qt.SortOrder.DescendingOrder,
+        )
+        places = {key_of(row): number for number, row in enumerate(self.rows)}
+        moved = [self.index(places[key_of(before[i.row()])], i.column()) for i in chosen]
+        self.changePersistentIndexList(chosen, moved)
+        self.layoutChanged.emit()
 
     def rowCount(self, parent: QModelIndex | None = None) -> int:
         """Qt's name."""
@@ -72,6 +89,14 @@ class MeasuresRows(QAbstractTableModel):
             cells["Approved"] = "yes" if row.approved else ""
         cells["Centroid"] = ", ".join(f"{part:.1f}" for part in row.centroid)
         return cells
+
+
+def _rank(text: str) -> tuple[int, float, list[str | int]]:
+    """What to sort cells by: first those without a value, then numbers, then names."""
+    try:
+        return 1, float(text.removesuffix("%")), []
+    except ValueError:
+        return 2 if text.strip("–") else 0, 0.0, by_number(text)
 
 
 def _text(value: float | None, digits: int = 4) -> str:

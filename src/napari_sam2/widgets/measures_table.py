@@ -111,7 +111,7 @@ class MeasuresTable(Docked):
         self.follow.toggled.connect(self._on_changed)
         self.measure_button.clicked.connect(self.measure)
         self.export_button.clicked.connect(lambda: self.export())
-        self.rows.currentIndexChanged.connect(self._fill)
+        self.rows.currentIndexChanged.connect(self._on_rows_chosen)
         self.table.clicked.connect(lambda index: self._on_row(index.row()))
         self.plot.go_to.connect(self._show_frame)
         self.labels.currentIndexChanged.connect(self._on_labels)
@@ -201,6 +201,10 @@ class MeasuresTable(Docked):
         form.addRow("", self.follow)
         choose_rows(self.table)
         self.table.setModel(self._model)
+        columns = self.table.horizontalHeader()
+        assert columns is not None
+        columns.setSortIndicator(-1, Qt.SortOrder.AscendingOrder)
+        self.table.setSortingEnabled(True)
         self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.table.setShowGrid(False)
         split = QSplitter(Qt.Orientation.Vertical)
@@ -280,7 +284,14 @@ class MeasuresTable(Docked):
         self._fill()
         self._say("" if ids else "There are no objects in these labels.")
 
-    def _fill(self, *_: object) -> None:
+    def _on_rows_chosen(self, *_: object) -> None:
+        """Other rows have other columns, by which they are not in order yet."""
+        columns = self.table.horizontalHeader()
+        assert columns is not None
+        columns.setSortIndicator(-1, Qt.SortOrder.AscendingOrder)
+        self._fill()
+
+    def _fill(self) -> None:
         if self.measures is None:
             return
         chosen = [key_of(self._model.rows[i.row()]) for i in self.table.selectedIndexes()[:1]]
@@ -288,12 +299,14 @@ class MeasuresTable(Docked):
         rows: Sequence[Row] = self.measures.objects if has_objects else self.measures.frames
         self._model.show(rows, self.measures.is_time)
         letters, heads = self.table.fontMetrics(), self.table.verticalHeader()
-        assert heads is not None
+        columns = self.table.horizontalHeader()
+        assert heads is not None and columns is not None
+        self._model.sort(columns.sortIndicatorSection(), columns.sortIndicatorOrder())
         heads.setDefaultSectionSize(letters.height() + 6)
         self.table.resizeColumnsToContents()
         widest = _NAME_LETTERS * letters.averageCharWidth()
         self.table.setColumnWidth(0, min(self.table.columnWidth(0), widest))
-        for number, row in enumerate(rows):
+        for number, row in enumerate(self._model.rows):
             if key_of(row) in chosen:
                 self.table.selectRow(number)
 

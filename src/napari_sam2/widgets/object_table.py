@@ -59,15 +59,15 @@ class ObjectRow:
     """More of it, shown as a tooltip."""
 
 
-def _by_number(row: ObjectRow) -> list[str | int]:
-    """Object 9 comes before Object 10."""
-    parts = re.split(r"(\d+)", row.name.casefold())
+def by_number(name: str) -> list[str | int]:
+    """What to sort names by: Object 9 comes before Object 10."""
+    parts = re.split(r"(\d+)", name.casefold())
     return [int(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 _KEYS: dict[int, tuple[str, Callable[[ObjectRow], Any]]] = {
     COLOUR: ("Click here to put them in the order in which they were made.", lambda row: row.id),
-    NAME: ("Click here to sort by name.", _by_number),
+    NAME: ("Click here to sort by name.", lambda row: by_number(row.name)),
     PROMPTS: ("Click here to sort by it.", lambda row: row.prompts),
     SLICES: ("Click here to sort by it.", lambda row: row.slices or (-1, -1)),
     SCORE: ("Click here to sort by it.", lambda row: -1.0 if row.score is None else row.score),
