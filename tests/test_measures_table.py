@@ -99,6 +99,16 @@ def test_the_mean_of_colours_leaves_out_their_alpha(viewer: Any, qtbot: Any) -> 
     table.image.setCurrentText("stain")
     measured(table, qtbot)
     assert float(shown(table, 0)["Mean"]) == 60
+    assert not table.plot.isHidden()
+
+
+def test_a_single_picture_has_no_plot_over_frames(viewer: Any, qtbot: Any) -> None:
+    viewer.add_labels(np.eye(4, dtype=np.uint8), name="one")
+    table = MeasuresTable(viewer)
+    qtbot.addWidget(table)
+    table.labels.setCurrentText("one")
+    measured(table, qtbot)
+    assert shown(table, 0)["Times"] == "0" and table.plot.isHidden()
 
 
 def test_the_table_follows_what_is_painted_once_it_is_quiet(viewer: Any, qtbot: Any) -> None:

@@ -14,6 +14,7 @@ from napari_sam2.io.legend import RGB
 from napari_sam2.measures import Measures
 
 _FAINT, _STRONG = 0.6, 2.4  # widths of lines
+_INCHES = 3.6, 2.7  # it takes more where there is room; matplotlib's own fill half a screen
 
 
 class MeasuresPlot(QWidget):
@@ -39,7 +40,7 @@ class MeasuresPlot(QWidget):
             note.setAlignment(Qt.AlignmentFlag.AlignCenter)
             layout.addWidget(note)
             return
-        figure = Figure(layout="constrained")
+        figure = Figure(figsize=_INCHES, layout="constrained")
         self.canvas = FigureCanvasQTAgg(figure)
         self.canvas.setMinimumHeight(140)
         self._axes = figure.add_subplot()
@@ -58,6 +59,8 @@ class MeasuresPlot(QWidget):
         """Draw anew. colours: of the objects, by id."""
         if self.canvas is None:
             return
+        from matplotlib.ticker import MaxNLocator
+
         self._axes.clear()
         self._lines.clear()
         rows = measures.frames
@@ -75,6 +78,7 @@ class MeasuresPlot(QWidget):
             self._axes.set_ylabel(f"{kind} ({pretty(rows[0].unit)})")
             self._axes.set_xlabel("time point" if measures.is_time else "slice")
             self._axes.set_ylim(bottom=0)
+            self._axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         self._frame = self._axes.axvline(0, linewidth=0.8, alpha=0.7)
         self._frame.set_visible(False)
         self._style()

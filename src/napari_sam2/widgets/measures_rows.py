@@ -9,7 +9,7 @@ from qtpy.QtCore import QAbstractTableModel, QModelIndex, Qt
 
 from napari_sam2.measures import FrameMeasure, ObjectMeasure
 from napari_sam2.widgets.measures_plot import pretty
-from napari_sam2.widgets.object_table import by_number
+from napari_sam2.widgets.object_table import by_number, range_text
 
 Row = FrameMeasure | ObjectMeasure
 
@@ -83,7 +83,7 @@ class MeasuresRows(QAbstractTableModel):
         cells |= {"Mean": _text(row.mean), "SD": _text(row.spread), "Score": _text(row.score, 2)}
         cells["Marks"] = "–" if row.prompts is None else str(row.prompts)
         if isinstance(row, ObjectMeasure):
-            cells["Times" if self._is_time else "Slices"] = f"{row.first}–{row.last}"
+            cells["Times" if self._is_time else "Slices"] = range_text(row.first, row.last)
             cells["Approved"] = "–" if row.approved is None else f"{row.approved:.0%}"
         else:
             cells["Approved"] = "yes" if row.approved else ""

@@ -280,6 +280,7 @@ class MeasuresTable(Docked):
         ids = [one.object for one in measures.objects]
         colours = {i: colour_of_bytes(255 * np.asarray(layer.get_color(i))) for i in ids}
         self.plot.show_measures(measures, colours)
+        self.plot.setVisible(len({one.frame for one in measures.frames}) > 1)
         self.export_button.setEnabled(True)
         self._fill()
         self._say("" if ids else "There are no objects in these labels.")

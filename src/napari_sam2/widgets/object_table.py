@@ -278,7 +278,7 @@ class ObjectTable(RowTable):
         self.blockSignals(False)
 
     def _fill(self, number: int, row: ObjectRow) -> None:
-        slices = "" if row.slices is None else _range_text(*row.slices)
+        slices = "" if row.slices is None else range_text(*row.slices)
         score = "" if row.score is None else f"{row.score:.2f}"
         texts = {NAME: row.name, PROMPTS: str(row.prompts or ""), SLICES: slices, SCORE: score}
         for column in _HEADS:
@@ -346,5 +346,6 @@ def _alignment(column: int) -> Any:
     return side | Qt.AlignmentFlag.AlignVCenter
 
 
-def _range_text(first: int, last: int) -> str:
+def range_text(first: int, last: int) -> str:
+    """ "3", "3–5"."""
     return str(first) if first == last else f"{first}–{last}"
