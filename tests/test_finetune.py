@@ -238,7 +238,7 @@ def test_a_model_of_ones_own_is_made_and_listed(
     objects = sum(len(np.unique(crosses(seed)[1])) - 1 for seed in range(2))
     assert card["before"]["tracked"] is None
     assert card["steps"] == 3 and card["objects"] == objects and card["slices"] == 2
-    assert card["held_out"] == ["image2.tif (1 slices)"]
+    assert card["held_out"] == ["image2.tif (1 slice)"]
     assert "after 0 steps: box" in told.err
     assert "Fine-tuned from nano" in out.with_suffix(".md").read_text()
     assert not out.with_suffix(".training").exists()

@@ -163,7 +163,7 @@ def test_files_are_learnt_from(viewer, qtbot, tmp_path, rising, a_step_takes) ->
     press(qtbot, widget.start_button)
     qtbot.waitUntil(lambda: not widget.is_training, timeout=TIMEOUT)
     assert widget.card is not None, widget.status.text()
-    assert widget.card.held_out == ("i1.tif (1 slices)",)
+    assert widget.card.held_out == ("i1.tif (1 slice)",)
 
 
 def test_only_approved_slices_are_learnt_from(viewer, qtbot, tmp_path) -> None:

@@ -230,7 +230,7 @@ class Propagation:
             f"Done: {'; '.join(found[:_NAMED])}{'; …' if len(found) > _NAMED else ''}. "
             + (
                 "Meanwhile intensities have changed, masks were approved or slices can be read "
-                f"again. Press Update for what is out of date: {counted(late, 'mask')}."
+                f"again; press Update for what is out of date: {counted(late, 'mask')}."
                 if late
                 else "Where a slice is wrong, mark it there or paint, then Update; where an object "
                 "goes on too far, press Ends here (T) on its last slice."
