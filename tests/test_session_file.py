@@ -431,6 +431,10 @@ def test_work_on_an_image_with_a_damaged_slice_goes_on(volume: np.ndarray, path:
     with pytest.raises(UnreadableSlices) as caught:
         segment(image, points={1: (2, 16, 16)}, model=small_model(), window=WINDOW)
     np.testing.assert_array_equal(caught.value.session.labels, again.labels)
+    image.bad = ()
+    caught.value.session.show(SequenceKey.along(1, 3))
+    caught.value.session.add_points(1, [(2, 16, 16)])
+    caught.value.session.propagate()  # which knows nothing of slice 4 along the other axis
 
 
 def test_a_changed_image_is_told_and_can_be_opened(volume: np.ndarray, path: Path) -> None:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from napari_sam2.given import several
 from napari_sam2.output import Output
 from napari_sam2.planning import all_said, between_marks, has_changed_since, to_follow, to_preview
+from napari_sam2.sequence_view import SequenceKey
 from napari_sam2.session_base import LockedError, NothingToDo
 from napari_sam2.session_marks import Marks
 from napari_sam2.session_versions import Versions
@@ -232,10 +233,12 @@ class Session(Marks, Versions):
             if progress is not None:
                 progress(step)
 
-    def check_read(self) -> None:
-        """Raises UnreadableSlices where the last run through a sequence has passed over slices."""
-        for unread in self._findings.unread.values():
-            if unread:
+    def check_read(self, key: SequenceKey | None = None) -> None:
+        """Raises UnreadableSlices where the last run through a sequence, by default through any,
+        has passed over slices.
+        """
+        for one, unread in self._findings.unread.items():
+            if unread and key in (None, one):
                 raise UnreadableSlices(unreadable_text(unread), self)
 
     def other_sides(self, object_id: int) -> Mapping[int, OtherSide]:
@@ -389,4 +392,4 @@ class Session(Marks, Versions):
         for step in self.compute_propagation(task):
             self.accept(task, step)
             yield step
-        self.check_read()
+        self.check_read(task.view.key)
