@@ -384,7 +384,7 @@ def test_an_object_is_only_where_a_person_says_that_it_can_be():
         session.set_life(1, first=5, last=2)
     session.add_object()
     session.add_box(2, 5, (35, 60, 55, 80))  # no mask yet
-    with pytest.raises(LineageError, match="on slices 5 to 5, so it cannot end on slice 3"):
+    with pytest.raises(LineageError, match="on slice 5, so it cannot end on slice 3"):
         session.set_life(2, last=3)
     session.set_life(2, last=5)
     assert list(session.prompts[2]) == [5]
