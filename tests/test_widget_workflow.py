@@ -342,6 +342,16 @@ def test_the_table_names_hides_locks_merges_and_deletes(desk):
     assert len(d.widget.points_layer.data) == 2  # the click is taken back
     cell(d, 0, LOCK)
 
+    table.selectAll()
+    for column, is_set in ((EYE, "hidden"), (LOCK, "locked")):
+        for wanted in (True, False):
+            cell(d, 0, column)
+            assert [getattr(one, is_set) for one in d.session.objects.values()] == [wanted] * 2
+    assert table.selected == [1, 2]
+    cell(d, 0, LOCK)
+    assert d.session.undo() == "Lock" and not d.session.objects[2].locked
+    table.object_id = 1
+
     d.viewer.layers.selection.active = d.widget.points_layer
     d.key("O")
     assert d.panel.object_id == 2

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from sam2_engine.memory import MemorySelection, MemoryTokens
     from sam2_engine.model import SAM2
 
-_EDITS = {"name": "Rename", "colour": "Colour", "hidden": "Hide", "locked": "Lock"}
+EDITS = {"name": "Rename", "colour": "Colour", "hidden": "Hide", "locked": "Lock"}
+"""What can be changed of an object, and what that is called."""
 
 
 def default_name(object_id: int) -> str:
@@ -214,12 +215,12 @@ class SessionBase:
         Raises ValueError for another colour.
         """
         self._check_object(object_id)
-        if unknown := sorted(changes.keys() - _EDITS.keys()):
-            raise ValueError(f"An object has no {unknown[0]}; it has {', '.join(_EDITS)}.")
+        if unknown := sorted(changes.keys() - EDITS.keys()):
+            raise ValueError(f"An object has no {unknown[0]}; it has {', '.join(EDITS)}.")
         _check_name(changes.get("name", ""))
         if changes.get("colour") is not None:
             changes["colour"] = _colour(changes["colour"])
-        label = next((_EDITS[name] for name in changes), "Edit object")
+        label = next((EDITS[name] for name in changes), "Edit object")
         with self.history.change(label):
             self._records.set_object(object_id, replace(self.objects[object_id], **changes))
         if "locked" in changes:  # a locked mask goes first where masks overlap

@@ -256,7 +256,8 @@ class FindAll(ToolWindow):
             (self.largest, f"{self.largest.value()} px"),
         ):
             self.values[slider].setText(text)
-        self.add_button.setText(f"Add {len(chosen)} of {len(self.candidates)} as objects")
+        some = f" {len(chosen)} of {len(self.candidates)}" if self.candidates else ""
+        self.add_button.setText(f"Add{some} as objects")
         self._show_state()
         if self.layer is None or self._task is None:
             return

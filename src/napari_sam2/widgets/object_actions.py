@@ -16,6 +16,7 @@ from napari_sam2.areas import CLOSE
 from napari_sam2.counted import counted
 from napari_sam2.label_masks import LabelMasks, masks_in, names_and_parents
 from napari_sam2.session import Session
+from napari_sam2.session_base import EDITS
 from napari_sam2.slice_data import Keep
 from napari_sam2.widgets.context import Context
 from napari_sam2.widgets.events import CTRL, call
@@ -40,9 +41,9 @@ class ObjectActions:
         table = context.panel.objects
         table.delete_asked.connect(self.delete)
         table.colour_asked.connect(self.ask_colour)
-        table.renamed.connect(lambda i, name: self.edit(i, name=name))
-        table.hide_asked.connect(lambda i, hidden: self.edit(i, hidden=hidden))
-        table.lock_asked.connect(lambda i, locked: self.edit(i, locked=locked))
+        table.renamed.connect(lambda i, name: self.edit([i], name=name))
+        table.hide_asked.connect(lambda ids, hidden: self.edit(ids, hidden=hidden))
+        table.lock_asked.connect(lambda ids, locked: self.edit(ids, locked=locked))
         context.panel.labels_menu.aboutToShow.connect(self._fill_labels_menu)
         context.panel.closely.clicked.connect(self.look_closely)
 
@@ -104,11 +105,13 @@ class ObjectActions:
         else:
             self._panel.say("Their masks are out of date now: press Update or Propagate.")
 
-    def edit(self, object_id: int, **changes: Any) -> None:
-        """Change an object's name or colour, or whether it is hidden or locked."""
-        if self._context.session is not None:
-            with self._context.in_portions():
-                self._context.session.edit_object(object_id, **changes)
+    def edit(self, object_ids: Iterable[int], **changes: Any) -> None:
+        """Change the name or colour of objects, or whether they are hidden or locked."""
+        session = self._context.session
+        if session is not None:
+            with self._changing_many(session, EDITS[next(iter(changes))]):
+                for object_id in object_ids:
+                    session.edit_object(object_id, **changes)
             self._context.changed.emit()
             if changes.get("locked") is False:
                 self._end_warning()
@@ -125,7 +128,7 @@ class ObjectActions:
 
         def chosen(colour: QColor) -> None:
             if work is self._context.work and object_id in work.session.objects:
-                self.edit(object_id, colour=colour.getRgbF()[:3])
+                self.edit([object_id], colour=colour.getRgbF()[:3])
 
         dialog.colorSelected.connect(chosen)
         dialog.open()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qtpy.QtCore import QEvent, QItemSelectionModel, QSize, Qt, Signal
+from qtpy.QtCore import QEvent, QItemSelectionModel, QModelIndex, QSize, Qt, Signal
 from qtpy.QtGui import QColor, QFont, QFontInfo, QFontMetrics, QIcon
 from qtpy.QtWidgets import (
     QAbstractItemView,
@@ -30,7 +30,7 @@ _HEADS = {
     PROMPTS: ("Marks", "Clicks, boxes, scribbles, lassos and painted slices."),
     SLICES: ("Slices", "The first and the last slice with a mask."),
     SCORE: ("Score", "How well the model thinks its masks fit, 0 to 1: the mean over slices."),
-    EYE: ("", "Click on an eye to hide or show the object."),
+    EYE: ("", "Click on an eye to hide or show the object, or all selected ones."),
     LOCK: ("", "Click on a lock: the masks of a locked object are never changed."),
 }
 _UNWRITTEN = {COLOUR: "Colour", EYE: "Shown", LOCK: "Locked"}
@@ -84,8 +84,9 @@ class ObjectTable(RowTable):
     """Another object is selected."""
     renamed = Signal(int, str)
     colour_asked = Signal(int)
-    hide_asked = Signal(int, bool)
-    lock_asked = Signal(int, bool)
+    hide_asked = Signal(list, bool)
+    lock_asked = Signal(list, bool)
+    """Of these objects: whether they are to be hidden, and locked."""
     delete_asked = Signal()
     """Of the selected objects."""
 
@@ -95,6 +96,7 @@ class ObjectTable(RowTable):
         self._order: list[int] = []
         """Ids as a person has put them in order; those that come later follow."""
         self._ordered_by: int | None = None
+        self._pressed_for_all: QModelIndex | None = None
         self._icons: dict[str, QIcon] = {}
         self._small = QFont(self.font())
         self.setToolTip(_HEADS[NAME][1])
@@ -170,6 +172,24 @@ class ObjectTable(RowTable):
             self._on_cell_clicked(number, column if column in (COLOUR, LOCK) else EYE)
         else:
             super().keyPressEvent(event)
+
+    def mousePressEvent(self, event: Any) -> None:
+        """Qt's name. Several objects stay selected when one clicks on the eye or lock of one."""
+        index, model = self.indexAt(event.position().toPoint()), self.selectionModel()
+        assert model is not None
+        is_mark = event.button() == Qt.MouseButton.LeftButton and index.column() in (EYE, LOCK)
+        if is_mark and model.isSelected(index) and len(self.selected) > 1:
+            self._pressed_for_all = index
+        else:
+            super().mousePressEvent(event)
+
+    def mouseReleaseEvent(self, event: Any) -> None:
+        """Qt's name."""
+        pressed, self._pressed_for_all = self._pressed_for_all, None
+        if pressed is None:
+            super().mouseReleaseEvent(event)
+        elif pressed == self.indexAt(event.position().toPoint()):
+            self._on_cell_clicked(pressed.row(), pressed.column())
 
     def resizeEvent(self, event: Any) -> None:
         """Qt's name."""
@@ -316,13 +336,14 @@ class ObjectTable(RowTable):
             item.setText(row.name)
 
     def _on_cell_clicked(self, number: int, column: int) -> None:
-        row = self._rows[number]
+        row, selected = self._rows[number], self.selected
+        ids = selected if row.id in selected else [row.id]
         if column == COLOUR:
             self.colour_asked.emit(row.id)
         elif column == EYE:
-            self.hide_asked.emit(row.id, not row.hidden)
+            self.hide_asked.emit(ids, not row.hidden)
         elif column == LOCK:
-            self.lock_asked.emit(row.id, not row.locked)
+            self.lock_asked.emit(ids, not row.locked)
 
     def __iter__(self) -> Iterator[ObjectRow]:
         return iter(self._rows)
