@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_sam2.areas import CLOSE
+from napari_sam2.counted import counted
 from napari_sam2.io.place import world_affine
 from napari_sam2.io.volume import Volume
 from napari_sam2.sequence_view import SequenceKey
@@ -106,7 +107,7 @@ def place(state: SessionState, session: Session, placement: Placement) -> list[s
         count += len(taken)
         if lost:
             name = state.objects[object_id].name
-            notes.append(f"{name} has {lost} marked slice{'s' * (lost > 1)} outside this image.")
+            notes.append(f"{name} has {counted(lost, 'marked slice')} outside this image.")
     if not count:
         raise PlacementError(
             "None of the template's marks lies on this image; check that both show the same place."

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 
+from napari_sam2.counted import listed
 from napari_sam2.io import dicom_header as read
 from napari_sam2.io.dicom_files import Source, is_archive, is_dicomdir, open_all
 from napari_sam2.io.dicom_frames import Frame, frames_of
@@ -219,11 +220,10 @@ def _choose(path: Path, wanted: str | int | None) -> DicomSeries:
     if len(chosen) == 1:
         return chosen[0]
     asked = f"there is no series {wanted}; " if not chosen else ""
-    listed = [_describe(one.info) for one in (chosen or series)]
-    more = f" and {len(listed) - 12} more" if len(listed) > 12 else ""
+    described = [_describe(one.info) for one in (chosen or series)]
     raise ReadError(
         f"{path} holds {len(series)} series: {asked}choose one with --series: "
-        f"{', '.join(listed[:12])}{more}."
+        f"{listed(described, 12)}."
     )
 
 
@@ -326,10 +326,9 @@ def _damaged(frames: list[Frame]) -> list[str]:
     names = [Path(f.source.member or f.source.path).name for f in frames if f.problem]
     if not names:
         return []
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return [
         f"{len(names)} of {len(frames)} slices cannot be read: cut off or damaged "
-        f"({', '.join(names[:3])}{more}). Copy or export the series again."
+        f"({listed(names, 3)}). Copy or export the series again."
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
+from napari_sam2.counted import listed
 from napari_sam2.io.guard import Guarded, logged_errors
 from napari_sam2.io.labels_tiff import NAME
 from napari_sam2.io.volume import ReadError, Volume, check_memory, native
@@ -220,9 +221,8 @@ def _choose_series(path: Path, tif: tifffile.TiffFile, series: str | None) -> in
         return int(series) - 1
     if count == 1:
         raise ReadError(f"{path} holds a single image; leave out --series {series}.")
-    found = ", ".join(f"{n} (shape {s.shape})" for n, s in enumerate(tif.series[:10], start=1))
-    more = f" and {count - 10} more" if count > 10 else ""
-    raise ReadError(f"{path} holds {count} images; choose one with --series: {found}{more}.")
+    found = [f"{n} (shape {s.shape})" for n, s in enumerate(tif.series, start=1)]
+    raise ReadError(f"{path} holds {count} images; choose one with --series: {listed(found, 10)}.")
 
 
 def _ome_pixels(tif: tifffile.TiffFile, index: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import zarr
 from ome_zarr.io import parse_url
 from ome_zarr.reader import Multiscales, Node
 
+from napari_sam2.counted import counted, listed
 from napari_sam2.io.guard import Guarded, logged_errors
 from napari_sam2.io.volume import ReadError, Volume, native
 
@@ -47,8 +48,8 @@ def read_zarr(path: Path, series: str | None = None) -> Volume:
     elif len(images or nodes) == 1:
         node = (images or nodes)[0]
     else:
-        listed = ", ".join(f"{n} ({_name(node)})" for n, node in enumerate(nodes[:10], start=1))
-        raise ReadError(f"{path} holds {len(nodes)} images; choose one with --series: {listed}.")
+        found = ", ".join(f"{n} ({_name(node)})" for n, node in enumerate(nodes[:10], start=1))
+        raise ReadError(f"{path} holds {len(nodes)} images; choose one with --series: {found}.")
     return _read(path, node, node is nodes[0] and series is None)
 
 
@@ -68,9 +69,8 @@ def _nodes(path: Path) -> list[Node]:
     wells = _wells(path)
     if wells:
         fields = [str(image.relative_to(path)) for image in _inner_images(path / wells[0])]
-        listed = f"{', '.join(wells[:8])}{f' and {len(wells) - 8} more' if len(wells) > 8 else ''}"
         raise ReadError(
-            f"{path} is a plate of {len(wells)} well{'s' if len(wells) > 1 else ''} ({listed}); "
+            f"{path} is a plate of {counted(len(wells), 'well')} ({listed(wells, 8)}); "
             f"open the folder of a field of view, such as {path / (fields or wells)[0]}."
         )
     raise ReadError(
@@ -82,8 +82,8 @@ def _wells(path: Path) -> list[str]:
     """The folders of the wells that a plate lists, and that are there: "A/1", "A/2"..."""
     plate = _attributes(path).get("plate")
     wells = plate.get("wells") if isinstance(plate, dict) else None
-    listed = [str(well.get("path")) for well in wells or [] if isinstance(well, dict)]
-    return [well for well in listed if ".." not in well and (path / well).is_dir()]
+    names = [str(well.get("path")) for well in wells or [] if isinstance(well, dict)]
+    return [well for well in names if ".." not in well and (path / well).is_dir()]
 
 
 def _node(place: Path) -> list[Node]:
@@ -121,8 +121,8 @@ def _name(node: Node) -> str:
 def _read(path: Path, node: Node, is_only: bool) -> Volume:
     multiscales = next(spec for spec in node.specs if isinstance(spec, Multiscales))
     # Files before version 0.4 name axes without units, or not at all.
-    listed = node.zarr.root_attrs["multiscales"][0].get("axes") or node.metadata["axes"]
-    axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in listed]
+    stated = node.zarr.root_attrs["multiscales"][0].get("axes") or node.metadata["axes"]
+    axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in stated]
     names = "".join(str(axis["name"])[0] for axis in axes)
     place = Path(node.zarr.path)
     levels = [_arrange(path, _open(place, name), names) for name in multiscales.datasets]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from napari.utils.notifications import show_warning
 from qtpy.QtCore import QObject, QTimer, Signal
 
+from napari_sam2.counted import listed
 from napari_sam2.sequence_view import is_oblique
 from napari_sam2.session import Session
 from napari_sam2.widgets.model_choice import ModelChoice
@@ -112,11 +113,9 @@ class Context(QObject):
         info = self.session.objects.get(object_id or self.panel.object_id) if self.session else None
         return info.name if info else "the object"
 
-    def names(self, object_ids: Collection[int]) -> str:
+    def names(self, object_ids: Iterable[int]) -> str:
         """Of objects: all of a few, the first ones and the number of many."""
-        named = ", ".join(self.name(object_id) for object_id in list(object_ids)[:_NAMED])
-        more = len(object_ids) - _NAMED
-        return named if more <= 0 else f"{named} and {more} more"
+        return listed([self.name(object_id) for object_id in object_ids], _NAMED)
 
     @contextmanager
     def in_portions(self) -> Iterator[None]:
