@@ -648,7 +648,8 @@ def test_importing_the_manifest_loads_nothing_heavy() -> None:
 def test_opening_the_widget_leaves_torch_to_another_thread() -> None:
     found = napari_cost.start(napari_cost._OPEN)
     assert found["torch_in"] not in (None, "MainThread")
-    assert found["own_seconds"] < 0.5
+    # Half a second of two to three that napari takes; torch would be as long as napari.
+    assert found["own_seconds"] < 0.2 * found["napari_own_seconds"]
 
 
 def test_writing_a_slice_costs_the_same_in_a_long_volume(tmp_path: Path) -> None:
