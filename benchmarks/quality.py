@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from benchmarks import cases, classical, report
 from benchmarks.cases import Item, Target, grey_frames, read_case, read_items
 from benchmarks.prompting import NO_MEMORY, ModelRun, prompt_frame
-from napari_sam2.tasks import LazyModel
+from napari_sam2.lazy_model import LazyModel
 from sam2_engine.masks import Masks, deepest_point, dice, iou, tight_box
 from sam2_engine.memory import MemoryTokens
 from sam2_engine.model import SAM2

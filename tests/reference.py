@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from models import small_model
 
+from napari_sam2.engine_prompts import area_on, engine_prompts
 from napari_sam2.session import Session
-from napari_sam2.tasks import area_on, engine_prompts
 from sam2_engine.sequence import SequencePredictor
 
 

@@ -12,12 +12,12 @@ from models import SMALL, small_model
 
 from napari_sam2.areas import around_boxes, is_small_in
 from napari_sam2.automatic import add_all, find_all
+from napari_sam2.lazy_model import LazyModel
 from napari_sam2.second_reader import SecondReading
 from napari_sam2.segmentation import segment
 from napari_sam2.session import Session, Step
 from napari_sam2.session_file import open_session, replay, save_session
 from napari_sam2.slice_data import ObjectMask
-from napari_sam2.tasks import LazyModel
 from sam2_engine.model import SAM2
 
 SHAPE = (4, 200, 240)

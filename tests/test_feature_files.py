@@ -12,7 +12,7 @@ import torch
 from models import small_model
 
 from napari_sam2.feature_files import SETTING, FeatureFiles, feature_files
-from napari_sam2.tasks import LazyModel
+from napari_sam2.lazy_model import LazyModel
 from sam2_engine.model import SAM2
 from sam2_engine.sequence import SequencePredictor
 

@@ -13,6 +13,7 @@ from models import small_model
 from reference import fresh_predictor
 from volumes import two_blobs
 
+from napari_sam2.engine_prompts import engine_prompts
 from napari_sam2.io import Volume
 from napari_sam2.label_writer import LabelWriter
 from napari_sam2.measures import measure_session
@@ -21,7 +22,6 @@ from napari_sam2.segmentation import segment
 from napari_sam2.sequence_view import ELSEWHERE, OUTSIDE, SequenceKey, SequenceView
 from napari_sam2.session import LockedError, NothingToDo, Session
 from napari_sam2.slice_data import ObjectMask
-from napari_sam2.tasks import engine_prompts
 
 SHAPE = (5, 40, 56)
 

@@ -21,7 +21,7 @@ from models import SMALL, small_model
 from safetensors.torch import load_file, save_file
 
 from benchmarks.recipe import recipe_weights
-from napari_sam2.tasks import CPU_BFLOAT16, LazyModel
+from napari_sam2.lazy_model import CPU_BFLOAT16, LazyModel
 from sam2_engine.model import SAM2, VARIANTS, ConvTrunkConfig, ModelConfig
 from sam2_engine.weights import (
     WeightsError,

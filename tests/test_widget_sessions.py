@@ -15,10 +15,10 @@ from npe2 import PluginManifest
 from qtpy.QtWidgets import QFileDialog, QMessageBox
 
 from napari_sam2 import sample_data
+from napari_sam2.lazy_model import LazyModel
 from napari_sam2.recovery import find_recovery
 from napari_sam2.session import Session
 from napari_sam2.session_file import read_session, save_session
-from napari_sam2.tasks import LazyModel
 from napari_sam2.widgets import SAM2Widget, session_files, workspace
 from napari_sam2.widgets.workspace import Workspace
 

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from napari_sam2.automatic import add_all, find_all
     from napari_sam2.divisions import accept_division, propose_divisions
     from napari_sam2.io import ReadError, Volume, WriteError, read_volume, write_labels
+    from napari_sam2.lazy_model import LazyModel
     from napari_sam2.lineage import LineageError
     from napari_sam2.segmentation import ModelError, PromptError, segment
     from napari_sam2.sequence_view import Channels, SequenceKey
     from napari_sam2.session import LockedError, NothingToDo, Session, UnreadableSlices
     from napari_sam2.session_file import SessionFileError, open_session, replay, save_session
-    from napari_sam2.tasks import LazyModel
     from napari_sam2.throughout import find_throughout
     from napari_sam2.tracks import tracks_layer, write_tracks
     from napari_sam2.windows import window_for
@@ -59,12 +59,12 @@ _HOME = {
     "napari_sam2.automatic": ("add_all", "find_all"),
     "napari_sam2.divisions": ("accept_division", "propose_divisions"),
     "napari_sam2.io": ("ReadError", "Volume", "WriteError", "read_volume", "write_labels"),
+    "napari_sam2.lazy_model": ("LazyModel",),
     "napari_sam2.lineage": ("LineageError",),
     "napari_sam2.segmentation": ("ModelError", "PromptError", "segment"),
     "napari_sam2.sequence_view": ("Channels", "SequenceKey"),
     "napari_sam2.session": ("LockedError", "NothingToDo", "Session", "UnreadableSlices"),
     "napari_sam2.session_file": ("SessionFileError", "open_session", "replay", "save_session"),
-    "napari_sam2.tasks": ("LazyModel",),
     "napari_sam2.throughout": ("find_throughout",),
     "napari_sam2.tracks": ("tracks_layer", "write_tracks"),
     "napari_sam2.windows": ("window_for",),

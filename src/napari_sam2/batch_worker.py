@@ -25,8 +25,8 @@ from sam2_engine.whole_file import write_text
 
 if TYPE_CHECKING:
     from napari_sam2.io import Volume
+    from napari_sam2.lazy_model import LazyModel
     from napari_sam2.session_format import SavedSession
-    from napari_sam2.tasks import LazyModel
 
 DONE, SKIPPED, INCOMPLETE, FAILED = "done", "done before", "incomplete", "failed"
 _BEGUN = "begun"  # in a record: labels that lie there may be of a worker that died
@@ -381,7 +381,7 @@ def _template_image(template: Path, settings: Settings) -> Path:
 @functools.lru_cache(maxsize=1)
 def _model(name: str, settings: Settings) -> LazyModel:
     """Loaded once in each process; anew for another run, for which its file may be another."""
-    from napari_sam2.tasks import LazyModel
+    from napari_sam2.lazy_model import LazyModel
 
     return LazyModel(name, settings.device, compile=settings.compile, is_quiet=settings.is_quiet)
 

@@ -20,7 +20,7 @@ from sam2_engine.whole_file import beside
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from napari_sam2.tasks import LazyModel
+    from napari_sam2.lazy_model import LazyModel
     from sam2_engine.model import ImageFeatures
 
 FOLDER = user_cache_path("napari-sam2") / "features"

@@ -21,9 +21,9 @@ import numpy as np
 
 from napari_sam2.counted import counted
 from napari_sam2.io import ReadError, WriteError, read_labels, read_volume
+from napari_sam2.lazy_model import CPU_BFLOAT16, LazyModel
 from napari_sam2.segmentation import loaded
 from napari_sam2.targets import why_not
-from napari_sam2.tasks import CPU_BFLOAT16, LazyModel
 from sam2_engine.names import split_size
 from sam2_engine.whole_file import write_text
 

@@ -15,10 +15,11 @@ from napari_sam2.areas import (
     may_need_close_looks,
     needs_close_look,
 )
+from napari_sam2.engine_prompts import area_on
 from napari_sam2.records import Records
 from napari_sam2.sequence_view import SequenceKey, SequenceView
 from napari_sam2.slice_data import Look, Place, SlicePrompts
-from napari_sam2.tasks import Source, Step, Task, area_on
+from napari_sam2.tasks import Source, Step, Task
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import numpy as np
 
 from napari_sam2.io.volume import Volume
 from napari_sam2.label_ids import MAX_ID
+from napari_sam2.lazy_model import LazyModel
 from napari_sam2.sequence_view import SequenceKey
 from napari_sam2.session import Direction, NothingToDo, Session, UnreadableSlices
-from napari_sam2.tasks import LazyModel
 from sam2_engine.unreadable import UnreadableFrame
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from napari_sam2.given import whole_number
 from napari_sam2.history import History
 from napari_sam2.label_ids import MAX_ID
 from napari_sam2.label_writer import LabelWriter
+from napari_sam2.lazy_model import LazyModel
 from napari_sam2.lineage import Parents, merged
 from napari_sam2.looks import Looks
 from napari_sam2.output import Output
@@ -30,7 +31,7 @@ from napari_sam2.slice_data import (
     SlicePrompts,
     State,
 )
-from napari_sam2.tasks import Engine, LazyModel, Source
+from napari_sam2.tasks import Engine, Source
 from napari_sam2.windows import window_for
 
 if TYPE_CHECKING:

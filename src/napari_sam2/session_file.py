@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_sam2.lazy_model import LazyModel
 from napari_sam2.segmentation import ModelError, loaded
 from napari_sam2.sequence_view import SequenceView
 from napari_sam2.session import Session, UnreadableSlices
@@ -28,7 +29,7 @@ from napari_sam2.session_format import (
     read_session,
     write_session,
 )
-from napari_sam2.tasks import LazyModel, Step
+from napari_sam2.tasks import Step
 
 if TYPE_CHECKING:
     from sam2_engine.model import SAM2

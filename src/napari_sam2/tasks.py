@@ -2,124 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from napari_sam2.areas import Area, enlarged, moved
+from napari_sam2.areas import Area
+from napari_sam2.engine_prompts import area_on, engine_prompts
 from napari_sam2.feature_files import feature_files
+from napari_sam2.lazy_model import LazyModel
 from napari_sam2.sequence_view import SequenceView, Windows
-from napari_sam2.slice_data import Basis, CoarseLogits, Life, ObjectMask, SlicePrompts
+from napari_sam2.slice_data import Basis, Life, ObjectMask, SlicePrompts
 
 if TYPE_CHECKING:
-    from sam2_engine.frames import Geometry
     from sam2_engine.memory import MemorySelection, MemoryTokens
-    from sam2_engine.model import SAM2
     from sam2_engine.sequence import Direction, SequencePredictor
-
-_MOST_CLICKS = 8  # for one scribble
-_CLICK_DISTANCE = 0.1  # of the frame, at least between them
-_ROUGH = 16.0  # the logit in the middle of a lasso
 
 Anchors = Mapping[int, SlicePrompts]
 """Frame -> what masks of one object follow from."""
 Wanted = Mapping[int, frozenset[int]]
 """Object -> frames to be computed."""
-
-
-CPU_BFLOAT16 = "cpu-bfloat16"
-"""The device of a model that is to multiply in bfloat16 on a processor, which is quicker."""
-
-
-class LazyModel:
-    """A model by name, loaded when it is first needed."""
-
-    def __init__(
-        self,
-        model: SAM2 | str = "nano",
-        device: str = "auto",
-        *,
-        compile: bool = False,
-        is_quiet: bool = False,
-    ) -> None:
-        """
-        Args:
-            model: a name of `sam2_engine.list_models()`, a checkpoint's path, or a loaded model;
-                names and paths as `sam2_engine.load_model` takes them, also with a size.
-            device: "auto", "cpu", "cpu-bfloat16", "cuda" or "mps".
-            compile: as for `sam2_engine.load_model`, for a model that is yet to be loaded.
-            is_quiet: whether nothing is printed of how long that takes.
-        """
-        self.name = model if isinstance(model, str) else "model"
-        self.device = device
-        self.compile = compile
-        self._is_quiet = is_quiet
-        self.downloaded: tuple[int, int | None] | None = None
-        """Bytes downloaded and bytes in all, during a download."""
-        self._is_named = isinstance(model, str)
-        self._loaded = None if isinstance(model, str) else model
-        self._lock = threading.Lock()
-        self._stopped = False
-        self._checksum = ""
-
-    @property
-    def is_loaded(self) -> bool:
-        return self._loaded is not None
-
-    @property
-    def image_size(self) -> int | None:
-        """How many pixels along each side it sees of a frame; None before it is loaded."""
-        return None if self._loaded is None else self._loaded.config.image_size
-
-    def get(self) -> SAM2:
-        """The model, after a download if need be. Raises what `sam2_engine.load_model` raises."""
-        with self._lock:
-            if self._loaded is None:
-                from sam2_engine.model import say, say_nothing
-                from sam2_engine.weights import load_model
-
-                is_mixed = self.device == CPU_BFLOAT16
-                device, dtype = ("cpu", "mixed") if is_mixed else (self.device, "auto")
-                try:
-                    self._loaded = load_model(
-                        self.name,
-                        device,
-                        dtype,
-                        progress=self._on_progress,
-                        compile=self.compile,
-                        tell=say_nothing if self._is_quiet else say,
-                    )
-                finally:
-                    self.downloaded, self._stopped = None, False
-            return self._loaded
-
-    @property
-    def checksum(self) -> str:
-        """The sha256 of the model's file, known before it is loaded; empty where it is not here.
-
-        Behind it is the size, where the name asks for one. Of a model that came loaded, a sum over
-        its weights.
-        """
-        if not self._checksum:
-            self._checksum = _sum_of_file(self.name) if self._is_named else _sum_of(self.get())
-        return self._checksum
-
-    def stop_download(self) -> None:
-        """Have a download in another thread end, or not begin, with an error that says so."""
-        self._stopped = True
-
-    def _on_progress(self, done: int, total: int | None) -> None:
-        from sam2_engine.weights import WeightsError
-
-        if self._stopped:
-            raise WeightsError(f"The download of {self.name} was stopped; choose it to go on.")
-        self.downloaded = done, total
 
 
 @dataclass(frozen=True)
@@ -337,32 +239,6 @@ def _far_passes(task: Task) -> dict[Direction, Wanted]:
     return {"forward": forward, "backward": backward}
 
 
-def _sum_of_file(name: str) -> str:
-    """Of a model by name or path."""
-    from sam2_engine.names import split_size, with_size
-    from sam2_engine.weights import find_file, model_info
-
-    model, size = split_size(name)
-    info = model_info(model)
-    if info is not None and info.image_size == size:
-        size = None  # the same masks follow
-    if info is not None and info.sha256 is not None:
-        return with_size(info.sha256, size)
-    path = find_file(name)
-    if path is None:
-        return ""
-    with open(path, "rb") as file:
-        return with_size(hashlib.file_digest(file, "sha256").hexdigest(), size)
-
-
-def _sum_of(model: SAM2) -> str:
-    total = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        total.update(name.encode())
-        total.update(tensor.detach().cpu().float().numpy().tobytes())
-    return total.hexdigest()
-
-
 def _set_prompts(
     predictor: SequencePredictor,
     anchors: Mapping[int, Anchors],
@@ -388,86 +264,6 @@ def _set_prompts(
     return wanted
 
 
-def area_on(said: SlicePrompts, area: Area | None, shape: tuple[int, int]) -> Area | None:
-    """Where to look for an object on a frame (H, W) that is marked: in its area, or where that has
-    followed it to; moved to marks that show it elsewhere, enlarged for those that correct it.
-    """
-    if area is None:
-        return None
-    corrected = None if said.starts_over else said.corrects
-    here = area if corrected is None else corrected.area or area
-    if said.extent is None:
-        return here
-    return (moved if corrected is None else enlarged)(here, said.extent, shape)
-
-
-def engine_prompts(said: SlicePrompts, geometry: Geometry) -> dict[str, Any]:
-    """What is said of an object on a frame, as arguments of `SequencePredictor.set_prompts`.
-
-    geometry: with the part of the frame to look at.
-
-    A scribble becomes clicks spread along it. Lassos become the box around them and a rough mask;
-    the object is kept within them, unless a click on it lies outside. Marks may reach beyond the
-    frame; what counts is the part inside.
-    """
-    shape = geometry.frame_shape
-    if said.mask is not None:
-        return {"mask": said.mask.on_frame(shape), "area": geometry.area}
-    first, last = np.reshape(geometry.seen, (2, 2)) - 0.5
-    strokes = [(point[None], label) for point, label in zip(said.points, said.labels, strict=True)]
-    strokes += [(_spread(one.path, shape), one.label) for one in said.scribbles]
-    prompts: dict[str, Any] = {"area": geometry.area}
-    if strokes:
-        counts = [len(clicks) for clicks, _ in strokes]
-        prompts["points"] = np.concatenate([clicks for clicks, _ in strokes]).clip(first, last)
-        prompts["labels"] = np.repeat([label for _, label in strokes], counts)
-        prompts["strokes"] = np.repeat(np.arange(len(strokes)), counts)
-    if said.starts_over:
-        corners = [np.reshape(said.box, (2, 2))] if said.box is not None else []
-        around = np.concatenate([*corners, *said.lassos]).clip(first, last)
-        prompts["box"] = (*around.min(axis=0), *around.max(axis=0))
-    elif said.corrects is not None:
-        prompts["mask_input"] = _as_seen(said.corrects, geometry)
-    if said.lassos and said.box is None:
-        prompts |= _lassoed(said.lassos, prompts, geometry)
-    return prompts
-
-
-def _lassoed(
-    lassos: Iterable[NDArray[np.float64]], marks: Mapping[str, Any], geometry: Geometry
-) -> dict[str, Any]:
-    """What lassos add to their box, beside points of `marks`."""
-    import torch
-    from skimage.draw import polygon2mask
-
-    shape = geometry.frame_shape
-    inside = np.logical_or.reduce([polygon2mask(shape, lasso) for lasso in lassos])
-    if not inside.any():
-        return {}
-    covered = geometry.mask_to_low_res(torch.from_numpy(inside)[None, None])[0, 0].numpy()
-    added: dict[str, Any] = {"mask_input": (2 * covered - 1) * _ROUGH}
-    if marks.get("points") is not None:
-        on_it = np.rint(marks["points"][marks["labels"] == 1]).astype(int)
-        y, x = on_it.clip(0, np.array(shape) - 1).T
-        if not inside[y, x].all():
-            return added
-    return added | {"within": inside}
-
-
-def _spread(path: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.float64]:
-    """Clicks spread evenly along a line of (N, 2) corners, none of them at its ends.
-
-    More clicks on a small object do not make its mask better, so they keep a distance.
-    """
-    lengths = np.linalg.norm(np.diff(path, axis=0), axis=1)
-    along = np.concatenate(([0], np.cumsum(lengths)))
-    if not along[-1]:
-        return path[:1]
-    count = min(_MOST_CLICKS, 1 + int(along[-1] / (_CLICK_DISTANCE * max(shape))))
-    at = (np.arange(count) + 0.5) / count * along[-1]
-    return np.stack([np.interp(at, along, path[:, axis]) for axis in (0, 1)], axis=1)
-
-
 def _masks_of(result: Any) -> dict[int, ObjectMask | None]:
     """A predictor's FrameResult as masks."""
     return {
@@ -476,26 +272,3 @@ def _masks_of(result: Any) -> dict[int, ObjectMask | None]:
         )
         for n, object_id in enumerate(result.object_ids)
     }
-
-
-def _as_seen(known: CoarseLogits, geometry: Geometry) -> NDArray[np.float32]:
-    """(S/4, S/4) the logits of a mask in the part of the frame that the model looks at now."""
-    logits = _resized(known.logits(), geometry.image_size // 4)
-    import torch
-
-    before = geometry.looking_at(known.area)
-    low_res: NDArray[np.float32] = geometry.low_res_as_seen(
-        torch.from_numpy(logits)[None, None], before
-    )[0, 0].numpy()
-    return low_res
-
-
-def _resized(logits: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """Logits that another model gave, at the size that this model takes."""
-    if logits.shape == (side, side):
-        return logits
-    from scipy.ndimage import zoom
-
-    scale = side / np.array(logits.shape)
-    resized: NDArray[np.float32] = zoom(logits, scale, order=1, grid_mode=True, mode="nearest")
-    return resized

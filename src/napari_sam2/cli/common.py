@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from napari_sam2.tasks import LazyModel
+    from napari_sam2.lazy_model import LazyModel
 
 OK, FAILED, BAD_COMMAND, BAD_INPUT, BAD_OUTPUT, NO_MODEL, FAILED_JOBS, INCOMPLETE = range(8)
 STOPPED = 130
@@ -126,7 +126,7 @@ def add_closely(parser: argparse.ArgumentParser) -> None:
 
 def chosen_model(options: argparse.Namespace) -> LazyModel:
     """The model of add_model_and_window, on the device of add_output."""
-    from napari_sam2.tasks import LazyModel
+    from napari_sam2.lazy_model import LazyModel
 
     return LazyModel(options.model, options.device, compile=options.compile, is_quiet=options.quiet)
 

@@ -9,7 +9,7 @@ from weakref import WeakSet
 from qtpy.QtCore import QObject, Qt, Signal
 from qtpy.QtWidgets import QFileDialog
 
-from napari_sam2.tasks import CPU_BFLOAT16, LazyModel
+from napari_sam2.lazy_model import CPU_BFLOAT16, LazyModel
 from napari_sam2.widgets import choices
 from napari_sam2.widgets.panel import Panel, size_text
 from napari_sam2.widgets.worker import Worker

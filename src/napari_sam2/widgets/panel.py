@@ -23,7 +23,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_sam2.tasks import CPU_BFLOAT16
+from napari_sam2.lazy_model import CPU_BFLOAT16
 from napari_sam2.widgets.docking import count_in, push_button
 from napari_sam2.widgets.doubt_map import DoubtMap
 from napari_sam2.widgets.events import CTRL
