@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from images import DATA, OBLIQUE, mirrored, needs_data
+from images import OBLIQUE, mirrored
 from kinds import crosses
 from test_training import TINY
 
@@ -394,36 +394,6 @@ def test_a_minute_of_fine_tuning_helps_on_unseen_images_of_the_kind(
     exam = Examination(unseen)  # of which not even the best moment was chosen
     nano, own = (load_model(name, device="cpu") for name in ("nano", "crosses"))
     assert exam.score(own).mean > exam.score(nano).mean
-
-
-@needs_data
-@pytest.mark.slow
-def test_half_a_minute_of_fine_tuning_keeps_what_is_best_on_real_images(
-    tmp_path: Path, a_step_takes
-) -> None:
-    """Cardiac MR, which nano has not learnt, of two patients; another phase of one is held out.
-
-    It helps a little or not at all there; it never harms.
-    """
-    a_step_takes(3)
-    folder = DATA / "dev"
-    patients = [
-        read_pairs([folder / f"cardiac/{name}.nii.gz"], [folder / f"cardiac/{name}_labels.nii.gz"])[
-            0
-        ]
-        for name in ("SCD0000101_ED", "SCD0000101_phase07", "SCD0000301_ED", "SCD0000301_phase06")
-    ]
-    card = finetune(
-        patients,
-        tmp_path / "heart.safetensors",
-        minutes=0.5,
-        held_out=0.25,
-        also=[stack()],
-    )
-    assert card.is_complete and card.after.mean >= card.before.mean, card
-    assert card.is_written == (card.after.mean > card.before.mean), card
-    for name, before in card.others_before.items():
-        assert card.others_after[name].mean > before.mean - 0.1, card
 
 
 def test_a_pair_that_does_not_match_is_named(tmp_path: Path) -> None:
