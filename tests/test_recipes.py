@@ -51,12 +51,13 @@ def ct_volume() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (noise + 140 * liver + 220 * spleen).astype(np.int16), liver, spleen
 
 
-def test_the_recipes_run(tmp_path, monkeypatch, capsys):
-    from napari.components import ViewerModel
-
+def test_the_recipes_run(
+    tmp_path, monkeypatch, capsys, own_choices, no_thread_left, make_napari_viewer
+):
     monkeypatch.chdir(tmp_path)
     volume, liver, spleen = ct_volume()
-    viewer = ViewerModel()
+    viewer = make_napari_viewer()
+    viewer.window.add_plugin_dock_widget("napari-sam2", "SAM 2")
     viewer.add_image(volume, name="ct", scale=(3, 0.8, 0.8), contrast_limits=(-160, 240))
     names: dict[str, object] = {"viewer": viewer, "volume": volume}
     checked = sum(run(block, names) for block in recipes())

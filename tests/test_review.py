@@ -324,7 +324,7 @@ def test_rejecting_what_was_locked_for_a_neighbour_moves_on(session):
 
 def test_a_rejected_slice_loses_its_marks(session):
     told = []
-    session.prompts_replaced.connect(lambda: told.append(True))
+    session.prompts_changed.connect(lambda: told.append(True))
     session.reject(1, [2])
     assert told
     assert session.prompts == {}

@@ -16,6 +16,7 @@ from napari_sam2.feature_files import SETTING, allowed_gigabytes
 from napari_sam2.io import read_labels
 from napari_sam2.label_ids import ids_in
 from napari_sam2.session import Session
+from napari_sam2.tasks import Engine
 from napari_sam2.widgets import choices
 from napari_sam2.widgets.object_table import COLOUR, EYE, LOCK, NAME, PROMPTS
 from napari_sam2.widgets.slice_strip import (
@@ -1324,3 +1325,59 @@ def test_painting_is_looked_at_closely_when_it_is_followed(desk):
     d.key("G")
     d.settle()
     assert len(d.session.masks_of(1)) == 4
+
+
+# -- scripts -----------------------------------------------------------------------------------
+
+
+def test_what_a_script_says_is_seen_and_marks_by_hand_join_it(desk):
+    d = desk()
+    s, (shown,) = d.session, d.viewer.layers
+    s.add_box(1, 3, (8, 12, 26, 28))
+    assert len(d.widget.shapes_layer.data) == 1 and d.viewer.layers.selection.active is shown
+    s.propagate()
+    d.settle()
+    assert d.widget.labels_layer.data is s.labels and set(s.masks_of(1)) == set(range(7))
+    d.go_to(3)
+    d.press(d.panel.modes["exclude"])
+    d.click((40, 55))
+    d.settle()
+    said = s.prompts[1][3]
+    assert said.box is not None and len(said.points) == 1
+    assert_same(s.labels[3], d.expected(3))
+    s.add_points(s.add_object(), [(3, 32, 44)])
+    s.add_points(2, [(5, 32, 42)])
+    QApplication.processEvents()
+    assert len(d.widget.points_layer.data) == 3
+    s.remove_object(1)
+    assert len(d.widget.points_layer.data) == 2 and not len(d.widget.shapes_layer.data)
+    s.undo()
+    QApplication.processEvents()
+    assert len(d.widget.points_layer.data) == 3 and len(d.widget.shapes_layer.data) == 1
+    d.viewer.layers.remove(d.widget.points_layer)
+    s.preview(5)
+    assert d.widget.points_layer is None, "what a person removes does not come by itself again"
+
+
+def test_a_script_does_not_come_between_a_run(desk):
+    d = desk()
+    d.session.add_points(1, [(2, 16, 20)])
+    begun, go_on, steps = threading.Event(), threading.Event(), Engine._steps
+
+    def slow(self, task):
+        for step in steps(self, task):
+            yield step
+            begun.set()
+            go_on.wait(60)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "_steps", slow)
+        d.press(d.panel.propagate)
+        d.qtbot.waitUntil(begun.is_set, timeout=TIMEOUT)
+        with pytest.raises(ValueError, match="being followed already"):
+            d.session.propagate()
+        d.session.preview(2)
+        go_on.set()
+        d.settle()
+    assert_same(d.labels, d.expected())
+    d.session.propagate()

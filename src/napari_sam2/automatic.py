@@ -111,6 +111,7 @@ def add_all(
     free = iter(waiting)
     with (
         session.objects_changed.blocked(),
+        session.prompts_changed.blocked(),
         session.history.change("Find all"),
         session.writing_together(),
     ):
@@ -122,5 +123,5 @@ def add_all(
             masks[object_id, frame] = found[number]
         session.take_masks(LabelMasks(masks))
     session.objects_changed.emit()
-    session.prompts_replaced.emit()
+    session.prompts_changed.emit()
     return [object_id for object_id, _ in masks]

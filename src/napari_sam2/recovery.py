@@ -60,7 +60,7 @@ class Autosave:
         self._writer = SessionWriter(session)
         self._wake = threading.Condition()
         self._is_changed = self._is_closing = False
-        self._signals = session.masks_changed, session.objects_changed, session.prompts_replaced
+        self._signals = session.masks_changed, session.objects_changed, session.prompts_changed
         for signal in self._signals:
             signal.connect(self._on_change)
         self._thread = threading.Thread(target=self._run, name="napari-sam2 autosave", daemon=True)

@@ -78,8 +78,8 @@ class SessionBase:
     """The index of the slice of `labels` that has changed."""
     objects_changed = Signal()
     """An object, or what is known of it, has changed."""
-    prompts_replaced = Signal()
-    """Prompts are others than those that were set: after undo, redo, merging and opening."""
+    prompts_changed = Signal()
+    """What is said of objects on slices is other than before."""
 
     def __init__(
         self,
@@ -283,7 +283,7 @@ class SessionBase:
             self._records.set_no_divisions(object_id, frozenset())
             for key, view in list(self._views.items()):
                 self._writer.write(view, self._records.clear((key, object_id)))
-        self.objects_changed.emit()
+        self._tell_of_prompts()
 
     def merge_objects(self, into: int, other: int) -> None:
         """Make two objects one: prompts and masks of the other are added to the first.
@@ -313,8 +313,11 @@ class SessionBase:
                 self._possible(merged(self._records.parents, into, other), into)
             )
             self._records.set_no_divisions(other, frozenset())
+        self._tell_of_prompts()
+
+    def _tell_of_prompts(self) -> None:
         self.objects_changed.emit()
-        self.prompts_replaced.emit()
+        self.prompts_changed.emit()
 
     def _possible(self, parents: Parents, object_id: int) -> dict[int, int]:
         """Links without those of an object where the parent is still there as a daughter begins."""

@@ -60,7 +60,7 @@ class Marks(TrackEdits):
         said = replace(said, mask=self._said(object_id, frame).mask)
         with self.history.change("Prompt"):
             self._say(object_id, frame, said)
-        self.objects_changed.emit()
+        self._tell_of_prompts()
 
     def add_points(
         self, object_id: int, points: ArrayLike, labels: ArrayLike | None = None
@@ -87,7 +87,7 @@ class Marks(TrackEdits):
                 here = frames == frame
                 more = SlicePrompts(new.points[here], new.labels[here])
                 self._say(object_id, frame, self._said(object_id, frame).with_more(more))
-        self.objects_changed.emit()
+        self._tell_of_prompts()
         return changed
 
     def add_box(self, object_id: int, frame: int, box: Sequence[float]) -> None:
@@ -112,7 +112,7 @@ class Marks(TrackEdits):
         self._check_alive(object_id, frame)
         with self.history.change("Prompt"):
             self._say(object_id, frame, self._said(object_id, frame).with_more(more))
-        self.objects_changed.emit()
+        self._tell_of_prompts()
 
     # -- painted masks, and those of existing labels ----------------------------------------------
 
@@ -183,8 +183,7 @@ class Marks(TrackEdits):
             return
         with self.history.change("Unpaint"):
             self._say(object_id, frame, replace(known, mask=None))
-        self.objects_changed.emit()
-        self.prompts_replaced.emit()
+        self._tell_of_prompts()
 
     def take_labels(
         self,
@@ -337,8 +336,7 @@ class Marks(TrackEdits):
                 f"There is no other slice that {name} could be found from on slice {frames[0]}. "
                 "Mark it anew instead."
             )
-        self.objects_changed.emit()
-        self.prompts_replaced.emit()
+        self._tell_of_prompts()
 
     def look_closely(self, object_id: int, times: float | None = CLOSE) -> Area | None:
         """Look for an object in an area about it, at a higher resolution; not outside of it.

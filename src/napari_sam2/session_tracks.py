@@ -134,8 +134,7 @@ class TrackEdits(SessionBase):
             look = records.look(old_place) or Look()
             records.set_look(new_place, look._replace(is_settled=True))
             self._writer.write(self.view, changed)
-        self.objects_changed.emit()
-        self.prompts_replaced.emit()
+        self._tell_of_prompts()
         return new
 
     def set_life(self, object_id: int, first: int = 0, last: int | None = None) -> None:
@@ -184,8 +183,7 @@ class TrackEdits(SessionBase):
                 ),
             )
             self._writer.write(self.view, changed)
-        self.objects_changed.emit()
-        self.prompts_replaced.emit()
+        self._tell_of_prompts()
 
     def split_object(
         self, object_id: int, frame: int, pieces: Sequence[ArrayLike] | None = None
@@ -241,7 +239,7 @@ class TrackEdits(SessionBase):
                     records.found.set((self.view.key, new), at, Found(found, ()))
             self._writer.write(self.view, sorted({*changed, frame}))
             self.set_division(object_id, ids)
-        self.prompts_replaced.emit()
+        self.prompts_changed.emit()
         return ids
 
     def join_objects(self, one: int, other: int) -> int:

@@ -89,8 +89,7 @@ class Versions(TrackEdits):
             self._writer.write(self.view_of(key), sorted(changed), claimed=state.objects)
         self.history.clear()
         self.view = self.view_of(state.shown)
-        self.objects_changed.emit()
-        self.prompts_replaced.emit()
+        self._tell_of_prompts()
 
     # -- work in another thread ----------------------------------------------------------------
 
@@ -163,8 +162,7 @@ class Versions(TrackEdits):
             for key, changed in frames.items():
                 self._writer.write(self.view_of(key), sorted(changed))
         del self._branched[branch]
-        self.objects_changed.emit()
-        self.prompts_replaced.emit()
+        self._tell_of_prompts()
         return sorted(set(own.values()) & self.objects.keys())
 
     # -- helpers -------------------------------------------------------------------------------
@@ -188,6 +186,5 @@ class Versions(TrackEdits):
                 frames[key].update(dict.fromkeys(more))
         for key, changed in frames.items():
             self._writer.write(self.view_of(key), changed)
-        self.objects_changed.emit()
-        self.prompts_replaced.emit()
+        self._tell_of_prompts()
         return change.label

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -144,40 +145,70 @@ class _Pair:
 
 
 class Engine:
-    """The predictors of the sequence that was last asked for. Not for two threads at once."""
+    """The predictors of the sequence that was last asked for. Of two threads, one waits a step.
+
+    A window looks at slices in a thread, while someone computes in its console.
+    """
 
     def __init__(self) -> None:
         self._key: tuple[SequenceView, Source] | tuple[()] = ()
         self._pair: _Pair
+        self._lock = threading.RLock()
+        self._follows_in: int | None = None
+        """The thread that follows objects."""
 
     def preview(self, task: Task, frame: int) -> Step:
         """The masks of all objects that are prompted on a frame, from these prompts alone."""
-        self._prepare(task)
-        return Step(frame, self._pair.look(task, frame), is_preview=True)
+        with self._lock:
+            self._prepare(task)
+            return Step(frame, self._pair.look(task, frame), is_preview=True)
 
     def encode(self, task: Task, frame: int) -> None:
         """Look at a frame, so that the first click on it is answered at once."""
-        self._prepare(task)
-        self._pair.tracker.features[frame]
+        with self._lock:
+            self._prepare(task)
+            self._pair.tracker.features[frame]
 
     def is_encoded(self, task: Task, frame: int) -> bool:
         """Whether a click on a frame would be answered at once."""
         return self._is_prepared(task) and frame in self._pair.tracker.features
 
     def propagate(self, task: Task) -> Iterator[Step]:
-        """The masks that are wanted, one frame at a time."""
-        self._prepare(task)
-        self._pair.tell(task)
-        tracker = self._pair.tracker
-        both: dict[Direction, Wanted] = {"both": task.wanted}
-        passes = _far_passes(task) if task.is_check else both
-        total = sum(
-            tracker.num_steps(wanted, direction, only=wanted)
-            for direction, wanted in passes.items()
-        )
+        """The masks that are wanted, one frame at a time.
+
+        Raises ValueError while objects are followed in another thread.
+        """
+        thread = threading.get_ident()
+        with self._lock:
+            if self._follows_in not in (None, thread):
+                raise ValueError(
+                    "Objects are being followed already. Wait until that is done, or stop it."
+                )
+            self._follows_in = thread
+        try:
+            yield from self._steps(task)
+        finally:
+            self._follows_in = None
+
+    def _steps(self, task: Task) -> Iterator[Step]:
+        with self._lock:
+            self._prepare(task)
+            self._pair.tell(task)
+            tracker = self._pair.tracker
+            both: dict[Direction, Wanted] = {"both": task.wanted}
+            passes = _far_passes(task) if task.is_check else both
+            total = sum(
+                tracker.num_steps(wanted, direction, only=wanted)
+                for direction, wanted in passes.items()
+            )
         done = 0
         for direction, wanted in passes.items():
-            for result in tracker.propagate(wanted, direction, only=wanted, skip_unreadable=True):
+            results = tracker.propagate(wanted, direction, only=wanted, skip_unreadable=True)
+            while True:
+                with self._lock:
+                    result = next(results, None)
+                if result is None:
+                    break
                 done += 1
                 error = "" if result.error is None else str(result.error)
                 yield Step(result.frame, _masks_of(result), done, max(done, total), error=error)

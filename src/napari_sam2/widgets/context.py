@@ -119,7 +119,7 @@ class Context(QObject):
 
     @contextmanager
     def in_portions(self) -> Iterator[None]:
-        """What the session changes inside is written at once where the viewer shows it.
+        """What the session changes inside is shown at the end, and written where the viewer is.
 
         The other slices follow in small portions, so that the window does not stand still.
         """
@@ -131,6 +131,8 @@ class Context(QObject):
         self._rest.start()
         with session.writing_first(self.frame):
             yield
+        if self.work is not None:
+            self.work.bring_up_to_date()
 
     def attempt(self, action: Callable[[], Any]) -> bool:
         """Do what may be refused, and say so if it is. Returns whether it was done."""

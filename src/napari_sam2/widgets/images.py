@@ -109,11 +109,18 @@ class Images(QObject):
         changed, updates = work.session.objects_changed, self._self_update.on_objects_changed
         work.events.connect(changed, self._display.on_objects_changed)
         work.events.connect(changed, partial(updates, work.session))
+        work.events.connect(changed, partial(self._show_at_first, work))
         for seen in (work.image, *work.look.partners):
             # Not the method: another image's callback on the same layer would count as this one.
             work.events.connect(seen.events.contrast_limits, partial(self._options.on_contrast))
             work.events.connect(seen.events.data, partial(self._on_data, work))
         self.known[work.image] = work
+
+    def _show_at_first(self, work: Workspace) -> None:
+        """What a script says of objects is seen at once, as what is marked by hand."""
+        is_seen = work.has_been_shown or work is not self._context.work
+        if not is_seen and not work.session.is_empty:
+            self._marking.add_layers()
 
     def close(self) -> None:
         self._options.close()

@@ -178,7 +178,7 @@ class MeasuresTable(Docked):
         session = _session(layer)
         signals: list[Any] = [layer.events.data, layer.events.paint, layer.events.labels_update]
         if session is not None:
-            signals = [session.masks_changed, session.objects_changed, session.prompts_replaced]
+            signals = [session.masks_changed, session.objects_changed, session.prompts_changed]
         for signal in signals:
             self._changes.connect(signal, self._on_changed)
 

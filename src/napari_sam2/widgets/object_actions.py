@@ -67,7 +67,6 @@ class ObjectActions:
             done = [self._context.attempt(partial(session.remove_object, i)) for i in chosen]
             if not session.objects:
                 session.add_object()
-        work.refill()
         self._context.changed.emit()
         if done and all(done):
             self._panel.say(f"{names} deleted. Undo brings {'it' if is_one else 'them'} back.")

@@ -85,7 +85,13 @@ class Workspace:
         self._readings: dict[SequenceKey, Reading] = {}
         self._count = 0  # of marks in the layers
         self._is_held = False  # the mouse button, in a prompt layer
-        self._is_filling = False
+        self._is_filling = self._is_taking_over = False
+        self._is_outdated = False  # the marks in the layers
+        self._soon = QTimer()
+        self._soon.setSingleShot(True)
+        self._soon.timeout.connect(self.bring_up_to_date)
+        self.has_been_shown = False
+        """Whether there have been layers of it, which a person may have removed."""
         self._ndisplay = 2
         self._is_late = False  # the layers show less than the session knows
         self._keys: Keys = {}
@@ -93,7 +99,7 @@ class Workspace:
         """The object that new marks belong to."""
         self._excludes = False
         self.masks.selected = self.object_id
-        self.events.connect(session.prompts_replaced, self.refill)
+        self.events.connect(session.prompts_changed, self._on_prompts)
         self.events.connect(session.objects_changed, self._on_objects)
         for signal in (session.objects_changed, session.masks_changed):
             self.events.connect(signal, self._on_change)
@@ -133,6 +139,7 @@ class Workspace:
     def add_layers(self, layers: LayerList, hooks: Hooks) -> PromptLayers:
         """Add the layers that are missing, and show the session in them."""
         active = layers.selection.active
+        self.has_been_shown = True
         self.masks.add(layers, hooks)
         if self.prompts is None:
             view = self.session.view
@@ -161,7 +168,7 @@ class Workspace:
 
         Not while a flat image is shown in 3D, where napari cannot add shapes: then at its end.
         """
-        prompts = self.prompts
+        prompts, self._is_outdated = self.prompts, False
         self._is_late = prompts is not None and self._ndisplay > self.image.ndim
         if prompts is None or self._is_late:
             return
@@ -198,6 +205,7 @@ class Workspace:
         """Take all callbacks and keys off the layers, which stay as they are."""
         self.session.write_rest()
         layers = self.layers
+        self._soon.stop()
         self._let_go_of_prompts()
         self.masks.close()
         self.events.disconnect_all()
@@ -226,6 +234,23 @@ class Workspace:
 
     def _on_change(self, *_: object) -> None:
         self.changes += 1
+
+    def _on_prompts(self) -> None:
+        """Show what is said of objects elsewhere. Of many changes in a row, the first at once and
+        the others together."""
+        if self._is_taking_over:
+            return
+        is_first = not (self.session.history.is_open or self._soon.isActive())
+        self._soon.start()
+        if is_first:
+            self.refill()
+        else:
+            self._is_outdated = True
+
+    def bring_up_to_date(self) -> None:
+        """Show the marks now that would be shown soon."""
+        if self._is_outdated:
+            self.refill()
 
     def _on_objects(self) -> None:
         """At once, for the layer may be saved with its colours next; but once for many objects."""
@@ -262,14 +287,17 @@ class Workspace:
         now = self.prompts.read(self.session.view)
         count = len(self.prompts.points.data) + len(self.prompts.boxes.data)
         others = self._readings.keys() - {shown} if count < self._count else ()
-        self._count = count
-        with self.session.history.change("Mark" if now.prompts else "Delete marks"):
-            refusals = []
-            for key in others:  # from which marks may have been deleted, too
-                self.session.show(key)
-                refusals.append(self._take_over_all(self.prompts.read(self.session.view))[1])
-            self.session.show(shown)
-            taken, refused = self._take_over_all(now)
+        self._count, self._is_taking_over = count, True
+        try:
+            with self.session.history.change("Mark" if now.prompts else "Delete marks"):
+                refusals = []
+                for key in others:  # from which marks may have been deleted, too
+                    self.session.show(key)
+                    refusals.append(self._take_over_all(self.prompts.read(self.session.view))[1])
+                self.session.show(shown)
+                taken, refused = self._take_over_all(now)
+        finally:
+            self._is_taking_over = False
         refused = next(filter(None, (refused, *refusals)), "")
         if refused:
             self.refill()
