@@ -24,7 +24,7 @@ from models import small_model
 from napari_sam2 import PromptError, read_volume, segment
 from napari_sam2.batch import INCOMPLETE, Job, Settings
 from napari_sam2.batch_worker import run_job
-from napari_sam2.cli import main
+from napari_sam2.cli import main, results
 from napari_sam2.io import read_labels, read_parents, write_labels
 from napari_sam2.measures import measure_labels
 from napari_sam2.session import Session
@@ -676,18 +676,51 @@ def test_replay_does_not_replace_its_session(
         assert "would replace the session old.csv" in capsys.readouterr().err
 
 
-def test_a_table_that_cannot_be_written_leaves_the_older_labels(
-    desk: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_a_full_disk_does_not_take_is_kept_elsewhere(
+    tmp_path: Path,
+    desk: Path,
+    checkpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def full(*_: object) -> None:
+    """No file may grow beyond what tables and compressed labels take."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(results, "KEPT", tmp_path / "kept")
+    image = blobs((3, 600, 600))  # more voxels than bytes that are tried before
+    nibabel.save(nibabel.Nifti1Image(image.T, OBLIQUE), "large.nii.gz")
+    (desk / "out.nii").write_bytes(b"old")
+    command = ["segment", "large.nii.gz", "-o", "out.nii", *POINT, "--model", checkpoint, "-q"]
+    command += ["--overwrite", "--measures", "new.csv"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (image.size, limits[1]))
+    try:
+        assert main(command) == 4
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (folder,) = results.KEPT.iterdir()
+    error = capsys.readouterr().err
+    assert (
+        f"out.nii could not be written: File too large. What was found is kept in {folder}" in error
+    )
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "new.csv",
+        "new_objects.csv",
+        "out.nii.gz",
+    ]
+    assert (desk / "out.nii").read_bytes() == b"old"
+    assert main(command) == 0
+    kept = read_labels(folder / "out.nii.gz")[0].array
+    assert kept.any()
+    np.testing.assert_array_equal(kept, read_labels("out.nii")[0].array)
+
+    def full(path: Path, text: str) -> None:
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr("napari_sam2.measures.write_text", full)
-    (desk / "out.nii.gz").write_bytes(b"old")
-    command = ["segment", *OUT, *POINT, "--model", checkpoint, "--device", "cpu", "--overwrite"]
-    assert main([*command, "-q", "--measures", "new.csv"]) == 4
-    assert "No space left" in capsys.readouterr().err
-    assert (desk / "out.nii.gz").read_bytes() == b"old"
+    old = (desk / "out.nii").read_bytes()
+    assert main(command) == 4
+    assert "new.csv could not be written: No space left" in capsys.readouterr().err
+    assert (desk / "out.nii").read_bytes() == old and len([*results.KEPT.rglob("out.nii")]) == 1
 
 
 def test_convert_does_not_replace_what_it_reads(

@@ -27,7 +27,7 @@ _START = """\
 import sys, numpy as np
 from pathlib import Path
 from dataclasses import replace
-from napari_sam2.io import WriteError, read_volume, write_labels
+from napari_sam2.io import WriteError, check_target, read_volume, write_labels
 folder, names = Path(sys.argv[1]), sys.argv[2:]
 image = read_volume(folder / "ct")
 rng = np.random.default_rng()
@@ -77,6 +77,11 @@ def test_a_full_disk(desk: Path) -> None:
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+for name in names[:-1]:
+    try:
+        check_target(folder / name, overwrite=True, like=image)
+    except WriteError as error:
+        print(error)
 for name in names:
     try:
         write(name, 2)
@@ -85,7 +90,9 @@ for name in names:
 """
     names = [*NAMES, "l_RES"]
     out, err = child(code, desk, names).communicate(timeout=120)
-    lines = out.splitlines()
+    before, lines = out.splitlines()[: len(NAMES)], out.splitlines()[len(NAMES) :]
+    for name, line in zip(NAMES, before, strict=True):
+        assert line == f"Labels cannot be written to {desk / name}: File too large."
     assert len(lines) == len(names), err
     for name, line in zip(names, lines, strict=True):
         assert str(desk / name) in line and "could not be written: File too large" in line

@@ -49,11 +49,15 @@ def why_not(
         return error.strerror or str(error)
 
 
-def why_not_in(folder: Path) -> str | None:
-    """Why nothing can be written to a folder, or None."""
+def why_not_in(folder: Path, room: int = 0) -> str | None:
+    """Why nothing can be written to a folder, or None.
+
+    room: bytes that there must be room for, which are written to find out: quotas count, too.
+    """
     try:
-        with tempfile.TemporaryFile(dir=folder):  # on Linux without a name: nothing is left
-            return None
+        with tempfile.TemporaryFile(dir=folder) as file:  # on Linux without a name: nothing is left
+            file.write(bytes(room))
+        return None
     except OSError as error:
         return error.strerror or str(error)
 

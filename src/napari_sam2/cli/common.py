@@ -21,13 +21,13 @@ exit codes:
   1    something unexpected (set NAPARI_SAM2_DEBUG=1 to see all of it)
   2    the command line is wrong: an unknown option, a malformed prompt
   3    an image, mask, table or session cannot be read, or they or the prompts do not fit each other
-  4    the result cannot be written, or would replace what is read
+  4    the result cannot be written (it is kept elsewhere), or would replace what is read
   5    the model or the device is not there
   6    batch: some images failed or are incomplete; the report says which
   7    some slices of the image could not be read: the labels are written without new masks there
   130  stopped with Ctrl-C
-Unless the code is 0, 6 or 7, no labels file is written and an older one is left as it was; a batch
-that is stopped keeps the images that are done.
+Unless the code is 0, 6 or 7, no labels file is written to OUT and an older one is left as it was; a
+batch that is stopped keeps the images that are done.
 """
 
 

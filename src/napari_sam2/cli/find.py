@@ -19,7 +19,7 @@ from napari_sam2.cli.common import (
     clear_errors,
     pair,
 )
-from napari_sam2.cli.results import check_files, tell, write_measures, write_tracks_file
+from napari_sam2.cli.results import check_files, tell, write_results
 
 _EXAMPLES = """\
 examples:
@@ -71,7 +71,7 @@ def _find(options: argparse.Namespace) -> int:
             raise UserError(BAD_COMMAND, f"{name} must be 1 or more, not {value:g}")
 
     from napari_sam2.divisions import accept_division, propose_divisions
-    from napari_sam2.io import check_target, read_volume, write_labels
+    from napari_sam2.io import check_target, read_volume
     from napari_sam2.segmentation import loaded
     from napari_sam2.session import Session, UnreadableSlices
     from napari_sam2.throughout import find_throughout
@@ -111,14 +111,12 @@ def _find(options: argparse.Namespace) -> int:
         proposals = propose_divisions(session) if options.divisions else []
         for proposal in proposals:
             accept_division(session, proposal)
-        write_measures(options, session.labels, volume)
-        write_tracks_file(options, session, volume)
-        write_labels(
-            options.output,
+        write_results(
+            options,
             session.labels,
             volume,
-            overwrite=options.overwrite,
             parents=session.parents,
+            tracks_of=(session, volume),
         )
     seconds = time.perf_counter() - started
     found = {"divisions": len(proposals)} if options.divisions else {}

@@ -16,7 +16,7 @@ from napari_sam2.cli.common import (
     add_tracks,
     clear_errors,
 )
-from napari_sam2.cli.results import check_files, tell, write_measures, write_tracks_file
+from napari_sam2.cli.results import check_files, tell, write_results
 
 
 def add_replay(commands: Any) -> None:
@@ -43,7 +43,7 @@ def add_replay(commands: Any) -> None:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from napari_sam2.io import check_target, write_labels
+    from napari_sam2.io import check_target
     from napari_sam2.saved_image import SessionImage, read_session_image
     from napari_sam2.session import UnreadableSlices
     from napari_sam2.session_file import read_session, replay, replay_session
@@ -86,17 +86,14 @@ def _replay(options: argparse.Namespace) -> int:
             bar.close()
         labels = image.labels(found)
         names = saved.state.names
-        write_measures(options, labels, volume, names)
-        if options.tracks:
-            write_tracks_file(options, session, image.placed)
-        write_labels(
-            options.output,
+        write_results(
+            options,
             labels,
             volume,
-            overwrite=options.overwrite,
             names=names,
             colours=saved.state.colours,
             parents=saved.state.parents,
+            tracks_of=(session, image.placed) if options.tracks else None,
         )
     seconds = time.perf_counter() - started
     tell(options, labels, volume, names.keys(), seconds, names, incomplete=incomplete)

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
-from collections.abc import Mapping, Set
+import tempfile
+from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from platformdirs import user_data_path
 
 if TYPE_CHECKING:
     import numpy as np
 
     from napari_sam2.io import Volume
+    from napari_sam2.io.legend import RGB
     from napari_sam2.session import Session, UnreadableSlices
+
+KEPT = user_data_path("napari-sam2", appauthor=False) / "kept"
+"""Where results go that cannot be written to where they were wanted."""
+
+_Write = Callable[[Path], object]
 
 
 def tell(
@@ -108,35 +119,94 @@ def _check_measures(options: argparse.Namespace) -> None:
             raise WriteError(f"Measures cannot be written to {path}: {reason}.")
 
 
-def write_measures(
+def write_results(
     options: argparse.Namespace,
     labels: np.ndarray,
     volume: Volume,
+    *,
     names: Mapping[int, str] | None = None,
+    colours: Mapping[int, RGB] | None = None,
+    parents: Mapping[int, int] | None = None,
+    tracks_of: tuple[Session, Volume] | None = None,
 ) -> None:
-    """Write the table that was asked for, if one was. Raises: WriteError."""
+    """Write the tables that were asked for, and then the labels. If one of them cannot be written,
+    all are kept in another folder, and labels that are there already stay.
+
+    tracks_of: the session whose tracks may be asked for, and the image with its axes as the session
+        has them.
+
+    Raises: WriteError, which says where the results are kept.
+    """
+    from napari_sam2.io import WriteError, write_labels
+
+    def to_labels(path: Path) -> None:
+        write_labels(
+            path,
+            labels,
+            volume,
+            overwrite=options.overwrite,
+            names=names,
+            colours=colours,
+            parents=parents,
+        )
+
+    tables: dict[Path, _Write] = {}
+    if options.measures:
+        tables[Path(options.measures)] = lambda path: _write_measures(path, labels, volume, names)
+    if tracks_of is not None and options.tracks:
+        tables[Path(options.tracks)] = lambda path: _write_tracks(path, options, *tracks_of)
+    output = Path(options.output)
+    try:
+        for path, write in (tables | {output: to_labels}).items():
+            write(path)
+    except WriteError as error:
+        raise WriteError(f"{error} {_keep(output, to_labels, tables)}") from error
+
+
+def _keep(output: Path, to_labels: _Write, tables: Mapping[Path, _Write]) -> str:
+    """Write the results to a new folder that can be written. Returns what to say of it.
+
+    Labels that their own format does not take are written as NIfTI. Of the tables, it is as many as
+    there is room for.
+    """
+    for place in (KEPT, None):  # None is the folder for temporary files
+        for name in dict.fromkeys((output.name, f"{output.name.partition('.')[0]}.nii.gz")):
+            with suppress(OSError):
+                if place is not None:
+                    place.mkdir(parents=True, exist_ok=True)
+                folder = Path(tempfile.mkdtemp(prefix="napari-sam2-", dir=place))
+                try:
+                    to_labels(folder / name)
+                except OSError:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    raise
+                for path, write in tables.items():
+                    with suppress(OSError):
+                        write(folder / path.name)
+                files = ", ".join(sorted(file.name for file in folder.iterdir()))
+                return f"What was found is kept in {folder} ({files}): move it where you want it."
+    return "Nor could what was found be kept in another folder."
+
+
+def _write_measures(
+    path: Path, labels: np.ndarray, volume: Volume, names: Mapping[int, str] | None
+) -> None:
+    """Raises: WriteError."""
     from napari_sam2.io import WriteError
     from napari_sam2.measures import measure_labels, write_csv
 
-    if not options.measures:
-        return
     try:
-        write_csv(options.measures, measure_labels(labels, volume, names=names))
+        write_csv(path, measure_labels(labels, volume, names=names))
     except OSError as error:
         reason = error.strerror or error
-        raise WriteError(f"{options.measures} could not be written: {reason}.") from error
+        raise WriteError(f"{path} could not be written: {reason}.") from error
 
 
-def write_tracks_file(options: argparse.Namespace, session: Session, volume: Volume) -> None:
-    """Write the tracks that were asked for, if they were. Raises: WriteError.
-
-    volume: with its axes as the session has them.
-    """
+def _write_tracks(
+    path: Path, options: argparse.Namespace, session: Session, volume: Volume
+) -> None:
+    """Raises: WriteError."""
     from napari_sam2.tracks import write_tracks
 
-    if not options.tracks:
-        return
     is_time = volume.axes.startswith("t")
-    write_tracks(
-        options.tracks, session, overwrite=options.overwrite, is_time=is_time, image=volume
-    )
+    write_tracks(path, session, overwrite=options.overwrite, is_time=is_time, image=volume)

@@ -21,7 +21,7 @@ from napari_sam2.cli.common import (
     numbers,
     pair,
 )
-from napari_sam2.cli.results import check_files, tell, write_measures
+from napari_sam2.cli.results import check_files, tell, write_results
 
 _COORDINATES = """\
 coordinates are array indices, counted from 0, in the order z, y, x; for NIfTI files z, y, x are the
@@ -100,7 +100,7 @@ def _segment(options: argparse.Namespace) -> int:
             BAD_COMMAND, "there are no prompts: give at least one --box, --point or --mask"
         )
 
-    from napari_sam2.io import check_target, read_volume, write_labels
+    from napari_sam2.io import check_target, read_volume
     from napari_sam2.io.labels import read_mask
     from napari_sam2.segmentation import parents_of_masks, segment
     from napari_sam2.session import UnreadableSlices
@@ -142,8 +142,7 @@ def _segment(options: argparse.Namespace) -> int:
             incomplete, labels = error, error.session.labels
         finally:
             bar.close()
-        write_measures(options, labels, volume)
-        write_labels(options.output, labels, volume, overwrite=options.overwrite, parents=parents)
+        write_results(options, labels, volume, parents=parents)
     seconds = time.perf_counter() - started
     tell(options, labels, volume, boxes.keys() | points.keys(), seconds, incomplete=incomplete)
     return OK if incomplete is None else INCOMPLETE

@@ -5,6 +5,7 @@ The formats' libraries are imported when a file of theirs turns up, so that star
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from napari_sam2.io.legend import RGB, Legend, make_legend
 from napari_sam2.io.place import on_image
 from napari_sam2.io.volume import ReadError, Volume, WriteError
 from napari_sam2.label_ids import ids_in
-from napari_sam2.targets import why_not
+from napari_sam2.targets import why_not, why_not_in
 from sam2_engine.whole_file import beside
 
 Format = Literal["ctc", "rtstruct"]
@@ -40,6 +41,8 @@ _WRITABLE = (
     "a folder of the Cell Tracking Challenge"
 )
 _FEW_IDS = 32
+_LEAST_ROOM = 1 << 20
+"""Bytes. Compressed, labels take a hundredth of a byte per voxel, and the headers something."""
 _PACKAGES = {"nrrd": "pynrrd", "ome_zarr": "ome-zarr", "zarr": "ome-zarr", "highdicom": "highdicom"}
 
 
@@ -195,7 +198,8 @@ def check_target(
     links resolved.
 
     source: the image, which is never overwritten.
-    like: the image once it is read, to which a DICOM segmentation must be able to refer.
+    like: the image once it is read, to which a DICOM segmentation must be able to refer, and for
+        whose labels there must be room, roughly.
     format: as for `write_labels`.
 
     Raises: WriteError, which says why not.
@@ -210,10 +214,12 @@ def check_target(
         raise
     except OSError as error:  # a name that is too long
         problem = str(error.strerror or error)
+    if like is not None and not problem:
+        kind.check_image(like)
+        room = max(_LEAST_ROOM, math.prod(_shape_of_labels(like)) // 100)
+        problem = why_not_in(kind.parent or target.resolve().parent, room)
     if problem:
         raise WriteError(f"Labels cannot be written to {path}: {problem}.")
-    if like is not None:
-        kind.check_image(like)
     return target.resolve()
 
 
