@@ -221,6 +221,8 @@ def test_slicer_has_no_time(tmp_path: Path) -> None:
     movie = Volume(np.zeros((5, 9, 12), np.uint8), axes="tyx")
     with pytest.raises(WriteError, match=r"one volume.*\.ome\.tif"):
         write_labels(tmp_path / "l.seg.nrrd", blobs((5, 9, 12)), movie)
+    with pytest.raises(WriteError, match="one volume"):  # before anything is computed
+        check_target(tmp_path / "l.seg.nrrd", like=movie)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -274,6 +274,10 @@ def _kind(target: Path, format: Format | None) -> _Kind | None:
         from napari_sam2.io.labels_rtstruct import check_image, write_rtstruct
 
         return _Kind(suffix, write_rtstruct, check_image=check_image)
+    if suffix == ".seg.nrrd":
+        from napari_sam2.io import labels_nrrd
+
+        return _Kind(suffix, labels_nrrd.write_nrrd, check_image=labels_nrrd.check_one_volume)
     return _Kind(suffix, _file_writer(suffix))
 
 

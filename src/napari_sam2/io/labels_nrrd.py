@@ -31,11 +31,8 @@ def write_nrrd(path: Path, labels: Volume, legend: Legend) -> None:
 
     data = labels.array.astype(label_dtype(labels.array), copy=False)
     has_time = labels.axes.startswith("t")
-    if has_time and path.name.lower().endswith(".seg.nrrd"):
-        raise WriteError(
-            "A .seg.nrrd file holds one volume, and these labels are a time-lapse; write them as "
-            ".nrrd, .ome.tif or .ome.zarr."
-        )
+    if path.name.lower().endswith(".seg.nrrd"):
+        check_one_volume(labels)
     directions, origin = _place(labels)
     if labels.axes == "tyx":
         directions = directions[:2]  # a third axis would come back as one slice of a volume
@@ -62,6 +59,15 @@ def write_nrrd(path: Path, labels: Volume, legend: Legend) -> None:
     names = [entry.name.encode() for entry in legend]
     head = re.sub(rb"(?m)^(Segment\d+_Name:=)(\d+)$", lambda m: m[1] + names[int(m[2])], head)
     path.write_bytes(head + b"\n" + packed)
+
+
+def check_one_volume(labels: Volume) -> None:
+    """Raises WriteError for a time-lapse, which is no segmentation of 3D Slicer."""
+    if labels.axes.startswith("t"):
+        raise WriteError(
+            "A .seg.nrrd file holds one volume, and these labels are a time-lapse; write them as "
+            ".nrrd, .ome.tif or .ome.zarr."
+        )
 
 
 def nrrd_legend(path: Path) -> Legend:
