@@ -48,8 +48,10 @@ def read_zarr(path: Path, series: str | None = None) -> Volume:
     elif len(images or nodes) == 1:
         node = (images or nodes)[0]
     else:
-        found = ", ".join(f"{n} ({_name(node)})" for n, node in enumerate(nodes[:10], start=1))
-        raise ReadError(f"{path} holds {len(nodes)} images; choose one with --series: {found}.")
+        found = [f"{n} ({_name(node)})" for n, node in enumerate(nodes, start=1)]
+        raise ReadError(
+            f"{path} holds {len(nodes)} images; choose one with --series: {listed(found, 10)}."
+        )
     return _read(path, node, node is nodes[0] and series is None)
 
 
