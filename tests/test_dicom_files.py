@@ -197,12 +197,43 @@ def test_damaged_pixels_are_named_when_they_are_looked_at(tmp_path: Path) -> Non
         read_volume(tmp_path)
 
 
-def test_a_damaged_file_in_a_folder_is_named(tmp_path: Path) -> None:
-    paths = write_series(tmp_path)
-    paths[1].write_bytes(paths[1].read_bytes()[:140])
-    with pytest.raises(ReadError, match=f"{paths[1].name} is damaged .* or move it out"):
-        read_volume(tmp_path)
-    assert "1 slice is missing" in read_volume(paths[3]).notes[0]  # told, when a file was given
+def test_a_file_with_a_damaged_header_is_left_out_and_named(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "scan")
+    write_series(tmp_path / "other")
+    affine = read_volume(tmp_path / "scan").affine
+    whole = paths[1].read_bytes()
+
+    def without(*keywords: str) -> None:
+        dataset = pydicom.dcmread(paths[1])
+        for keyword in keywords:
+            delattr(dataset, keyword)
+        dataset.save_as(paths[1])
+
+    for damage in (
+        lambda: paths[1].write_bytes(whole[:140]),
+        lambda: paths[1].write_bytes(whole[:200] + bytes(400) + whole[600:]),
+        lambda: paths[1].write_bytes(b"not a header"),
+        lambda: without("Rows", "SeriesInstanceUID"),
+        lambda: without("ImagePositionPatient"),
+    ):
+        damage()
+        for place in (tmp_path / "scan", paths[3]):
+            image = read_volume(place)
+            np.testing.assert_array_equal(image.array, np.delete(STORED, 1, 0) - 1024.0)
+            np.testing.assert_allclose(image.affine, affine)
+            notes = " ".join(image.notes)
+            assert "1 slice is missing: 5.00 mm lie between z = 0 and 1" in notes
+            assert "eft out" in notes and paths[1].name in notes
+        paths[1].write_bytes(whole)
+    paths[0].write_bytes(whole[:140])  # at an end there is no gap
+    told = {one.shape[0]: " ".join(one.notes) for one in list_series(tmp_path)}
+    assert paths[0].name in told[5] and told[6] == ""
+    with pytest.raises(ReadError, match=f"{paths[0].name} is damaged .*; copy or export it again"):
+        read_volume(paths[0])
+    for path in paths:
+        path.write_bytes(whole[:140])
+    with pytest.raises(ReadError, match="is damaged"):
+        read_volume(tmp_path / "scan")
 
 
 @pytest.mark.parametrize(
@@ -212,6 +243,7 @@ def test_a_damaged_file_in_a_folder_is_named(tmp_path: Path) -> None:
         {"NumberOfFrames": 2_000_000_000},
         {"Rows": 1, "Columns": 1, "NumberOfFrames": 2_000_000_000},
         {"SamplesPerPixel": 60000},
+        {"BitsAllocated": 65528, "BitsStored": 65528},
         {"Rows": 0},
     ],
 )

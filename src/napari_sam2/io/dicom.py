@@ -7,9 +7,9 @@ import contextlib
 import logging
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pydicom
@@ -99,16 +99,39 @@ def find_series(path: Path) -> list[DicomSeries]:
     """The series of images in a folder with its subfolders, a DICOMDIR or a zip archive, or the one
     that a file belongs to; only headers are read.
 
-    Raises: ReadError if there is none, or a file is damaged.
+    Files of which no picture can be read are left out, as notes of the series beside them tell.
+
+    Raises: ReadError if there is none, or `path` itself is damaged.
     """
+    parts: list[tuple[pydicom.Dataset, list[Frame], list[str]]] = []
     with _quiet():
-        parts = [part for headers in _headers_by_series(path) for part in _parts(path, headers)]
-    series = []
-    for number, (header, files, grid, notes) in enumerate(parts, start=1):
-        several = len(parts) > 1
-        info = _info(header, files, grid, notes, str(number) if several else None)
-        suffix = f", series {number} of {len(parts)}" if several else ""
-        series.append(DicomSeries(info, grid, path.name + suffix))
+        is_file = not (path.is_dir() or is_archive(path) or is_dicomdir(path))
+        found, damaged = _files_by_series(path, is_file)
+        for one in found:
+            frames, notes = _in_units(one)
+            for part in grids_of(frames):
+                if is_file and all(f.source.path != path for f in part):
+                    continue  # of the parts of its series, only the one that it belongs to is meant
+                if len(part) == 1 and part[0].problem:
+                    damaged[part[0].source] = part[0].problem
+                elif all(f.problem for f in part):  # not one slice of many, but a scan
+                    raise ReadError(part[0].problem)
+                else:
+                    parts.append((one[0][1], part, notes))
+        if is_file and Source(path) in damaged:
+            raise ReadError(damaged[Source(path)])
+        if not parts:
+            raise ReadError(next(iter(damaged.values())))
+        folders = {f.source.folder for _, part, _ in parts for f in part}
+        series = []
+        for number, (header, part, notes) in enumerate(parts, start=1):
+            several = len(parts) > 1
+            grid = grid_of(part)
+            notes = [*notes, *_damaged(part), *_left_out(part, damaged, folders)]
+            files = len({f.source for f in part})
+            info = _info(header, files, grid, notes, str(number) if several else None)
+            suffix = f", series {number} of {len(parts)}" if several else ""
+            series.append(DicomSeries(info, grid, path.name + suffix))
     return series
 
 
@@ -232,29 +255,35 @@ def _describe(info: DicomInfo) -> str:
     return f"{info.series} ({info.kind} {info.description!r}, {shape})"
 
 
-_Headers = list[tuple[Source, pydicom.Dataset, int]]
+_Files = list[tuple[Source, pydicom.Dataset, list[Frame]]]
 
 
-def _headers_by_series(path: Path) -> list[_Headers]:
-    """Headers of images by series, with the size of their files; in order of series numbers."""
-    own_key = None if path.is_dir() or _is_collection(path) else _key(_own_header(path))
-    found: dict[tuple[str, ...], _Headers] = defaultdict(list)
+def _files_by_series(path: Path, is_file: bool) -> tuple[list[_Files], dict[Source, str]]:
+    """Images by series, with headers and frames, in order of series numbers; and files of which
+    nothing can be read, and why. Raises: ReadError if there are neither."""
+    own_key = _key(_own_header(path)) if is_file else None
+    found: dict[tuple[str, ...], _Files] = defaultdict(list)
     others: list[str] = []
     objects: list[str] = []
+    damaged: dict[Source, str] = {}
     for source, file, size in open_all(path):
-        header = read.read_header(source, file, size, damaged_is_error=own_key is None)
-        if header is None:
-            others.append(source.member or source.path.name)
-        elif not read.is_image(header):
-            objects.append(read.modality(header) or "object")
-        elif own_key in (None, key := _key(header)):
-            found[key].append((source, header, size))
-    if not found:
+        try:
+            header = read.read_header(source, file, size)
+            if header is None:
+                others.append(source.name)
+            elif not read.is_image(header):
+                objects.append(read.modality(header) or "object")
+            elif own_key in (None, key := _key(header)):
+                frames = list(frames_of(source, header, size))
+                found[key].append((source, header, frames))
+        except read.DamagedFile as error:
+            damaged[source] = str(error)
+    if not found and not damaged:
         raise ReadError(_nothing_found(path, others, objects))
-    return sorted(
-        found.values(),
-        key=lambda headers: read.number(headers[0][1], "SeriesNumber") or 0,
+    by_number = sorted(
+        found.values(), key=lambda files: read.number(files[0][1], "SeriesNumber") or 0
     )
+    return by_number, damaged
 
 
 def _nothing_found(path: Path, others: list[str], objects: list[str]) -> str:
@@ -267,10 +296,6 @@ def _nothing_found(path: Path, others: list[str], objects: list[str]) -> str:
     if others:
         return f"{said}, but {contents(others)}; give one of them, or the folder with the images."
     return f"{said}: it is empty."
-
-
-def _is_collection(path: Path) -> bool:
-    return is_archive(path) or is_dicomdir(path)
 
 
 def _own_header(path: Path) -> pydicom.Dataset:
@@ -296,39 +321,48 @@ def _key(header: pydicom.Dataset) -> tuple[str, ...]:
     )
 
 
-def _parts(path: Path, headers: _Headers) -> Iterator[tuple[pydicom.Dataset, int, Grid, list[str]]]:
-    """The series, or its parts where not all its frames fit on one grid: a header, the number of
-    files, the grid and notes on the values."""
-    frames = [f for source, header, size in headers for f in frames_of(source, header, size)]
-    header = headers[0][1]
+def _in_units(files: _Files) -> tuple[list[Frame], list[str]]:
+    """The frames of a series, those of PET scaled to SUV, and notes on the values."""
+    frames = [frame for _, _, own in files for frame in own]
+    modality = read.modality(files[0][1])
     notes = []
-    if read.modality(header) == "PT":
-        factor, note = suv_factor([h for _, h, _ in headers])
+    if modality == "PT":
+        factor, note = suv_factor([header for _, header, _ in files])
         frames = [_scaled(f, factor) for f in frames] if factor != 1 else frames
         notes.append(note)
-    if read.modality(header) == "CT" and not all(f.is_rescaled for f in frames):
+    if modality == "CT" and not all(f.is_rescaled for f in frames):
         notes.append(
             "The files give no rescale slope and intercept, so values may not be Hounsfield units."
         )
     if any(f.is_inverted for f in frames):
         notes.append("Small values are bright (MONOCHROME1); values are as they are stored.")
-    is_file = not (path.is_dir() or _is_collection(path))
-    for part in grids_of(frames):
-        if is_file and all(f.source.path != path for f in part):
-            continue  # of the parts of a file's series, only the one that it belongs to is meant
-        if all(f.problem for f in part):
-            raise ReadError(part[0].problem)
-        yield header, len({f.source for f in part}), grid_of(part), notes + _damaged(part)
+    return frames, notes
 
 
 def _damaged(frames: list[Frame]) -> list[str]:
     """A note on slices that are known to be damaged before anybody looks at them."""
-    names = [Path(f.source.member or f.source.path).name for f in frames if f.problem]
+    names = [f.source.name for f in frames if f.problem]
     if not names:
         return []
     return [
         f"{len(names)} of {len(frames)} slices cannot be read: cut off or damaged "
         f"({listed(names, 3)}). Copy or export the series again."
+    ]
+
+
+def _left_out(frames: list[Frame], damaged: Iterable[Source], folders: Set[PurePath]) -> list[str]:
+    """A note on files of which nothing can be read, and that may be of this series: they lie beside
+    it, or in a folder with no series.
+
+    folders: with files of any series.
+    """
+    own = {f.source.folder for f in frames}
+    names = [s.name for s in damaged if s.folder in own or s.folder not in folders]
+    if not names:
+        return []
+    return [
+        f"Left out as damaged: {listed(names, 3)}. What is missing may lie at an end, where no gap "
+        "shows; copy or export the series again."
     ]
 
 

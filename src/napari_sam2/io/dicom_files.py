@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import BinaryIO, cast
 
 import pydicom
@@ -28,6 +28,15 @@ class Source:
 
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path} ({self.member})"
+
+    @property
+    def name(self) -> str:
+        return PurePath(self.member or self.path).name
+
+    @property
+    def folder(self) -> PurePath:
+        """That it lies in, of an archive's member within the archive."""
+        return PurePath(self.member or self.path).parent
 
     def open(self) -> BinaryIO:
         """The file, open for reading; a member of an archive in memory."""

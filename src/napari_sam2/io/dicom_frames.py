@@ -49,6 +49,11 @@ class Frame:
     problem: str = ""
 
     @property
+    def is_placed(self) -> bool:
+        """Whether it says where it lies."""
+        return self.position is not None and self.orientation is not None
+
+    @property
     def depth(self) -> float:
         """How far along the normal it lies, in mm."""
         assert self.position is not None and self.orientation is not None
@@ -66,8 +71,8 @@ class Frame:
 def frames_of(source: Source, header: pydicom.Dataset, file_size: int) -> Iterator[Frame]:
     """The file's one picture, with its problem if the file is too small for it, or all frames.
 
-    Raises: ReadError if the header claims more frames than the file can hold, or none, or tiles of
-    a slide.
+    Raises: DamagedFile if its pictures have no size; ReadError if the header claims more frames
+    than the file can hold, or tiles of a slide.
     """
     count = max(1, int(read.number(header, "NumberOfFrames") or 1))
     rows, columns = (int(read.number(header, k) or 0) for k in ("Rows", "Columns"))
@@ -75,7 +80,9 @@ def frames_of(source: Source, header: pydicom.Dataset, file_size: int) -> Iterat
     syntax = header.file_meta.TransferSyntaxUID
     bits = int(read.number(header, "BitsAllocated") or 16)
     problem = _problem(source, (count, rows, columns, samples), bits, syntax, file_size)
-    if problem and (count > 1 or min(rows, columns) < 1):
+    if min(rows, columns) < 1:
+        raise read.DamagedFile(problem)
+    if problem and count > 1:
         raise ReadError(problem)
     if (read.number(header, "TotalPixelMatrixColumns") or 0) > columns:
         raise ReadError(f"{source} is a whole-slide image in tiles, which cannot be read here.")
@@ -89,7 +96,7 @@ def frames_of(source: Source, header: pydicom.Dataset, file_size: int) -> Iterat
         groups = [*per_frame[index : index + 1], *shared]
         measures = _macro(groups, "PixelMeasuresSequence", header)
         scaling = _macro(groups, "PixelValueTransformationSequence", header)
-        is_placed = bool(groups) or count == 1
+        may_be_placed = bool(groups) or count == 1
         position = _macro(groups, "PlanePositionSequence", header)
         directions = _macro(groups, "PlaneOrientationSequence", header)
         slope, intercept = (read.number(scaling, f"Rescale{k}") for k in ("Slope", "Intercept"))
@@ -101,8 +108,8 @@ def frames_of(source: Source, header: pydicom.Dataset, file_size: int) -> Iterat
             size=(rows, columns),
             is_colour=is_colour,
             has_lookup=has_lookup,
-            position=read.numbers(position, "ImagePositionPatient", 3) if is_placed else None,
-            orientation=_orientation(directions) if is_placed else None,
+            position=read.numbers(position, "ImagePositionPatient", 3) if may_be_placed else None,
+            orientation=_orientation(directions) if may_be_placed else None,
             pixel_spacing=_pixel_spacing(measures, header),
             thickness=_thickness(measures),
             slope=slope or 1.0,
@@ -128,6 +135,8 @@ def _problem(
     frames, rows, columns, samples = shape
     if rows < 1 or columns < 1:
         return f"{source} is damaged: its picture has {rows} x {columns} pixels."
+    if bits > 64:
+        return f"{source} is damaged: its values have {bits} bits."
     pixels = frames * rows * columns * samples
     if not syntax.is_encapsulated and not syntax.is_deflated:
         least = pixels * bits // (8 if samples == 1 else 16)  # half, for subsampled colours

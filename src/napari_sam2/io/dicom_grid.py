@@ -10,7 +10,7 @@ from itertools import zip_longest
 import numpy as np
 from numpy.typing import ArrayLike
 
-from napari_sam2.counted import counted
+from napari_sam2.counted import counted, listed
 from napari_sam2.io.dicom_frames import Frame, Mark
 from napari_sam2.io.volume import RAS_OF_LPS, spacing_of
 
@@ -117,8 +117,8 @@ def _alike(one: ArrayLike | None, other: ArrayLike | None, tolerance: float) -> 
 def grid_of(frames: list[Frame]) -> Grid:
     """The grid of frames that fit on one."""
     notes: list[str] = []
-    frames = _without_copies(frames, notes)
-    if all(f.position is not None and f.orientation is not None for f in frames):
+    frames = _without_lost(_without_copies(frames, notes), notes)
+    if all(f.is_placed for f in frames):
         volumes, axis, key = _volumes(frames, notes)
         affine = _affine(volumes[0], notes)
         interval = _interval(volumes, key, notes) if axis == "t" else None
@@ -155,6 +155,16 @@ def _without_copies(frames: list[Frame], notes: list[str]) -> list[Frame]:
         seen.add(same)
     _note_left_out(len(frames) - len(kept), "they are copies of others", notes)
     return kept
+
+
+def _without_lost(frames: list[Frame], notes: list[str]) -> list[Frame]:
+    """Without the few that do not say where they lie, where most do: their headers are damaged."""
+    placed = [f for f in frames if f.is_placed]
+    lost = [f.source.name for f in frames if not f.is_placed]
+    if not lost or len(lost) >= len(placed):
+        return frames
+    notes.append(f"{counted(len(lost), 'slice')} left out, with no position: {listed(lost, 3)}.")
+    return placed
 
 
 def _note_left_out(count: int, why: str, notes: list[str]) -> None:

@@ -38,13 +38,15 @@ _KEYWORDS = [
 _TAGS: list[Any] = [Tag(keyword) for keyword in _KEYWORDS]
 
 
-def read_header(
-    source: Source, file: BinaryIO, size: int, *, damaged_is_error: bool = True
-) -> pydicom.Dataset | None:
+class DamagedFile(ReadError):
+    """Nothing of a DICOM file can be read; others beside it may be whole."""
+
+
+def read_header(source: Source, file: BinaryIO, size: int) -> pydicom.Dataset | None:
     """What is needed of the header of a DICOM file of `size` bytes, with its transfer syntax in
     `file_meta`; None for a file of another kind.
 
-    Raises: ReadError for a damaged DICOM file, unless it is to count as another kind.
+    Raises: DamagedFile; ReadError for a file that is not safe.
     """
     marked = is_marked(file.read(132))
     if not marked and not str(source.member or source.path).lower().endswith((".dcm", ".ima")):
@@ -65,25 +67,34 @@ def read_header(
                     if is_little
                     else pydicom.uid.ExplicitVRBigEndian
                 )
-            if header.file_meta.TransferSyntaxUID.is_transfer_syntax:
+            if not header.file_meta.TransferSyntaxUID.is_transfer_syntax:
+                problem = "its transfer syntax is none that DICOM knows"
+            elif _should_have_size(header) and not _has_size(header):
+                problem = "it does not say how large its picture is"
+            else:
                 return header
-            problem = "its transfer syntax is none that DICOM knows"
         else:
             problem = "it holds no DICOM object"
     except ReadError:
         raise
     except Exception as error:  # pydicom raises many kinds on damaged files
         problem = reason_of(error)
-    if damaged_is_error:
-        raise ReadError(
-            f"{source} is damaged ({problem}); copy it again, or move it out of the folder."
-        )
-    return None
+    raise DamagedFile(f"{source} is damaged ({problem}); copy or export it again.")
 
 
 def is_image(header: pydicom.Dataset) -> bool:
     """Whether the file is a picture, not a segmentation, a report or a plan."""
-    return modality(header) not in _NOT_IMAGES and "Rows" in header and "Columns" in header
+    return modality(header) not in _NOT_IMAGES and _has_size(header)
+
+
+def _has_size(header: pydicom.Dataset) -> bool:
+    return "Rows" in header and "Columns" in header
+
+
+def _should_have_size(header: pydicom.Dataset) -> bool:
+    """Whether the file says that it is an image of a kind that DICOM knows, in either place."""
+    said = text(header, "SOPClassUID"), text(header.file_meta, "MediaStorageSOPClassUID")
+    return any("Image Storage" in pydicom.uid.UID(uid).name for uid in said)
 
 
 def modality(header: pydicom.Dataset) -> str:

@@ -95,6 +95,8 @@ def value_type(frames: Sequence[Frame]) -> np.dtype:
         return np.dtype(np.uint8)
     low, high = 0.0, 0.0
     for frame in frames:
+        if frame.problem:
+            continue  # its header may claim anything
         if frame.values is None or frame.slope % 1 or frame.intercept % 1:
             return np.dtype(np.float32)
         ends = [value * frame.slope + frame.intercept for value in frame.values]
