@@ -228,6 +228,12 @@ def test_a_file_with_a_damaged_header_is_left_out_and_named(tmp_path: Path) -> N
     paths[0].write_bytes(whole[:140])  # at an end there is no gap
     told = {one.shape[0]: " ".join(one.notes) for one in list_series(tmp_path)}
     assert paths[0].name in told[5] and told[6] == ""
+    (tmp_path / "other" / "README").write_text("on every disc")
+    for path in (tmp_path / "other").glob("*.dcm"):
+        garbage = path.rename(path.with_suffix(""))
+    garbage.write_bytes(bytes(len(whole)))  # nothing tells that it was DICOM
+    (series,) = list_series(tmp_path / "other")
+    assert f"Left out as damaged: {garbage.name}." in " ".join(series.notes)
     with pytest.raises(ReadError, match=f"{paths[0].name} is damaged .*; copy or export it again"):
         read_volume(paths[0])
     for path in paths:

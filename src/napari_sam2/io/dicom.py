@@ -263,27 +263,41 @@ def _files_by_series(path: Path, is_file: bool) -> tuple[list[_Files], dict[Sour
     nothing can be read, and why. Raises: ReadError if there are neither."""
     own_key = _key(_own_header(path)) if is_file else None
     found: dict[tuple[str, ...], _Files] = defaultdict(list)
-    others: list[str] = []
+    others: list[tuple[Source, int]] = []
     objects: list[str] = []
     damaged: dict[Source, str] = {}
+    least: dict[tuple[PurePath, str], int] = {}  # bytes of images in a folder, by their ending
     for source, file, size in open_all(path):
         try:
             header = read.read_header(source, file, size)
             if header is None:
-                others.append(source.name)
+                others.append((source, size))
             elif not read.is_image(header):
                 objects.append(read.modality(header) or "object")
             elif own_key in (None, key := _key(header)):
                 frames = list(frames_of(source, header, size))
                 found[key].append((source, header, frames))
+                place = source.folder, _ending(source)
+                least[place] = min(size, least.get(place, size))
         except read.DamagedFile as error:
             damaged[source] = str(error)
+    for source, size in others:
+        known = least.get((source.folder, _ending(source)))
+        if known is not None and (size == 0 or 2 * size >= known):
+            damaged[source] = f"{source} is damaged: it does not begin as DICOM does."
     if not found and not damaged:
-        raise ReadError(_nothing_found(path, others, objects))
+        names = [source.name for source, _ in others]
+        raise ReadError(_nothing_found(path, names, objects))
     by_number = sorted(
         found.values(), key=lambda files: read.number(files[0][1], "SeriesNumber") or 0
     )
     return by_number, damaged
+
+
+def _ending(source: Source) -> str:
+    """Of its name; "" of one without, such as IM0001, and of those that are UIDs."""
+    suffix = PurePath(source.name).suffix.lower()
+    return "" if suffix[1:].isdigit() else suffix
 
 
 def _nothing_found(path: Path, others: list[str], objects: list[str]) -> str:
