@@ -82,6 +82,8 @@ def test_a_dicomdir_is_followed_within_its_folder_only(tmp_path: Path) -> None:
     disc = tmp_path / "disc"
     volume = read_dicom_image(write_dicomdir(disc, ["IMAGES", "IM0"], ["IMAGES", "IM1"]))
     np.testing.assert_array_equal(volume.array, HU[:2])
+    whole = read_dicom_image(disc)  # the disc's folder, in which the table is no image
+    assert whole.shape == volume.shape and whole.notes == volume.notes
     with pytest.raises(ReadError, match=r"not safe: it lists the file \.\./other/"):
         read_dicom_image(write_dicomdir(disc, ["..", "other", outside.name]))
     with pytest.raises(ReadError, match=r"None of the files that .* lists is there"):

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pydicom
 from pydicom.tag import Tag
+from pydicom.uid import MediaStorageDirectoryStorage
 
 from napari_sam2.io.dicom_files import Source, check_inflated_size
 from napari_sam2.io.guard import reason_of
@@ -57,6 +58,8 @@ def read_header(source: Source, file: BinaryIO, size: int) -> pydicom.Dataset | 
         header = pydicom.dcmread(
             file, stop_before_pixels=True, force=not marked, specific_tags=_TAGS
         )
+        if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+            return None  # a DICOMDIR, as every disc has one
         if "SOPClassUID" in header or "Rows" in header:
             if not header.file_meta.get("TransferSyntaxUID"):
                 is_implicit, is_little = header.original_encoding
