@@ -80,8 +80,10 @@ def test_differences_are_settled_one_by_one(table):
     assert d.viewer.dims.current_step[0] == 3  # the larger one
     d.press(d.window.theirs_button)
     np.testing.assert_array_equal(d.labels[3] == 1, square(17))
+    assert "Object 1, slice 3: settled" in d.window.status.text()
     d.press(d.window.next_button)
     assert d.viewer.dims.current_step[0] == 2
+    assert "slice 2: whose mask is right?" in d.window.status.text()
     d.press(d.window.mine_button)
     assert d.session.kept(1) == {2: "approved", 3: "approved"}
     np.testing.assert_array_equal(d.labels[2] == 1, square(10))
@@ -106,8 +108,11 @@ def test_an_object_of_theirs_is_added(table):
     d = table
     assert not d.window.add_button.isEnabled()
     d.window.table.selectRow(1)
+    assert d.window.strip.differing.tolist() == [0, 0, 0, 0, 0, 0, 100]  # where it lies
+    for button in (d.window.mine_button, d.window.theirs_button, d.window.all_button):
+        assert not button.isEnabled()  # there is no object of mine in that row
     d.press(d.window.add_button)
-    assert d.session.objects[2].name == "cyst"
+    assert d.session.objects[2].name == "cyst" and "cyst is yours" in d.window.status.text()
     np.testing.assert_array_equal(d.labels[6] == 2, square(40))
     d.qtbot.waitUntil(lambda: texts(d.window)[1][:3] == ["cyst", "cyst", "1.000"], timeout=TIMEOUT)
 
@@ -121,10 +126,13 @@ def test_a_click_in_the_strip_goes_to_the_slice(table):
     at = QPoint(round(2.5 / SHAPE[0] * d.window.strip.width()), 10)
     d.qtbot.mouseClick(d.window.strip, Qt.MouseButton.LeftButton, pos=at)
     assert d.viewer.dims.current_step[0] == 2
+    d.go_to(5)
+    assert d.window.strip.current == 5
 
 
 def test_what_does_not_fit_is_said(table, tmp_path):
     d = table
+    compared = texts(d.window)
     other = d.viewer.add_labels(np.zeros((3, 5, 5), int), name="other")
     d.window.compare(other)
     d.settle()
@@ -134,6 +142,10 @@ def test_what_does_not_fit_is_said(table, tmp_path):
     d.settle()
     d.qtbot.waitUntil(lambda: "broken.sam2session" in d.window.status.text(), timeout=TIMEOUT)
     assert (d.labels[2] == 1).any()
+    assert texts(d.window) == compared and d.window.theirs in d.viewer.layers
+    d.window.close()
+    d.widget.compare()
+    assert d.window.source.currentText() == "a file …"  # as it was
 
 
 def test_another_image_takes_their_layers_away(table):

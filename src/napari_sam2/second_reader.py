@@ -152,17 +152,22 @@ class SecondReading:
 
         Your masks count whole, also where other objects cover them.
         """
-        areas, their_id = self._their_areas(), self.pairs.get(object_id)
-        count = len(self.session.view)
-        mine, both = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        theirs = np.array([areas[frame].get(their_id or 0, 0) for frame in range(count)], np.int64)
+        their_id = self.pairs.get(object_id)
+        theirs = self._pixels(their_id)
+        mine, both = np.zeros_like(theirs), np.zeros_like(theirs)
         for frame, mask in self.session.masks_of(object_id).items():
             if not mask.is_empty:
                 mine[frame] = mask.summary[0]
                 both[frame] = self._under(object_id, frame, mask).get(their_id or 0, 0)
-        settled = np.zeros(count, np.bool_)
+        settled = np.zeros(len(theirs), np.bool_)
         settled[list(self.session.kept(object_id))] = True
         return Agreement(mine, theirs, both, settled)
+
+    def only(self, their_id: int) -> Agreement:
+        """Of one of their objects that you do not have: all of it differs."""
+        theirs = self._pixels(their_id)
+        none = np.zeros_like(theirs)
+        return Agreement(none, theirs, none, none.astype(np.bool_))
 
     def next_difference(self, seen: Collection[tuple[int, int]] = ()) -> tuple[int, int] | None:
         """The object and slice with the most pixels that differ; None where all is settled.
@@ -266,6 +271,11 @@ class SecondReading:
         index = self.session.view.index(frame)
         mask: NDArray[np.bool_] = np.asarray(self.labels[index]) == (their_id or -1)
         return mask
+
+    def _pixels(self, their_id: int | None) -> NDArray[np.int64]:
+        """(slices,) of one of their objects."""
+        areas = self._their_areas()
+        return np.array([areas[i].get(their_id or 0, 0) for i in range(len(areas))], np.int64)
 
     def _their_areas(self) -> dict[int, dict[int, int]]:
         """Frame -> their id -> pixels, of the sequence that is shown; read once."""

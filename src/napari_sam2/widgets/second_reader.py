@@ -70,7 +70,8 @@ class DifferenceStrip(QWidget):
         self.differing: NDArray[np.int64] = np.zeros(0, np.int64)
         """(slices,) pixels that differ and are not settled."""
         self.dice: NDArray[np.float64] = np.zeros(0)
-        self._current = 0
+        self.current = 0
+        """The slice that the viewer shows."""
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setMouseTracking(True)
         self.setCursor(Qt.CursorShape.PointingHandCursor)
@@ -83,7 +84,12 @@ class DifferenceStrip(QWidget):
         self, differing: NDArray[np.int64], dice: NDArray[np.float64], current: int
     ) -> None:
         """Show an object's slices, and which one the viewer shows."""
-        self.differing, self.dice, self._current = differing, dice, current
+        self.differing, self.dice, self.current = differing, dice, current
+        self.update()
+
+    def show_place(self, current: int) -> None:
+        """Show which slice the viewer shows."""
+        self.current = current
         self.update()
 
     def slice_at(self, x: float) -> int:
@@ -108,7 +114,7 @@ class DifferenceStrip(QWidget):
             area = QRectF(frame * each, height - bar, max(1.0, each), bar)
             painter.fillRect(area, QColor(240, 120, 40))
         painter.setPen(ink)
-        painter.drawRect(QRectF(self._current * each, 0, max(2.0, each), height - 1))
+        painter.drawRect(QRectF(self.current * each, 0, max(2.0, each), height - 1))
 
     def mousePressEvent(self, event: Any) -> None:
         """Qt's name."""
@@ -144,6 +150,9 @@ class SecondReader(ToolWindow):
         self._changed: dict[str, Any] = {}  # indices of slices
         self._meanwhile: dict[str, Any] = {}  # of those that change while other masks are read
         self._masks = Connections()
+        self._events = Connections()
+        self._compared_with: napari.layers.Labels | str | None = None
+        """What the list of sources shows: a layer, or that it is a file."""
         self._row_of = 0
         """The object whose row was last scrolled to."""
         self._seen: set[tuple[int, int]] = set()
@@ -189,6 +198,7 @@ class SecondReader(ToolWindow):
         ):
             button.clicked.connect(partial(call, action))
         context.changed.connect(self._later)
+        self._events.connect(context.viewer.dims.events.point, self._show_place)
         self._show_state()
 
     # -- for people, scripts and tests ---------------------------------------------------------
@@ -207,11 +217,11 @@ class SecondReader(ToolWindow):
         self._marking.take_over_strokes()
         if isinstance(other, napari.layers.Labels):
             layer = other
-            self.source.setCurrentIndex(max(0, self.source.findData(layer)))
             if not self._context.attempt(
                 lambda: check_grid(work.image, layer, work.session.view.shape)
             ):
                 self.status.setText(self._context.panel.status.text())
+                self._show_source()
                 return
             read = partial(_of_layer, work.session, layer)
         else:
@@ -219,13 +229,15 @@ class SecondReader(ToolWindow):
         self._follow(work.session)
         self._meanwhile.clear()
         self.status.setText("Comparing …")
-        self._context.runner.request(partial(_read, read), partial(self._on_read, work))
+        source = other if isinstance(other, napari.layers.Labels) else _FROM_FILE
+        self._context.runner.request(partial(_read, read), partial(self._on_read, work, source))
 
     def clear(self) -> None:
         """Forget the other masks, and take their layers away."""
         self._follow(None)
         remove_layers(self._context.viewer.layers, [self.theirs, self.differences])
-        self.reading = self.theirs = self.differences = None
+        self.reading = self.theirs = self.differences = self._compared_with = None
+        self._show_source()
         self._changed.clear()
         self._seen.clear()
         self._show()
@@ -249,6 +261,7 @@ class SecondReader(ToolWindow):
         self._seen.add(place)
         self._context.panel.object_id, frame = place
         self._context.go_to(frame)
+        self.status.setText(f"{self._context.name()}, slice {frame}: whose mask is right?")
         self._show()
 
     def accept_mine(self) -> None:
@@ -269,11 +282,13 @@ class SecondReader(ToolWindow):
             if self._context.attempt(lambda: added.append(reading.add(their_id))):
                 self._context.changed.emit()
                 self._context.panel.object_id = added[0]
+                self.status.setText(f"{self._context.name()} is yours, too. Undo takes it back.")
             self._show()
 
     def shut_down(self) -> None:
         """Let go of the session; the layers stay."""
         self._timer.stop()
+        self._events.disconnect_all()
         self._follow(None)
         self.reading = None
 
@@ -342,15 +357,24 @@ class SecondReader(ToolWindow):
         self.table.blockSignals(False)
 
     def _show_strip(self) -> None:
-        reading, own = self.reading, self._context.panel.object_id
-        if reading is None or own not in reading.session.objects:
+        reading, own, their_id = self.reading, self._context.panel.object_id, self._their_only()
+        if reading is None or (their_id is None and own not in reading.session.objects):
             self.strip.show_slices(np.zeros(0, np.int64), np.zeros(0), 0)
             return
-        agreement = reading.agreement(own)
+        agreement = reading.agreement(own) if their_id is None else reading.only(their_id)
         self.strip.show_slices(agreement.unsettled, agreement.dice, self._context.frame)
 
+    def _show_place(self, *_: object) -> None:
+        if self.reading is not None and self._context.work is not None:
+            self.strip.show_place(self._context.frame)
+
+    def _show_source(self) -> None:
+        self.source.setCurrentIndex(max(0, self.source.findData(self._compared_with)))
+
     def _show_state(self) -> None:
+        """What can be done: yours and theirs are chosen of where both have the object."""
         has_object = self.reading is not None and bool(self._context.panel.object_id)
+        has_object = has_object and self._their_only() is None
         for button in (self.mine_button, self.theirs_button, self.all_button):
             button.setEnabled(has_object)
         self.next_button.setEnabled(self.reading is not None)
@@ -365,6 +389,7 @@ class SecondReader(ToolWindow):
             own = layer in (self.theirs, self.differences, self._context.labels)
             if isinstance(layer, napari.layers.Labels) and not own:
                 self.source.addItem(layer.name, layer)
+        self._show_source()
         self.source.blockSignals(False)
 
     def _their_only(self) -> int | None:
@@ -437,7 +462,9 @@ class SecondReader(ToolWindow):
             return own in session.objects and not unsettled[frames or slice(None)].any()
 
         if self._context.attempt(lambda: action(reading, own)):
-            self._say_settled(f"{self._context.name()}: settled. Undo takes it back.", is_settled)
+            where = f", slice {frames[0]}" if frames and len(session.view) > 1 else ""
+            text = f"{self._context.name()}{where}: settled. Undo takes it back."
+            self._say_settled(text, is_settled)
         else:
             self.status.setText(self._context.panel.status.text())
         self._context.changed.emit()
@@ -451,16 +478,24 @@ class SecondReader(ToolWindow):
             chosen = QFileDialog.getOpenFileName(self, title, start, _FILTER)[0]
         if chosen:
             self.compare(chosen)
+        else:
+            self._show_source()
 
     def _on_read(
-        self, work: Workspace, result: tuple[SecondReading, NDArray[np.uint8]] | Exception
+        self,
+        work: Workspace,
+        source: napari.layers.Labels | str,
+        result: tuple[SecondReading, NDArray[np.uint8]] | Exception,
     ) -> None:
         if work is not self._context.work:
             return
-        self.clear()
-        if isinstance(result, Exception):
+        if isinstance(result, Exception):  # what was compared before still is
             self.status.setText(self._context.tell(result))
+            self._show_source()
             return
+        self.clear()
+        self._compared_with = source
+        self._show_source()
         self.reading, found = result
         self._follow(work.session)
         self._changed = dict(self._meanwhile)
