@@ -79,6 +79,8 @@ def test_layers_make_a_model_that_is_used(viewer, qtbot, tmp_path, rising, a_ste
     assert steps[0] == 0 and steps[-1] == widget.card.steps > 0
     assert widget.card.trained_on == ("cells (3 slices)",)
     assert "mine" in [info.name for info in list_models()]
+    qtbot.waitUntil(lambda: widget.start.findText("mine") > 0, timeout=TIMEOUT)
+    assert widget.start.currentText() == "nano"
     press(qtbot, widget.use_button)
     qtbot.waitUntil(lambda: not sam2.is_busy, timeout=TIMEOUT)
     assert sam2._models.model.name == "mine" and choices.load()["model"] == "mine"
@@ -175,11 +177,14 @@ def test_only_approved_slices_are_learnt_from(viewer, qtbot, tmp_path) -> None:
     one = session.add_object()
     for frame in range(4):
         session.paint(one, frame, crosses(frame)[1] == 1)
-    session.keep(one, [0, 1, 3])
     sam2._marking.add_layers()
     widget = made(viewer, tmp_path, 1)
     widget.labels.setCurrentIndex(widget.labels.findData(sam2.labels_layer))
     assert widget.only_approved.isEnabled()
+    widget.only_approved.setChecked(True)
+    press(qtbot, widget.start_button)
+    qtbot.waitUntil(lambda: "is approved yet" in widget.status.text(), timeout=TIMEOUT)
+    session.keep(one, [0, 1, 3])
     parts = _layer_sources(viewer.layers["cells"], sam2.labels_layer, only_approved=True)
     assert [len(part.labels) for part in parts] == [2, 1]
     np.testing.assert_array_equal(parts[1].labels[0] > 0, crosses(3)[1] == 1)

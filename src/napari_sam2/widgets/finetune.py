@@ -255,12 +255,14 @@ class FineTune(Docked):
         self._poll.stop()
         self._show_status()
         self.card = card
-        told = f"Before: {card.before}. Now: {card.after}, after {counted(card.steps, 'step')}."
+        told = f"Before: {card.before}. "
         if not card.is_written:
-            told += " Nothing was better than before, so no model was written; more labelled slices"
-            told += " or more minutes may help."
+            told += "Nothing was better than that, so no model was written; more labelled slices "
+            told += "or more minutes may help."
         else:
-            told += f" Written: {card.path}, and its card beside it."
+            told += f"Now: {card.after}, after {counted(card.steps, 'step')}. "
+            told += f"Written: {card.path}, and its card beside it."
+            self.worker.request(_names_of_models, self._list_models, self._fail)
         if not card.is_complete:
             told += " Stopped; Resume goes on."
         self.status.setText(told)
@@ -303,8 +305,10 @@ class FineTune(Docked):
         self._show_state()
 
     def _list_models(self, names: list[str]) -> None:
+        chosen = self.start.currentText()
         self.start.clear()
         self.start.addItems(names)
+        self.start.setCurrentIndex(max(0, self.start.findText(chosen)))
 
     def _choose_files(self, files: list[str], what: str) -> None:
         chosen, _ = QFileDialog.getOpenFileNames(self, f"Choose {what}")
@@ -394,6 +398,11 @@ def _layer_sources(
     ids = np.asarray(
         session.approved_labels() if session is not None and only_approved else labels.data
     )
+    if only_approved and not ids.any():
+        raise ReadError(
+            f"No mask in {labels.name} is approved yet. Approve slices in the widget SAM 2, or "
+            "untick Only approved slices."
+        )
     axis = 0
     if ids.ndim == 2:
         pixels, ids = pixels[None], ids[None]
