@@ -115,6 +115,9 @@ def test_an_object_of_theirs_is_added(table):
     assert d.session.objects[2].name == "cyst" and "cyst is yours" in d.window.status.text()
     np.testing.assert_array_equal(d.labels[6] == 2, square(40))
     d.qtbot.waitUntil(lambda: texts(d.window)[1][:3] == ["cyst", "cyst", "1.000"], timeout=TIMEOUT)
+    red = (1.0, 0.0, 0.0)
+    d.session.edit_object(2, colour=red)  # theirs is outlined in the colour of mine
+    d.qtbot.waitUntil(lambda: tuple(d.window.theirs.get_color(5)[:3]) == red, timeout=TIMEOUT)
 
 
 def test_a_click_in_the_strip_goes_to_the_slice(table):

@@ -29,7 +29,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_sam2.counted import counted
-from napari_sam2.prompt_layers import new_labels_layer, object_rgb
+from napari_sam2.prompt_layers import new_labels_layer
 from napari_sam2.second_reader import ONLY_MINE, ONLY_THEIRS, OTHER_OBJECT, SecondReading
 from napari_sam2.session import Session
 from napari_sam2.widgets.canvas import remove_layers
@@ -145,6 +145,7 @@ class SecondReader(ToolWindow):
         """What is compared; None before masks are chosen."""
         self.theirs: napari.layers.Labels | None = None
         """Their masks, as outlines."""
+        self._outlined: dict[int | None, Any] = {}  # the colours of their outlines
         self.differences: napari.layers.Labels | None = None
         """Where the two differ."""
         self._changed: dict[str, Any] = {}  # indices of slices
@@ -305,11 +306,25 @@ class SecondReader(ToolWindow):
             for index in changed.values():
                 self.differences.data[index] = reading.differences(index)
             self.differences.refresh()
+        self._show_colours()
         if self.isVisible():
             self._show_rows()
         self._show_strip()
         self._show_state()
         self._show_claim()
+
+    def _show_colours(self) -> None:
+        """Theirs in the colours of yours, and white where you do not have the object."""
+        reading, work = self.reading, self._context.work
+        if reading is None or self.theirs is None or work is None:
+            return
+        colours: dict[int | None, Any] = {None: "white", 0: "transparent"}
+        for own, their_id in reading.pairs.items():
+            if own in reading.session.objects:
+                colours[their_id] = tuple(work.masks.colour_of(own))
+        if colours != self._outlined:
+            self._outlined = colours
+            self.theirs.colormap = DirectLabelColormap(color_dict=colours)
 
     def _say_settled(self, text: str, is_settled: Callable[[SecondReading], bool]) -> None:
         """Say so, for as long as it is."""
@@ -503,14 +518,13 @@ class SecondReader(ToolWindow):
         axis = None if view.channels is None else view.channels.axis
         self.theirs = new_labels_layer(work.image, self.reading.labels, axis)
         self.theirs.name = f"theirs: {self.reading.reader}"
-        colours: dict[int | None, Any] = {None: "white", 0: "transparent"}
-        colours |= {their_id: object_rgb(own) for own, their_id in self.reading.pairs.items()}
-        self.theirs.colormap = DirectLabelColormap(color_dict=colours)
+        self._outlined = {}
         self.theirs.contour = 1
         self.theirs.opacity = 1.0
         self.differences = new_labels_layer(work.image, found, axis)
         self.differences.name = "differences"
-        colours = {None: "transparent", 0: "transparent", **DIFFERENCE_COLOURS}
+        colours: dict[int | None, Any] = {None: "transparent", 0: "transparent"}
+        colours |= DIFFERENCE_COLOURS
         self.differences.colormap = DirectLabelColormap(color_dict=colours)
         layers = self._context.viewer.layers
         active = layers.selection.active
