@@ -154,8 +154,8 @@ def read_labels(
         labels = on_image(labels, like, path)
         if labels.array.shape != _shape_of_labels(like):
             raise ReadError(
-                f"{path} has the shape {array.shape} and the image {_shape_of_labels(like)}; give "
-                "the image that the labels were made on."
+                f"{path} has the shape {array.shape} and the image {_shape_of_labels(like)}; "
+                "choose labels and an image that belong together."
             )
     return (
         labels,
