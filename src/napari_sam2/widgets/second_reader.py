@@ -262,7 +262,7 @@ class SecondReader(ToolWindow):
         self._seen.add(place)
         self._context.panel.object_id, frame = place
         self._context.go_to(frame)
-        self.status.setText(f"{self._context.name()}, slice {frame}: whose mask is right?")
+        self.status.setText(f"{self._named(frame)}: whose mask is right?")
         self._show()
 
     def accept_mine(self) -> None:
@@ -325,6 +325,12 @@ class SecondReader(ToolWindow):
         if colours != self._outlined:
             self._outlined = colours
             self.theirs.colormap = DirectLabelColormap(color_dict=colours)
+
+    def _named(self, frame: int | None = None) -> str:
+        """The selected object, and the slice where there are several."""
+        session = self._context.session
+        has_slices = frame is not None and session is not None and len(session.view) > 1
+        return f"{self._context.name()}, slice {frame}" if has_slices else self._context.name()
 
     def _say_settled(self, text: str, is_settled: Callable[[SecondReading], bool]) -> None:
         """Say so, for as long as it is."""
@@ -477,8 +483,7 @@ class SecondReader(ToolWindow):
             return own in session.objects and not unsettled[frames or slice(None)].any()
 
         if self._context.attempt(lambda: action(reading, own)):
-            where = f", slice {frames[0]}" if frames and len(session.view) > 1 else ""
-            text = f"{self._context.name()}{where}: settled. Undo takes it back."
+            text = f"{self._named(*frames or ())}: settled. Undo takes it back."
             self._say_settled(text, is_settled)
         else:
             self.status.setText(self._context.panel.status.text())
