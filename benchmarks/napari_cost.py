@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,15 @@ def slices(frames: int, size: int, folder: Path) -> dict[str, Any]:
     layer = Labels(output.labels)
     mask = np.zeros(shape[1:], np.bool_)
     mask[size // 4 : size // 2, size // 4 : size // 2] = True
-    entry = Entry(1, ObjectMask.given(mask), is_kept=False)
+    # In turns, for what is there already is not written again.
+    entries = [
+        Entry(1, ObjectMask.given(np.roll(mask, shift)), is_kept=False) for shift in (0, size // 8)
+    ]
     middle = frames // 2
     written, shown = [], []
-    for _ in range(_ROUNDS):
-        written.append(_seconds(lambda: output.write(view, middle, [entry])))
+    for number in range(_ROUNDS):
+        entry = entries[number % 2]
+        written.append(_seconds(partial(output.write, view, middle, [entry])))
         shown.append(_seconds(lambda: layer.refresh(thumbnail=False, extent=False)))
     return {
         "frames": frames,
