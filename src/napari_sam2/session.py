@@ -253,7 +253,7 @@ class Session(Marks, Versions):
 
     # The above in parts, so that the model can work in another thread: `task` and `accept` are
     # quick and belong to the thread that sets prompts; `compute_...` take long and touch nothing
-    # but the task, but only one may run at a time.
+    # but the task. Of two threads that compute, one waits for a step of the other.
 
     def task(
         self,
