@@ -50,7 +50,7 @@ def read_header(source: Source, file: BinaryIO, size: int) -> pydicom.Dataset | 
     Raises: DamagedFile; ReadError for a file that is not safe.
     """
     marked = is_marked(file.read(132))
-    if not marked and not str(source.member or source.path).lower().endswith((".dcm", ".ima")):
+    if not marked and not source.name.lower().endswith((".dcm", ".ima")):
         return None
     try:
         check_inflated_size(source, file, size)

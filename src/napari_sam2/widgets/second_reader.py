@@ -216,8 +216,9 @@ class SecondReader(ToolWindow):
             self.status.setText("Open an image first, and a session of it.")
             return
         self._marking.take_over_strokes()
+        source: napari.layers.Labels | str = _FROM_FILE
         if isinstance(other, napari.layers.Labels):
-            layer = other
+            source = layer = other
             if not self._context.attempt(
                 lambda: check_grid(work.image, layer, work.session.view.shape)
             ):
@@ -230,7 +231,6 @@ class SecondReader(ToolWindow):
         self._follow(work.session)
         self._meanwhile.clear()
         self.status.setText("Comparing …")
-        source = other if isinstance(other, napari.layers.Labels) else _FROM_FILE
         self._context.runner.request(partial(_read, read), partial(self._on_read, work, source))
 
     def clear(self) -> None:
